@@ -1,0 +1,2 @@
+//! examples/host
+fn main() {}
