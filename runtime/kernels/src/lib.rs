@@ -1,1 +1,41 @@
-//! runtime/kernels
+//! The arithmetic of quell: slices in, slices out.
+//!
+//! This crate owns every SIMD instruction and every `unsafe` block of the
+//! project. It knows nothing of files, plans, arenas or diffusion: a kernel
+//! sees only its operands, in the layouts that [`layout`] defines.
+//!
+//! # Tables
+//!
+//! A [`Kernels`] is a table of function pointers for one instruction set.
+//! [`Kernels::detect`] picks the fastest one that the CPU runs, without std;
+//! [`Kernels::scalar`] is the reference that every other table is held
+//! against by the conformance suite (`tests/conformance.rs`).
+//!
+//! # What is exact
+//!
+//! - Everything in [`math`] and [`elementwise`] and every `int8` kernel gives
+//!   the same bits on every target and every table: integers, and f32
+//!   operations that IEEE 754 specifies to the last bit (add, sub, mul, div,
+//!   sqrt), in a fixed order, never fused.
+//! - The f32 and f16 linear kernels sum over inputs in the same order
+//!   everywhere, but a table may fuse multiply and add. Against the scalar
+//!   table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where `K` is
+//!   the number of inputs and `ε = 2⁻²⁴`.
+//!
+//! # Contract
+//!
+//! Kernels never panic in release builds and never touch memory outside their
+//! slices. Where the lengths of the operands do not fit each other, a kernel
+//! returns without writing; debug builds panic, because such a call is a bug of
+//! the caller: the runtime proves all lengths when it opens a model.
+
+#![no_std]
+
+pub mod cast;
+pub mod elementwise;
+pub mod layout;
+pub mod math;
+mod scalar;
+mod table;
+
+pub use table::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

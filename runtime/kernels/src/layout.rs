@@ -1,0 +1,90 @@
+//! How weights lie in memory, for every instruction set at once.
+//!
+//! The converter packs with these functions, the kernels read what they
+//! describe, straight from flash. One layout per element type serves all
+//! targets, so that one file runs everywhere.
+
+/// Outputs per panel of f32 and f16 weights: one AVX-512 register, two of
+/// AVX2, four of NEON or wasm, and what fits an M4F's FPU with operands.
+pub const PANEL: usize = 16;
+/// Outputs per row block of int8 weights.
+pub const ROWS: usize = 8;
+/// Consecutive inputs of one row in a row block of int8 weights.
+pub const COLUMNS: usize = 8;
+
+/// `n` rounded up to a multiple of `unit`.
+#[inline]
+pub const fn pad(n: usize, unit: usize) -> usize {
+    n.div_ceil(unit) * unit
+}
+
+/// Elements of an f32 or f16 weight slab.
+pub const fn panels_len(outputs: usize, inputs: usize) -> usize {
+    pad(outputs, PANEL) * inputs
+}
+
+/// Bytes of an int8 weight slab.
+pub const fn i8_len(outputs: usize, inputs: usize) -> usize {
+    pad(outputs, ROWS) * pad(inputs, COLUMNS)
+}
+
+/// Bytes of scratch that an int8 linear layer needs: its inputs, widened to
+/// 16 bits and padded.
+pub const fn scratch_i8(inputs: usize) -> usize {
+    2 * pad(inputs, COLUMNS)
+}
+
+/// Packs `[outputs, inputs]` row-major weights into panels:
+/// `[⌈outputs/16⌉, inputs, 16]`, padded outputs zero.
+///
+/// Vectorising across outputs keeps the order of every sum the same on all
+/// instruction sets.
+///
+/// # Panics
+/// Where `weights` is not `outputs × inputs` or `packed` not
+/// [`panels_len`] long. Packing happens on the host.
+pub fn pack_panels<T: Copy>(weights: &[T], outputs: usize, inputs: usize, packed: &mut [T]) {
+    assert_eq!(weights.len(), outputs * inputs);
+    assert_eq!(packed.len(), panels_len(outputs, inputs));
+    for o in 0..outputs {
+        for k in 0..inputs {
+            packed[((o / PANEL) * inputs + k) * PANEL + o % PANEL] = weights[o * inputs + k];
+        }
+    }
+}
+
+/// Packs `[outputs, inputs]` row-major int8 weights into row blocks:
+/// `[⌈outputs/8⌉, ⌈inputs/8⌉, 8 rows, 8 inputs]`, one byte per weight.
+///
+/// Bytes of even inputs hold `w + 128`, those of odd inputs `w`. So the 16-bit
+/// lane of two neighbours is exactly `256·w_odd + (w_even + 128)`, which a
+/// 16-bit multiplier can use as it is (`smlad`, `vpmaddwd`): half of the
+/// widening that int8 weights otherwise cost falls away. Padding is weight 0.
+///
+/// # Panics
+/// Where `weights` is not `outputs × inputs` or `packed` not [`i8_len`] long.
+pub fn pack_i8(weights: &[i8], outputs: usize, inputs: usize, packed: &mut [u8]) {
+    assert_eq!(weights.len(), outputs * inputs);
+    assert_eq!(packed.len(), i8_len(outputs, inputs));
+    for (i, byte) in packed.iter_mut().enumerate() {
+        *byte = bias_of(i);
+    }
+    for o in 0..outputs {
+        for k in 0..inputs {
+            let i = i8_index(o, k, inputs);
+            packed[i] = (weights[o * inputs + k] as u8) ^ bias_of(k);
+        }
+    }
+}
+
+/// Where the weight of output `o` and input `k` lies in an int8 slab.
+const fn i8_index(o: usize, k: usize, inputs: usize) -> usize {
+    let blocks = inputs.div_ceil(COLUMNS);
+    (((o / ROWS) * blocks + k / COLUMNS) * ROWS + o % ROWS) * COLUMNS + k % COLUMNS
+}
+
+/// What is XORed into the byte of input `k`: adds 128 to even inputs.
+#[inline]
+pub(crate) const fn bias_of(k: usize) -> u8 {
+    if k % 2 == 0 { 0x80 } else { 0 }
+}

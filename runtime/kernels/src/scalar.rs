@@ -1,0 +1,92 @@
+//! The portable reference: the plainest code that states what a kernel computes.
+//!
+//! Every other table must agree with this one; where they differ, this one is
+//! right. It is also the table of targets without a variant of their own.
+
+use crate::layout::{COLUMNS, PANEL, ROWS, bias_of, pad};
+use crate::table::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+
+pub(crate) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    linear_f32,
+    linear_f16,
+    linear_i8,
+    linear_i8_f32,
+};
+
+fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+    panels(op.weights, op.bias, op.x, finish, y, |w| w)
+}
+
+fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+    panels(op.weights, op.bias, op.x, finish, y, |bits| {
+        half::f16::from_bits(bits).to_f32()
+    })
+}
+
+/// Sixteen sums side by side, each over the inputs in order.
+fn panels<T: Copy>(
+    weights: &[T],
+    bias: &[f32],
+    x: &[f32],
+    finish: Finish,
+    y: &mut [f32],
+    widen: impl Fn(T) -> f32,
+) {
+    let panels = weights.chunks_exact(PANEL * x.len().max(1));
+    // A layer without inputs has no panels, but still its bias.
+    let panels = panels.chain(core::iter::repeat(&weights[..0]));
+    for ((panel, bias), y) in panels
+        .zip(bias.chunks_exact(PANEL))
+        .zip(y.chunks_mut(PANEL))
+    {
+        let mut sums = [0.0; PANEL];
+        sums.copy_from_slice(bias);
+        for (weights, &x) in panel.chunks_exact(PANEL).zip(x) {
+            for (sum, &w) in sums.iter_mut().zip(weights) {
+                *sum += widen(w) * x;
+            }
+        }
+        for (y, sum) in y.iter_mut().zip(sums) {
+            *y = finish.apply(*y, sum);
+        }
+    }
+}
+
+fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
+    let sums = accumulators(op.weights, op.bias, op.x);
+    for ((y, acc), &multiplier) in y.iter_mut().zip(sums).zip(requantize.multipliers) {
+        *y = requantize.apply(acc, multiplier);
+    }
+}
+
+fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+    let sums = accumulators(op.weights, op.bias, op.x);
+    for ((y, acc), &scale) in y.iter_mut().zip(sums).zip(scales) {
+        *y = finish.apply(*y, acc as f32 * scale);
+    }
+}
+
+/// The accumulators of all outputs, padding included, in order.
+fn accumulators<'a>(
+    weights: &'a [u8],
+    bias: &'a [i32],
+    x: &'a [i8],
+) -> impl Iterator<Item = i32> + 'a {
+    let block = ROWS * pad(x.len(), COLUMNS);
+    bias.iter().enumerate().map(move |(o, &bias)| {
+        let row = weights.get(o / ROWS * block..).unwrap_or(&[]);
+        let row = row.get(o % ROWS * COLUMNS..).unwrap_or(&[]);
+        row.chunks(ROWS * COLUMNS)
+            .zip(x.chunks(COLUMNS))
+            .fold(bias, |acc, (weights, x)| acc.wrapping_add(dot(weights, x)))
+    })
+}
+
+/// Up to [`COLUMNS`] products of one row.
+fn dot(weights: &[u8], x: &[i8]) -> i32 {
+    let products = weights.iter().zip(x).enumerate();
+    products
+        .map(|(k, (&w, &x))| (w ^ bias_of(k)) as i8 as i32 * x as i32)
+        .sum()
+}

@@ -1,0 +1,170 @@
+//! The table of kernels and how one is picked.
+//!
+//! Owns the operand types, the length checks that they share, and CPU
+//! detection. Knows no arithmetic.
+
+use crate::layout;
+
+/// Operands of a linear layer with f32 weights: `y = W·x + b`.
+#[derive(Clone, Copy)]
+pub struct LinearF32<'a> {
+    /// Weights in panels of [`layout::PANEL`] outputs, see [`layout::pack_panels`].
+    pub weights: &'a [f32],
+    /// `[outputs]`, padded with zeros to a multiple of [`layout::PANEL`].
+    pub bias: &'a [f32],
+    /// `[inputs]`.
+    pub x: &'a [f32],
+}
+
+/// Operands of a linear layer with f16 weights and f32 arithmetic.
+#[derive(Clone, Copy)]
+pub struct LinearF16<'a> {
+    /// IEEE binary16 bits in panels of [`layout::PANEL`] outputs.
+    pub weights: &'a [u16],
+    /// `[outputs]`, padded with zeros to a multiple of [`layout::PANEL`].
+    pub bias: &'a [f32],
+    /// `[inputs]`.
+    pub x: &'a [f32],
+}
+
+/// Operands of a linear layer with int8 weights and int8 activations.
+///
+/// The accumulator of output `o` is `bias[o] + Σ_k w[o,k]·x[k]`, exact in i32:
+/// the caller has proven that it cannot overflow.
+pub struct LinearI8<'a> {
+    /// Weights in row blocks, see [`layout::pack_i8`].
+    pub weights: &'a [u8],
+    /// `[outputs]`, padded with zeros to a multiple of [`layout::ROWS`]. The
+    /// zero point of `x` is already folded in.
+    pub bias: &'a [i32],
+    /// `[inputs]`, every value in `-127..=127`.
+    pub x: &'a [i8],
+    /// [`layout::scratch_i8`] bytes, contents unspecified before and after.
+    pub scratch: &'a mut [i16],
+}
+
+/// How an i32 accumulator becomes an int8 activation.
+///
+/// `y = clamp(zero_point + ⌊(acc·2^shift·multiplier[o] + 2³¹) / 2³²⌋, min, 127)`:
+/// one rounding, half up, the rule of Arm's SMMLAR; the same on every target.
+/// The caller has proven that `acc·2^shift` fits an i32.
+#[derive(Clone, Copy)]
+pub struct Requantize<'a> {
+    /// One per output, non-negative, padded to a multiple of [`layout::ROWS`].
+    pub multipliers: &'a [i32],
+    /// Left shift before the multiplication, `0..=8`.
+    pub shift: u32,
+    /// Zero point of `y`, `-127..=127`.
+    pub zero_point: i8,
+    /// Smallest value of `y`: `-127`, or the zero point where a ReLU is fused.
+    pub min: i8,
+}
+
+/// What happens to the sum of a layer with f32 outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// `y = sum`.
+    Store,
+    /// `y = y + sum`: a residual connection costs no operation of its own.
+    Accumulate,
+}
+
+impl Requantize<'_> {
+    /// The rule itself, for one accumulator.
+    #[inline]
+    pub fn apply(&self, acc: i32, multiplier: i32) -> i8 {
+        let product = i64::from(acc.wrapping_shl(self.shift)) * i64::from(multiplier);
+        let rounded = ((product + (1 << 31)) >> 32) as i32;
+        let y = rounded.saturating_add(i32::from(self.zero_point));
+        y.max(i32::from(self.min)).min(127) as i8
+    }
+}
+
+impl Finish {
+    /// `sum`, or `y + sum`.
+    #[inline]
+    pub fn apply(self, y: f32, sum: f32) -> f32 {
+        match self {
+            Finish::Store => sum,
+            Finish::Accumulate => y + sum,
+        }
+    }
+}
+
+/// The kernels of one instruction set.
+pub struct Kernels {
+    /// Name of the instruction set, as users know it: `scalar`, `avx2`, …
+    pub name: &'static str,
+    pub(crate) linear_f32: fn(LinearF32<'_>, Finish, &mut [f32]),
+    pub(crate) linear_f16: fn(LinearF16<'_>, Finish, &mut [f32]),
+    pub(crate) linear_i8: fn(LinearI8<'_>, Requantize<'_>, &mut [i8]),
+    pub(crate) linear_i8_f32: fn(LinearI8<'_>, &[f32], Finish, &mut [f32]),
+}
+
+/// Returns from the kernel where the operands do not fit each other.
+macro_rules! require {
+    ($fits:expr) => {
+        if !$fits {
+            debug_assert!(false, "operand lengths do not fit: {}", stringify!($fits));
+            return;
+        }
+    };
+}
+
+impl Kernels {
+    /// The portable reference.
+    pub fn scalar() -> &'static Kernels {
+        &crate::scalar::KERNELS
+    }
+
+    /// The fastest table that this CPU runs.
+    pub fn detect() -> &'static Kernels {
+        Self::available().last().unwrap_or(Self::scalar())
+    }
+
+    /// Every table that this CPU runs, slowest first; the first is the scalar one.
+    pub fn available() -> impl Iterator<Item = &'static Kernels> {
+        core::iter::once(Self::scalar())
+    }
+
+    /// `y = W·x + b` (or `y += …`) with f32 weights; `y` is `[outputs]`.
+    #[inline]
+    pub fn linear_f32(&self, op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+        let outputs = layout::pad(y.len(), layout::PANEL);
+        require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
+        (self.linear_f32)(op, finish, y)
+    }
+
+    /// `y = W·x + b` (or `y += …`) with f16 weights; `y` is `[outputs]`.
+    #[inline]
+    pub fn linear_f16(&self, op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+        let outputs = layout::pad(y.len(), layout::PANEL);
+        require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
+        (self.linear_f16)(op, finish, y)
+    }
+
+    /// int8 linear layer with int8 outputs; `y` is `[outputs]`.
+    #[inline]
+    pub fn linear_i8(&self, op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
+        require!(fits_i8(&op, y.len()) && requantize.multipliers.len() == op.bias.len());
+        (self.linear_i8)(op, requantize, y)
+    }
+
+    /// int8 linear layer with f32 outputs: `y[o] = f32(acc[o])·scales[o]` (or
+    /// `y[o] += …`), one rounding per operation. `scales` is padded like the bias.
+    #[inline]
+    pub fn linear_i8_f32(&self, op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+        require!(fits_i8(&op, y.len()) && scales.len() == op.bias.len());
+        (self.linear_i8_f32)(op, scales, finish, y)
+    }
+}
+
+fn fits_i8(op: &LinearI8<'_>, outputs: usize) -> bool {
+    let (rows, columns) = (
+        layout::pad(outputs, layout::ROWS),
+        layout::pad(op.x.len(), layout::COLUMNS),
+    );
+    op.bias.len() == rows
+        && op.weights.len() == rows * columns
+        && op.scratch.len() * 2 >= layout::scratch_i8(op.x.len())
+}
