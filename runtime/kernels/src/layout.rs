@@ -86,5 +86,5 @@ const fn i8_index(o: usize, k: usize, inputs: usize) -> usize {
 /// What is XORed into the byte of input `k`: adds 128 to even inputs.
 #[inline]
 pub(crate) const fn bias_of(k: usize) -> u8 {
-    if k % 2 == 0 { 0x80 } else { 0 }
+    if k.is_multiple_of(2) { 0x80 } else { 0 }
 }
