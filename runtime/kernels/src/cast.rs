@@ -24,7 +24,7 @@ mod sealed {
     /// Implementors are plain integers and floats.
     pub unsafe trait Number: Copy {}
 }
-use sealed::Number;
+pub use sealed::Number;
 
 // SAFETY: plain numbers; every bit pattern is a value and there is no padding.
 unsafe impl Number for i8 {}
