@@ -29,6 +29,8 @@ pub use sealed::Number;
 // SAFETY: plain numbers; every bit pattern is a value and there is no padding.
 unsafe impl Number for i8 {}
 // SAFETY: as above.
+unsafe impl Number for u8 {}
+// SAFETY: as above.
 unsafe impl Number for i16 {}
 // SAFETY: as above.
 unsafe impl Number for u16 {}
