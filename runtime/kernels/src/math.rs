@@ -29,7 +29,7 @@ pub fn sqrt(x: f32) -> f32 {
 pub fn exp(x: f32) -> f32 {
     // ln 2 in two parts: the first has 9 trailing zero bits, so that its
     // product with n is exact (Cody & Waite 1980).
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = if x > -87.0 { x } else { -87.0 };
     let x = if x < 88.0 { x } else { 88.0 };
@@ -38,7 +38,7 @@ pub fn exp(x: f32) -> f32 {
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;
     // Taylor's coefficients, the last two adjusted for |r| ≤ ln2/2.
     let p = 1.388_9e-3 + r * 1.987_6e-4;
-    let p = 8.333_333_6e-3 + r * p;
+    let p = 8.333_334e-3 + r * p;
     let p = 4.166_666_4e-2 + r * p;
     let p = 0.166_666_67 + r * p;
     let p = 0.5 + r * p;
@@ -81,7 +81,7 @@ pub fn sin_cos_turn(turn: u32) -> (f32, f32) {
     let a = rest as f32 * (1.0 / (1 << 22) as f32) * FRAC_PI_2;
     let z = a * a;
     let s = -1.984_127e-4 + z * 2.755_732e-6;
-    let s = 8.333_333_6e-3 + z * s;
+    let s = 8.333_334e-3 + z * s;
     let s = -0.166_666_67 + z * s;
     let s = a + a * (z * s);
     let c = -1.388_888_9e-3 + z * 2.480_158_7e-5;
