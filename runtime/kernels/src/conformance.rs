@@ -86,7 +86,8 @@ impl core::error::Error for Failure {}
 /// # Errors
 /// The first case that differs.
 pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
-    let kernels: [(&str, fn(&Kernels) -> Result<u32, Failure>); 4] = [
+    type Check = fn(&Kernels) -> Result<u32, Failure>;
+    let kernels: [(&str, Check); 4] = [
         ("linear_f32", panels::check_f32),
         ("linear_f16", panels::check_f16),
         ("linear_i8", int8::check_i8),

@@ -30,12 +30,15 @@ impl Paint {
     }
 }
 
+/// Table, weights, bias, inputs, finish, outputs.
+type Run<W> = fn(&Kernels, &[W], &[f32], &[f32], Finish, &mut [f32]);
+
 /// Weights of one type: how they are made and read, and whose kernel takes them.
 struct Weights<W> {
     kernel: &'static str,
     encode: fn(f32) -> W,
     decode: fn(W) -> f32,
-    run: fn(&Kernels, &[W], &[f32], &[f32], Finish, &mut [f32]),
+    run: Run<W>,
 }
 
 #[inline(never)]
