@@ -124,7 +124,10 @@ impl Kernels {
 
     /// Every table that this CPU runs, slowest first; the first is the scalar one.
     pub fn available() -> impl Iterator<Item = &'static Kernels> {
-        core::iter::once(Self::scalar())
+        let tables = core::iter::once(Self::scalar());
+        #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+        let tables = tables.chain(crate::x86::available().iter().copied());
+        tables
     }
 
     /// `y = W·x + b` (or `y += …`) with f32 weights; `y` is `[outputs]`.
