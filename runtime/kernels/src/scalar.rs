@@ -68,7 +68,7 @@ fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]
 }
 
 /// The accumulators of all outputs, padding included, in order.
-fn accumulators<'a>(
+pub(crate) fn accumulators<'a>(
     weights: &'a [u8],
     bias: &'a [i32],
     x: &'a [i8],
