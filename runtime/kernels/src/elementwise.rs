@@ -64,7 +64,8 @@ pub fn relu(x: &mut [f32]) {
 pub fn layer_norm(x: &[f32], epsilon: f32, y: &mut [f32]) {
     #[inline(always)]
     fn run((x, epsilon, y): (&[f32], f32, &mut [f32])) {
-        let n = x.len().min(y.len()).max(1) as f32;
+        let x = x.get(..y.len()).unwrap_or(x);
+        let n = x.len().max(1) as f32;
         let mean = sum(x, |x| x) / n;
         let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
         let scale = 1.0 / math::sqrt(variance + epsilon);
