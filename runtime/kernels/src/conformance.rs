@@ -169,3 +169,6 @@ impl Random {
         self.bits() as i32 as f32 / (1_u32 << 31) as f32
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,13 @@ pub fn round(x: f32) -> f32 {
     (x + ROUND) - ROUND
 }
 
+/// [`round`] as an integer; for `|x| < 2²²`.
+#[inline]
+pub fn round_to_i32(x: f32) -> i32 {
+    // The sum's exponent is that of ROUND, so that its mantissa counts ones.
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
+}
+
 /// Square root, correctly rounded; NaN for negative numbers.
 #[inline]
 pub fn sqrt(x: f32) -> f32 {
@@ -161,8 +168,9 @@ mod tests {
 
     #[test]
     fn round_breaks_ties_to_even() {
-        for x in [0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.49, -3.2] {
+        for x in [0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.49, -3.2, 4e6, -4e6] {
             assert_eq!(round(x), x.round_ties_even());
+            assert_eq!(round_to_i32(x), x.round_ties_even() as i32);
         }
     }
 }
