@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use quell::format::Tier;
-use quell::{Request, Sampler, Session, Values};
+use quell::{Kernels, Request, Sampler, Session, Values};
 
 use crate::compile::{self, Source};
 use crate::graph::{Node, Op, ValueId};
@@ -43,7 +43,8 @@ pub fn calibrate(
 ) -> Result<HashMap<ValueId, Activation>> {
     let plan = lower::lower(source.graph, Tier::F32, &HashMap::new())?;
     let file = ModelFile::from_bytes(&compile::assemble(source, Tier::F32, &plan, None)?);
-    let model = file.model()?;
+    // The reference kernels: the same checkpoint gives the same file everywhere.
+    let model = file.model()?.with_kernels(Kernels::scalar());
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
 
