@@ -29,6 +29,12 @@ pub(super) struct Blocks<'a, P, Y> {
 }
 
 impl<'a, P, Y> Blocks<'a, P, Y> {
+    /// How many row blocks the next pass should have, see [`super::even`].
+    #[inline]
+    pub(super) fn pass(&self, most: usize) -> usize {
+        super::even(self.bias.len(), most)
+    }
+
     /// Splits off the next `n` row blocks of `columns` blocks each, if there
     /// are that many.
     #[inline]
@@ -45,10 +51,10 @@ impl<'a, P, Y> Blocks<'a, P, Y> {
 
 /// The two int8 kernels of one instruction set, whose features are `$features`.
 ///
-/// Expects `prepare` and `dot` beside it; `$blocks` row blocks are walked side
-/// by side, then half as many, down to one.
+/// Expects `prepare` and `dot` beside it; up to `$most` row blocks are walked
+/// side by side, or any number in `$fewer`.
 macro_rules! linear_i8_kernels {
-    ($features:literal, $($blocks:literal)+) => {
+    ($features:literal, $most:literal, $($fewer:literal)+) => {
         pub(super) fn linear_i8(
             op: $crate::table::LinearI8<'_>,
             requantize: $crate::table::Requantize<'_>,
@@ -109,10 +115,30 @@ macro_rules! linear_i8_kernels {
                 parameters: parameters.as_chunks().0,
                 y,
             };
-            $(while let Some(pass) = blocks.take($blocks, x.len()) {
-                let sums = dot::<$blocks>(pass.weights, x);
-                int8::finish(sums, excess, pass, convert, write);
-            })+
+            loop {
+                let pass = match blocks.pass($most) {
+                    $($fewer => pass::<_, _, $fewer>(&mut blocks, x, excess, convert, write),)+
+                    _ => pass::<_, _, $most>(&mut blocks, x, excess, convert, write),
+                };
+                if pass.is_none() {
+                    return;
+                }
+            }
+        }
+
+        /// The next `N` row blocks. None where none are left.
+        #[target_feature(enable = $features)]
+        fn pass<P, Y: Copy + Default, const N: usize>(
+            blocks: &mut int8::Blocks<'_, P, Y>,
+            x: &[Inputs],
+            excess: i32,
+            convert: impl Fn(__m256i, &[P; 8]) -> [Y; 8],
+            write: impl Fn(&mut Y, Y),
+        ) -> Option<()> {
+            let pass = blocks.take(N, x.len())?;
+            let sums = dot::<N>(pass.weights, x);
+            int8::finish(sums, excess, pass, convert, write);
+            Some(())
         }
     };
 }
