@@ -5,7 +5,7 @@ use core::arch::x86_64::*;
 
 use super::int8::{self, linear_i8_kernels};
 use super::panels::{Panels, store};
-use crate::layout::PANEL;
+use crate::layout::{PANEL, ROWS};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
 /// Needs AVX2, FMA and F16C.
@@ -18,7 +18,7 @@ pub(super) static KERNELS: Kernels = Kernels {
 };
 
 fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
         let panels = Panels::new(op.weights, op.bias, y);
         walk_panels(panels, op.x, finish, |row| load(row));
@@ -45,7 +45,7 @@ fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
 }
 
 /// Four panels at a time: eight sums hide the latency of one.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn walk_panels<W>(
     mut panels: Panels<'_, W>,
     x: &[f32],
@@ -66,7 +66,7 @@ fn walk_panels<W>(
 }
 
 /// The next `N` panels: sums over the inputs in order. None where no panels are left.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sums<W, const N: usize>(
     panels: &mut Panels<'_, W>,
     x: &[f32],
@@ -124,8 +124,8 @@ fn dot<const N: usize>(weights: &[int8::Block], x: &[Inputs]) -> [__m256i; N] {
     let mut sums = [[_mm256_setzero_si256(); 2]; N];
     if weights.len() == N * x.len() {
         for (k, x_k) in x.iter().enumerate() {
-            let even = _mm256_set1_epi64x(int8::quad(x_k, 0));
-            let odd = _mm256_set1_epi64x(int8::quad(x_k, 1));
+            let even = _mm256_set1_epi64x(int8::lane(&x_k[0]));
+            let odd = _mm256_set1_epi64x(int8::lane(&x_k[1]));
             for (n, [low, high]) in sums.iter_mut().enumerate() {
                 // SAFETY: n < N and k < x.len(), so the index is below
                 // N·x.len(), which is the number of blocks.

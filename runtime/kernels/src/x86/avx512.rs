@@ -7,7 +7,7 @@ use core::arch::x86_64::*;
 
 use super::int8::{self, linear_i8_kernels};
 use super::panels::{Panels, store};
-use crate::layout::PANEL;
+use crate::layout::{PANEL, ROWS};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
 /// Needs AVX-512 F, BW, VL and DQ, AVX2, FMA and F16C.
@@ -129,8 +129,8 @@ mod words {
         let mut sums = [_mm512_setzero_si512(); N];
         if weights.len() == N * x.len() {
             for (k, x_k) in x.iter().enumerate() {
-                let even = _mm512_set1_epi64(int8::quad(x_k, 0));
-                let odd = _mm512_set1_epi64(int8::quad(x_k, 1));
+                let even = _mm512_set1_epi64(int8::lane(&x_k[0]));
+                let odd = _mm512_set1_epi64(int8::lane(&x_k[1]));
                 for (n, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: n < N and k < x.len(), so the index is below
                     // N·x.len(), which is the number of blocks.
@@ -164,7 +164,7 @@ mod bytes {
         let mut sums = [_mm512_setzero_si512(); N];
         if weights.len() == N * x.len() {
             for (k, x_k) in x.iter().enumerate() {
-                let x_k = _mm512_set1_epi64(int8::quad(x_k, 0));
+                let x_k = _mm512_set1_epi64(int8::lane(x_k));
                 for (n, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: n < N and k < x.len(), so the index is below
                     // N·x.len(), which is the number of blocks.
