@@ -1,6 +1,6 @@
 //! What every table must do: run it against the scalar one, on any target.
 //!
-//! [`check`] needs neither std nor a heap, and about 60 KB of stack, so that
+//! [`check`] needs neither std nor a heap, and about 66 KB of stack, so that
 //! it also runs as firmware. It covers sizes around every tile and chunk,
 //! operands one element off any alignment, weights and inputs that a
 //! saturating or narrow multiplication would get wrong, accumulators next to

@@ -22,6 +22,12 @@ impl<'a, W> Panels<'a, W> {
         }
     }
 
+    /// How many panels the next pass should have, see [`super::even`].
+    #[inline]
+    pub(super) fn pass(&self, most: usize) -> usize {
+        super::even(self.bias.len(), most)
+    }
+
     /// Splits off the next `N` panels of `inputs` rows each, if there are that many.
     #[inline]
     pub(super) fn take<const N: usize>(&mut self, inputs: usize) -> Option<Pass<'a, W, N>> {
