@@ -31,6 +31,8 @@
 
 #![no_std]
 
+#[cfg(quell_dsp)]
+mod arm;
 pub mod cast;
 pub mod elementwise;
 pub mod layout;

@@ -124,7 +124,10 @@ impl Kernels {
 
     /// Every table that this CPU runs, slowest first; the first is the scalar one.
     pub fn available() -> impl Iterator<Item = &'static Kernels> {
-        core::iter::once(Self::scalar())
+        let tables = core::iter::once(Self::scalar());
+        #[cfg(quell_dsp)]
+        let tables = tables.chain([&crate::arm::DSP]);
+        tables
     }
 
     /// `y = W·x + b` (or `y += …`) with f32 weights; `y` is `[outputs]`.
