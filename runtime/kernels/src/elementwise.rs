@@ -5,26 +5,48 @@
 
 use crate::math;
 
+// Each loop is an inner function that is always inlined, so that `widest` can
+// compile it for several register widths.
+
+/// Runs a loop in the widest registers of the CPU.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+use crate::x86::widest;
+
+/// Runs a loop: these targets know their registers when they compile.
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+#[inline]
+fn widest<O>(run: impl FnOnce(O), operands: O) {
+    run(operands)
+}
+
 /// Quantizes: `y = clamp(round(x·inverse_scale) + zero_point, -127, 127)`,
 /// rounding half to even; NaN becomes the smallest value.
 ///
 /// Shapes: `x` and `y` are `[n]`; the shorter one decides.
 pub fn quantize(x: &[f32], inverse_scale: f32, zero_point: i8, y: &mut [i8]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        let v = x * inverse_scale;
-        // Wide enough for every zero point, and NaN fails both comparisons' way.
-        let v = if v > -300.0 { v } else { -300.0 };
-        let v = if v < 300.0 { v } else { 300.0 };
-        let v = math::round(v) as i32 + i32::from(zero_point);
-        *y = v.clamp(-127, 127) as i8;
+    #[inline(always)]
+    fn run((x, inverse_scale, zero_point, y): (&[f32], f32, i8, &mut [i8])) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            let v = x * inverse_scale;
+            // Wide enough for every zero point, and NaN fails both comparisons' way.
+            let v = if v > -300.0 { v } else { -300.0 };
+            let v = if v < 300.0 { v } else { 300.0 };
+            let v = math::round_to_i32(v) + i32::from(zero_point);
+            *y = v.clamp(-127, 127) as i8;
+        }
     }
+    widest(run, (x, inverse_scale, zero_point, y));
 }
 
 /// SiLU in place.
 pub fn silu(x: &mut [f32]) {
-    for x in x {
-        *x = math::silu(*x);
+    #[inline(always)]
+    fn run(x: &mut [f32]) {
+        for x in x {
+            *x = math::silu(*x);
+        }
     }
+    widest(run, x);
 }
 
 /// ReLU in place: the larger of `x` and 0; NaN becomes 0.
@@ -40,23 +62,32 @@ pub fn relu(x: &mut [f32]) {
 /// Scale and shift are folded into the next layer's weights by the converter.
 /// Shapes: `x` and `y` are `[n]`; the shorter one decides.
 pub fn layer_norm(x: &[f32], epsilon: f32, y: &mut [f32]) {
-    let n = x.len().min(y.len()).max(1) as f32;
-    let mean = sum(x, |x| x) / n;
-    let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
-    let scale = 1.0 / math::sqrt(variance + epsilon);
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = (x - mean) * scale;
+    #[inline(always)]
+    fn run((x, epsilon, y): (&[f32], f32, &mut [f32])) {
+        let x = x.get(..y.len()).unwrap_or(x);
+        let n = x.len().max(1) as f32;
+        let mean = sum(x, |x| x) / n;
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
+        let scale = 1.0 / math::sqrt(variance + epsilon);
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = (x - mean) * scale;
+        }
     }
+    widest(run, (x, epsilon, y));
 }
 
 /// Σ f(x) in eight lanes (element `i` in lane `i mod 8`), then by halves.
-#[inline]
+#[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; 8];
-    for chunk in x.chunks(8) {
+    let (chunks, rest) = x.as_chunks::<8>();
+    for chunk in chunks {
         for (lane, &x) in lanes.iter_mut().zip(chunk) {
             *lane += f(x);
         }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
     }
     let [a, b, c, d, e, f, g, h] = lanes;
     ((a + e) + (c + g)) + ((b + f) + (d + h))
@@ -97,6 +128,36 @@ mod tests {
         // By hand for two elements: mean 2, deviation 1.
         layer_norm(&[1.0, 3.0], 0.0, &mut y[..2]);
         assert_eq!(y[..2], [-1.0, 1.0]);
+    }
+
+    /// The loops run in whatever registers this CPU has; the definitions,
+    /// spelled out for one element at a time, do not.
+    #[test]
+    fn wide_registers_change_no_bit() {
+        let x: [f32; 789] = core::array::from_fn(|i| (i * i % 1009) as f32 / 40.0 - 12.0);
+        let mut y = x;
+        silu(&mut y);
+        for (x, y) in x.iter().zip(y) {
+            assert_eq!(y.to_bits(), math::silu(core::hint::black_box(*x)).to_bits());
+        }
+        let mut q = [0; 789];
+        quantize(&x, 11.5, -3, &mut q);
+        for (x, q) in x.iter().zip(q) {
+            let value = math::round(core::hint::black_box(*x) * 11.5) - 3.0;
+            assert_eq!(f32::from(q), value.clamp(-127.0, 127.0));
+        }
+        let lanes = |f: &dyn Fn(f32) -> f32| {
+            let lane = |i| x.iter().skip(i).step_by(8).fold(0.0, |sum, x| sum + f(*x));
+            ((lane(0) + lane(4)) + (lane(2) + lane(6)))
+                + ((lane(1) + lane(5)) + (lane(3) + lane(7)))
+        };
+        let mean = lanes(&|x| x) / 789.0;
+        let variance = lanes(&|x| (x - mean) * (x - mean)) / 789.0;
+        let scale = 1.0 / math::sqrt(variance + 1e-5);
+        layer_norm(&x, 1e-5, &mut y);
+        for (x, y) in x.iter().zip(y) {
+            assert_eq!(y.to_bits(), ((x - mean) * scale).to_bits());
+        }
     }
 
     #[test]

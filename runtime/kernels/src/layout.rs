@@ -48,7 +48,7 @@ pub fn pack_panels<T: Copy>(weights: &[T], outputs: usize, inputs: usize, packed
     assert_eq!(packed.len(), panels_len(outputs, inputs));
     for o in 0..outputs {
         for k in 0..inputs {
-            packed[((o / PANEL) * inputs + k) * PANEL + o % PANEL] = weights[o * inputs + k];
+            packed[panel_index(o, k, inputs)] = weights[o * inputs + k];
         }
     }
 }
@@ -77,8 +77,13 @@ pub fn pack_i8(weights: &[i8], outputs: usize, inputs: usize, packed: &mut [u8])
     }
 }
 
+/// Where the weight of output `o` and input `k` lies in an f32 or f16 slab.
+pub(crate) const fn panel_index(o: usize, k: usize, inputs: usize) -> usize {
+    ((o / PANEL) * inputs + k) * PANEL + o % PANEL
+}
+
 /// Where the weight of output `o` and input `k` lies in an int8 slab.
-const fn i8_index(o: usize, k: usize, inputs: usize) -> usize {
+pub(crate) const fn i8_index(o: usize, k: usize, inputs: usize) -> usize {
     let blocks = inputs.div_ceil(COLUMNS);
     (((o / ROWS) * blocks + k / COLUMNS) * ROWS + o % ROWS) * COLUMNS + k % COLUMNS
 }
@@ -86,5 +91,5 @@ const fn i8_index(o: usize, k: usize, inputs: usize) -> usize {
 /// What is XORed into the byte of input `k`: adds 128 to even inputs.
 #[inline]
 pub(crate) const fn bias_of(k: usize) -> u8 {
-    if k % 2 == 0 { 0x80 } else { 0 }
+    if k.is_multiple_of(2) { 0x80 } else { 0 }
 }

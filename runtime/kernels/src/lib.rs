@@ -9,7 +9,7 @@
 //! A [`Kernels`] is a table of function pointers for one instruction set.
 //! [`Kernels::detect`] picks the fastest one that the CPU runs, without std;
 //! [`Kernels::scalar`] is the reference that every other table is held
-//! against by the conformance suite (`tests/conformance.rs`).
+//! against by the `conformance` suite (a cargo feature).
 //!
 //! # What is exact
 //!
@@ -34,10 +34,15 @@
 #[cfg(quell_dsp)]
 mod arm;
 pub mod cast;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod elementwise;
 pub mod layout;
 pub mod math;
 mod scalar;
 mod table;
+// Without SSE2 (kernels of operating systems) f32 does not live in vector registers.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+mod x86;
 
 pub use table::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

@@ -16,6 +16,13 @@ pub fn round(x: f32) -> f32 {
     (x + ROUND) - ROUND
 }
 
+/// [`round`] as an integer; for `|x| < 2²²`.
+#[inline]
+pub fn round_to_i32(x: f32) -> i32 {
+    // The sum's exponent is that of ROUND, so that its mantissa counts ones.
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
+}
+
 /// Square root, correctly rounded; NaN for negative numbers.
 #[inline]
 pub fn sqrt(x: f32) -> f32 {
@@ -29,7 +36,7 @@ pub fn sqrt(x: f32) -> f32 {
 pub fn exp(x: f32) -> f32 {
     // ln 2 in two parts: the first has 9 trailing zero bits, so that its
     // product with n is exact (Cody & Waite 1980).
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = if x > -87.0 { x } else { -87.0 };
     let x = if x < 88.0 { x } else { 88.0 };
@@ -38,7 +45,7 @@ pub fn exp(x: f32) -> f32 {
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;
     // Taylor's coefficients, the last two adjusted for |r| ≤ ln2/2.
     let p = 1.388_9e-3 + r * 1.987_6e-4;
-    let p = 8.333_333_6e-3 + r * p;
+    let p = 8.333_334e-3 + r * p;
     let p = 4.166_666_4e-2 + r * p;
     let p = 0.166_666_67 + r * p;
     let p = 0.5 + r * p;
@@ -81,7 +88,7 @@ pub fn sin_cos_turn(turn: u32) -> (f32, f32) {
     let a = rest as f32 * (1.0 / (1 << 22) as f32) * FRAC_PI_2;
     let z = a * a;
     let s = -1.984_127e-4 + z * 2.755_732e-6;
-    let s = 8.333_333_6e-3 + z * s;
+    let s = 8.333_334e-3 + z * s;
     let s = -0.166_666_67 + z * s;
     let s = a + a * (z * s);
     let c = -1.388_888_9e-3 + z * 2.480_158_7e-5;
@@ -161,8 +168,9 @@ mod tests {
 
     #[test]
     fn round_breaks_ties_to_even() {
-        for x in [0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.49, -3.2] {
+        for x in [0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.49, -3.2, 4e6, -4e6] {
             assert_eq!(round(x), x.round_ties_even());
+            assert_eq!(round_to_i32(x), x.round_ties_even() as i32);
         }
     }
 }

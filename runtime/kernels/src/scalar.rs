@@ -19,9 +19,30 @@ fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
 }
 
 fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-    panels(op.weights, op.bias, op.x, finish, y, |bits| {
-        half::f16::from_bits(bits).to_f32()
-    })
+    panels(op.weights, op.bias, op.x, finish, y, widen)
+}
+
+/// IEEE binary16 to binary32, exact; without branches, so that it vectorises.
+#[inline]
+fn widen(bits: u16) -> f32 {
+    // What f32's exponent is biased more than f16's, and the exponent above all
+    // finite f16, both where f32 has its exponent.
+    const BIAS: u32 = (127 - 15) << 23;
+    const INFINITY: u32 = 31 << 23;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let normal = magnitude + BIAS;
+    let special = normal + BIAS;
+    // A mantissa without its leading one: put one there and subtract it.
+    const ONE: u32 = BIAS + (1 << 23);
+    let subnormal = f32::from_bits(magnitude + ONE) - f32::from_bits(ONE);
+    let widened = if magnitude >= INFINITY {
+        special
+    } else if magnitude < 1 << 23 {
+        subnormal.to_bits()
+    } else {
+        normal
+    };
+    f32::from_bits(widened | u32::from(bits & 0x8000) << 16)
 }
 
 /// Sixteen sums side by side, each over the inputs in order.
@@ -33,16 +54,11 @@ fn panels<T: Copy>(
     y: &mut [f32],
     widen: impl Fn(T) -> f32,
 ) {
-    let panels = weights.chunks_exact(PANEL * x.len().max(1));
-    // A layer without inputs has no panels, but still its bias.
-    let panels = panels.chain(core::iter::repeat(&weights[..0]));
-    for ((panel, bias), y) in panels
-        .zip(bias.chunks_exact(PANEL))
-        .zip(y.chunks_mut(PANEL))
-    {
-        let mut sums = [0.0; PANEL];
-        sums.copy_from_slice(bias);
-        for (weights, &x) in panel.chunks_exact(PANEL).zip(x) {
+    let mut rows = weights.as_chunks::<PANEL>().0;
+    for (bias, y) in bias.as_chunks().0.iter().zip(y.chunks_mut(PANEL)) {
+        let mut sums: [f32; PANEL] = *bias;
+        let panel = rows.split_off(..x.len()).unwrap_or_default();
+        for (weights, &x) in panel.iter().zip(x) {
             for (sum, &w) in sums.iter_mut().zip(weights) {
                 *sum += widen(w) * x;
             }
@@ -68,7 +84,7 @@ fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]
 }
 
 /// The accumulators of all outputs, padding included, in order.
-fn accumulators<'a>(
+pub(crate) fn accumulators<'a>(
     weights: &'a [u8],
     bias: &'a [i32],
     x: &'a [i8],
@@ -89,4 +105,16 @@ fn dot(weights: &[u8], x: &[i8]) -> i32 {
     products
         .map(|(k, (&w, &x))| (w ^ bias_of(k)) as i8 as i32 * x as i32)
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_f16_widens_exactly() {
+        for bits in 0..=u16::MAX {
+            let (actual, expected) = (super::widen(bits), half::f16::from_bits(bits).to_f32());
+            let same = actual.to_bits() == expected.to_bits();
+            assert!(same || actual.is_nan() && expected.is_nan(), "{bits:#x}");
+        }
+    }
 }

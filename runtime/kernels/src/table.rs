@@ -127,6 +127,8 @@ impl Kernels {
         let tables = core::iter::once(Self::scalar());
         #[cfg(quell_dsp)]
         let tables = tables.chain([&crate::arm::DSP]);
+        #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+        let tables = tables.chain(crate::x86::available().iter().copied());
         tables
     }
 

@@ -1,0 +1,174 @@
+//! What every table must do: run it against the scalar one, on any target.
+//!
+//! [`check`] needs neither std nor a heap, and about 60 KB of stack, so that
+//! it also runs as firmware. It covers sizes around every tile and chunk,
+//! operands one element off any alignment, weights and inputs that a
+//! saturating or narrow multiplication would get wrong, accumulators next to
+//! the limits of i32, and guards around everything that a kernel may write.
+//!
+//! Integer kernels must agree to the last bit, f32 and f16 ones within the
+//! bound that the crate documentation states.
+
+mod int8;
+mod panels;
+
+use core::fmt;
+
+use crate::layout::{COLUMNS, PANEL, pad};
+use crate::table::Kernels;
+
+/// Around rows, panels, and passes of four and eight of them.
+const OUTPUTS: [usize; 17] = [
+    1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 120, 127, 128, 145,
+];
+/// Around column blocks, unrolled loops, and chunks of 512.
+const INPUTS: [usize; 17] = [
+    0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 511, 512, 513, 785,
+];
+const MAX_OUTPUTS: usize = 160;
+const MAX_INPUTS: usize = 785;
+/// Weights that a case may have: one panel of the most inputs.
+const MAX_WEIGHTS: usize = PANEL * pad(MAX_INPUTS, COLUMNS);
+/// Elements of the longest window: a scratch of the most inputs.
+const WINDOW: usize = pad(MAX_INPUTS, COLUMNS);
+/// Elements before and after a window that nobody may touch.
+const GUARD: usize = 16;
+
+/// The first difference that [`check`] found.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// Table under test.
+    pub table: &'static str,
+    /// Kernel under test.
+    pub kernel: &'static str,
+    /// The layer.
+    pub case: Case,
+    /// What is wrong.
+    pub what: What,
+}
+
+/// Shape and place of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Outputs of the layer.
+    pub outputs: usize,
+    /// Inputs of the layer.
+    pub inputs: usize,
+    /// Elements, 0 or 1, by which every operand is off its buffer's alignment.
+    pub offset: usize,
+}
+
+/// What a kernel did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// This output is wrong.
+    Output(usize),
+    /// Memory around the outputs changed.
+    OutputGuard,
+    /// Memory around the scratch changed.
+    ScratchGuard,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (table, kernel, case) = (self.table, self.kernel, self.case);
+        let (inputs, outputs, what) = (case.inputs, case.outputs, self.what);
+        write!(f, "{table} {kernel} {inputs}→{outputs}: {what:?}")
+    }
+}
+
+impl core::error::Error for Failure {}
+
+/// Runs every kernel of `table` against the scalar table; the number of cases.
+///
+/// `log` gets a line per kernel.
+///
+/// # Errors
+/// The first case that differs.
+pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
+    type Check = fn(&Kernels) -> Result<u32, Failure>;
+    let kernels: [(&str, Check); 4] = [
+        ("linear_f32", panels::check_f32),
+        ("linear_f16", panels::check_f16),
+        ("linear_i8", int8::check_i8),
+        ("linear_i8_f32", int8::check_i8_f32),
+    ];
+    let mut total = 0;
+    for (name, kernel) in kernels {
+        let cases = kernel(table)?;
+        log(format_args!("{} {name}: {cases} cases", table.name));
+        total += cases;
+    }
+    Ok(total)
+}
+
+/// All shapes of which `weights`, given outputs and inputs, is not too large,
+/// alternately aligned and not.
+fn cases(weights: fn(usize, usize) -> usize) -> impl Iterator<Item = Case> {
+    let shapes = OUTPUTS
+        .iter()
+        .flat_map(|&outputs| INPUTS.iter().map(move |&inputs| (outputs, inputs)))
+        .filter(move |&(outputs, inputs)| weights(outputs, inputs) <= MAX_WEIGHTS);
+    shapes.flat_map(|(outputs, inputs)| {
+        [0, 1].map(|offset| Case {
+            outputs,
+            inputs,
+            offset,
+        })
+    })
+}
+
+/// A buffer with a window that a kernel may write and guards around it.
+struct Guarded<T> {
+    buffer: [T; GUARD + 1 + WINDOW + GUARD],
+    sentinel: T,
+}
+
+impl<T: Copy + PartialEq> Guarded<T> {
+    fn new(sentinel: T) -> Self {
+        Self {
+            buffer: [sentinel; GUARD + 1 + WINDOW + GUARD],
+            sentinel,
+        }
+    }
+
+    /// The `len` elements from `offset` on, and the guards back in place.
+    fn open(&mut self, offset: usize, len: usize) -> &mut [T] {
+        self.buffer.fill(self.sentinel);
+        &mut self.buffer[GUARD + offset..][..len]
+    }
+
+    fn window(&self, offset: usize, len: usize) -> &[T] {
+        &self.buffer[GUARD + offset..][..len]
+    }
+
+    /// Whether everything outside the window is as [`Guarded::open`] left it.
+    fn intact(&self, offset: usize, len: usize) -> bool {
+        let (before, rest) = self.buffer.split_at(GUARD + offset);
+        let mut outside = before.iter().chain(&rest[len..]);
+        outside.all(|value| *value == self.sentinel)
+    }
+}
+
+/// Numbers without a pattern (a linear congruential generator).
+struct Random(u32);
+
+impl Random {
+    /// The upper bits are the better ones.
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.0
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.bits() >> 16) as usize % n
+    }
+
+    /// Between -1 and 1.
+    fn float(&mut self) -> f32 {
+        self.bits() as i32 as f32 / (1_u32 << 31) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests;

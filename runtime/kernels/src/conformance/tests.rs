@@ -1,0 +1,144 @@
+//! The suite itself: it passes the reference and catches broken tables.
+
+extern crate std;
+
+use super::{Failure, MAX_INPUTS, What, check};
+use crate::layout::{COLUMNS, ROWS, bias_of, pad};
+use crate::scalar::{KERNELS as SCALAR, accumulators};
+use crate::table::{Finish, Kernels, LinearF32, LinearI8, Requantize};
+
+/// What the suite says of the scalar table with some kernels replaced.
+fn verdict(broken: impl FnOnce(&mut Kernels)) -> Result<u32, Failure> {
+    let mut table = Kernels {
+        name: "broken",
+        ..SCALAR
+    };
+    broken(&mut table);
+    check(&table, &mut |_| ())
+}
+
+#[track_caller]
+fn assert_caught(kernel: &str, what: fn(What) -> bool, broken: impl FnOnce(&mut Kernels)) {
+    let failure = verdict(broken).expect_err("the suite missed it");
+    assert_eq!(failure.kernel, kernel);
+    assert!(what(failure.what), "{failure}");
+}
+
+fn output(what: What) -> bool {
+    matches!(what, What::Output(_))
+}
+
+#[test]
+fn the_reference_conforms() {
+    let mut lines = 0;
+    let cases = check(Kernels::scalar(), &mut |_| lines += 1);
+    assert!(cases.is_ok_and(|cases| cases > 10_000));
+    assert_eq!(lines, 4);
+}
+
+#[test]
+fn a_tie_rounded_down_is_caught() {
+    fn linear_i8(op: LinearI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+        let sums = accumulators(op.weights, op.bias, op.x);
+        for ((y, sum), &multiplier) in y.iter_mut().zip(sums).zip(rule.multipliers) {
+            let product = i64::from(sum << rule.shift) * i64::from(multiplier);
+            let rounded = (product + (1 << 31) - 1) >> 32;
+            let value = rounded + i64::from(rule.zero_point);
+            *y = value.clamp(i64::from(rule.min), 127) as i8;
+        }
+    }
+    assert_caught("linear_i8", output, |table| table.linear_i8 = linear_i8);
+}
+
+#[test]
+fn saturating_products_are_caught() {
+    /// As `vpmaddubsw` computes: pairs of products in 16 bits.
+    fn linear_i8(op: LinearI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+        let excess: i32 = op.x.iter().map(|&x| 128 * i32::from(x)).sum();
+        let columns = op.x.len().div_ceil(COLUMNS);
+        for (o, y) in y.iter_mut().enumerate() {
+            let mut sum = op.bias[o] - excess;
+            for (k, x) in op.x.chunks(2).enumerate() {
+                let block = o / ROWS * columns + 2 * k / COLUMNS;
+                let first = (block * ROWS + o % ROWS) * COLUMNS + 2 * k % COLUMNS;
+                let products = x.iter().enumerate().map(|(i, &x)| {
+                    let unsigned = op.weights[first + i] ^ bias_of(i) ^ 0x80;
+                    i32::from(unsigned) * i32::from(x)
+                });
+                let pair = products.sum::<i32>();
+                sum += pair.clamp(i32::from(i16::MIN), i32::from(i16::MAX));
+            }
+            *y = rule.apply(sum, rule.multipliers[o]);
+        }
+    }
+    assert_caught("linear_i8", output, |table| table.linear_i8 = linear_i8);
+}
+
+#[test]
+fn a_fused_sum_is_caught() {
+    fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+        let sums = accumulators(op.weights, op.bias, op.x);
+        for ((y, sum), &scale) in y.iter_mut().zip(sums).zip(scales) {
+            *y = match finish {
+                Finish::Store => sum as f32 * scale,
+                Finish::Accumulate => (sum as f32).mul_add(scale, *y),
+            };
+        }
+    }
+    assert_caught("linear_i8_f32", output, |table| {
+        table.linear_i8_f32 = linear_i8_f32;
+    });
+}
+
+#[test]
+fn a_forgotten_residual_is_caught() {
+    fn linear_f32(op: LinearF32<'_>, _: Finish, y: &mut [f32]) {
+        (SCALAR.linear_f32)(op, Finish::Store, y);
+    }
+    assert_caught("linear_f32", output, |table| table.linear_f32 = linear_f32);
+}
+
+#[test]
+fn a_skipped_input_is_caught() {
+    fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+        let mut x = [0.0; MAX_INPUTS];
+        let used = op.x.len().saturating_sub(1);
+        x[..used].copy_from_slice(&op.x[..used]);
+        let x = &x[..op.x.len()];
+        (SCALAR.linear_f32)(LinearF32 { x, ..op }, finish, y);
+    }
+    fn linear_i8(op: LinearI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+        let mut x = [0; MAX_INPUTS];
+        let used = op.x.len().saturating_sub(1);
+        x[..used].copy_from_slice(&op.x[..used]);
+        let x = &x[..op.x.len()];
+        (SCALAR.linear_i8)(LinearI8 { x, ..op }, rule, y);
+    }
+    assert_caught("linear_f32", output, |table| table.linear_f32 = linear_f32);
+    assert_caught("linear_i8", output, |table| table.linear_i8 = linear_i8);
+}
+
+#[test]
+fn writing_past_the_outputs_is_caught() {
+    fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+        (SCALAR.linear_f32)(op, finish, y);
+        // SAFETY: breaks the contract on purpose; the suite's buffer goes on
+        // behind the outputs.
+        unsafe { y.as_mut_ptr().add(y.len()).write(0.0) }
+    }
+    let guard = |what| what == What::OutputGuard;
+    assert_caught("linear_f32", guard, |table| table.linear_f32 = linear_f32);
+}
+
+#[test]
+fn writing_past_the_scratch_is_caught() {
+    fn linear_i8(op: LinearI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+        let needed = pad(op.x.len(), COLUMNS);
+        // SAFETY: breaks the contract on purpose; the suite's buffer goes on
+        // behind the scratch.
+        unsafe { op.scratch.as_mut_ptr().add(needed).write(0) }
+        (SCALAR.linear_i8)(op, rule, y);
+    }
+    let guard = |what| what == What::ScratchGuard;
+    assert_caught("linear_i8", guard, |table| table.linear_i8 = linear_i8);
+}

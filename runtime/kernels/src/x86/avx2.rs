@@ -1,0 +1,156 @@
+//! AVX2 with FMA and F16C: two registers per panel, two per row block of int8
+//! weights.
+
+use core::arch::x86_64::*;
+
+use super::int8::{self, linear_i8_kernels};
+use super::panels::{Panels, Pass, store};
+use crate::layout::PANEL;
+use crate::table::{Finish, Kernels, LinearF16, LinearF32};
+
+/// Needs AVX2, FMA and F16C.
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "avx2",
+    linear_f32,
+    linear_f16,
+    linear_i8,
+    linear_i8_f32,
+};
+
+fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma")]
+    fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+        let panels = Panels::new(op.weights, op.bias, y);
+        walk_panels(panels, op.x, finish, |row| load(row));
+    }
+    // SAFETY: this function is reachable only through tables that
+    // `available` hands out where the CPU has their features.
+    unsafe { linear(op, finish, y) }
+}
+
+fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+        let panels = Panels::new(op.weights, op.bias, y);
+        walk_panels(panels, op.x, finish, |row| {
+            let (low, high) = halves(row);
+            // SAFETY: each half of a row is 16 bytes.
+            let (low, high) =
+                unsafe { (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast())) };
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+        });
+    }
+    // SAFETY: as for `linear_f32`.
+    unsafe { linear(op, finish, y) }
+}
+
+/// Four panels at a time: eight sums hide the latency of one.
+#[target_feature(enable = "avx2,fma")]
+fn walk_panels<W>(
+    mut panels: Panels<'_, W>,
+    x: &[f32],
+    finish: Finish,
+    widen: impl Fn(&[W; PANEL]) -> [__m256; 2] + Copy,
+) {
+    while let Some(pass) = panels.take::<4>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+    if let Some(pass) = panels.take::<2>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+    if let Some(pass) = panels.take::<1>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+}
+
+/// The sums of a pass, each over the inputs in order.
+#[target_feature(enable = "avx2,fma")]
+fn sums<W, const N: usize>(
+    pass: Pass<'_, W, N>,
+    x: &[f32],
+    finish: Finish,
+    widen: impl Fn(&[W; PANEL]) -> [__m256; 2],
+) {
+    if pass.weights.len() != N * x.len() {
+        return;
+    }
+    let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    for (sum, bias) in sums.iter_mut().zip(pass.bias) {
+        *sum = load(bias);
+    }
+    for (k, &x_k) in x.iter().enumerate() {
+        let x_k = _mm256_set1_ps(x_k);
+        for (n, [low, high]) in sums.iter_mut().enumerate() {
+            // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
+            // which is the number of rows.
+            let row = widen(unsafe { pass.weights.get_unchecked(n * x.len() + k) });
+            *low = _mm256_fmadd_ps(row[0], x_k, *low);
+            *high = _mm256_fmadd_ps(row[1], x_k, *high);
+        }
+    }
+    let mut stored = [[0.0; PANEL]; N];
+    for (stored, sum) in stored.iter_mut().zip(sums) {
+        // SAFETY: half a panel is 32 bytes.
+        unsafe {
+            _mm256_storeu_ps(stored.as_mut_ptr(), sum[0]);
+            _mm256_storeu_ps(stored.as_mut_ptr().add(PANEL / 2), sum[1]);
+        }
+    }
+    store(&stored, finish, pass.y);
+}
+
+#[target_feature(enable = "avx2")]
+fn load(row: &[f32; PANEL]) -> [__m256; 2] {
+    let (low, high) = halves(row);
+    // SAFETY: each half of a row is 32 bytes.
+    unsafe { [_mm256_loadu_ps(low), _mm256_loadu_ps(high)] }
+}
+
+/// Where the two halves of a row begin.
+#[inline]
+fn halves<W>(row: &[W; PANEL]) -> (*const W, *const W) {
+    let (low, high) = row.split_at(PANEL / 2);
+    (low.as_ptr(), high.as_ptr())
+}
+
+linear_i8_kernels!("avx2", 4 2 1);
+
+use int8::widen as prepare;
+
+/// The sums of `N` row blocks.
+#[target_feature(enable = "avx2")]
+fn dot<const N: usize>(weights: &[int8::Block], x: &[int8::Words]) -> [__m256i; N] {
+    let mut sums = [[_mm256_setzero_si256(); 2]; N];
+    if weights.len() == N * x.len() {
+        for (k, x_k) in x.iter().enumerate() {
+            let even = _mm256_set1_epi64x(int8::quad(x_k, 0));
+            let odd = _mm256_set1_epi64x(int8::quad(x_k, 1));
+            for (n, [low, high]) in sums.iter_mut().enumerate() {
+                // SAFETY: n < N and k < x.len(), so the index is below
+                // N·x.len(), which is the number of blocks.
+                let block = unsafe { weights.get_unchecked(n * x.len() + k) };
+                let block = block.as_ptr().cast::<__m256i>();
+                // SAFETY: a block is 64 bytes.
+                let words =
+                    unsafe { [_mm256_loadu_si256(block), _mm256_loadu_si256(block.add(1))] };
+                *low = _mm256_add_epi32(*low, products(words[0], even, odd));
+                *high = _mm256_add_epi32(*high, products(words[1], even, odd));
+            }
+        }
+    }
+    let mut rows = [_mm256_setzero_si256(); N];
+    for (rows, [low, high]) in rows.iter_mut().zip(sums) {
+        // Rows 0 1 4 5, then 2 3 6 7, each from two neighbouring lanes.
+        let sums = _mm256_hadd_epi32(low, high);
+        *rows = _mm256_permute4x64_epi64::<0b11_01_10_00>(sums);
+    }
+    rows
+}
+
+/// Products of four rows with eight inputs, two lanes per row.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn products(words: __m256i, even: __m256i, odd: __m256i) -> __m256i {
+    let high = _mm256_srai_epi16::<8>(words);
+    _mm256_add_epi32(_mm256_madd_epi16(words, even), _mm256_madd_epi16(high, odd))
+}

@@ -1,0 +1,193 @@
+//! AVX-512: one register per panel, one per row block of int8 weights.
+//!
+//! Two tables: they differ only in the int8 product, which VNNI has as one
+//! instruction.
+
+use core::arch::x86_64::*;
+
+use super::int8::{self, linear_i8_kernels};
+use super::panels::{Panels, Pass, store};
+use crate::layout::PANEL;
+use crate::table::{Finish, Kernels, LinearF16, LinearF32};
+
+/// Needs AVX-512 F, BW, VL and DQ, AVX2, FMA and F16C.
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "avx512",
+    linear_f32,
+    linear_f16,
+    linear_i8: words::linear_i8,
+    linear_i8_f32: words::linear_i8_f32,
+};
+
+/// Needs what [`KERNELS`] needs, and VNNI.
+pub(super) static VNNI_KERNELS: Kernels = Kernels {
+    name: "avx512vnni",
+    linear_f32,
+    linear_f16,
+    linear_i8: bytes::linear_i8,
+    linear_i8_f32: bytes::linear_i8_f32,
+};
+
+fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+    #[target_feature(enable = "avx512f")]
+    fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+        let panels = Panels::new(op.weights, op.bias, y);
+        walk(panels, op.x, finish, |row| load(row));
+    }
+    // SAFETY: this function is reachable only through tables that
+    // `available` hands out where the CPU has their features.
+    unsafe { linear(op, finish, y) }
+}
+
+fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+    #[target_feature(enable = "avx512f")]
+    fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+        let panels = Panels::new(op.weights, op.bias, y);
+        walk(panels, op.x, finish, |row| {
+            // SAFETY: a row is 32 bytes.
+            _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(row.as_ptr().cast()) })
+        });
+    }
+    // SAFETY: as for `linear_f32`.
+    unsafe { linear(op, finish, y) }
+}
+
+/// Eight panels at a time: enough loads in flight for weights that come from
+/// beyond the first caches, and enough sums to hide the latency of one.
+#[target_feature(enable = "avx512f")]
+fn walk<W>(
+    mut panels: Panels<'_, W>,
+    x: &[f32],
+    finish: Finish,
+    widen: impl Fn(&[W; PANEL]) -> __m512 + Copy,
+) {
+    while let Some(pass) = panels.take::<8>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+    if let Some(pass) = panels.take::<4>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+    if let Some(pass) = panels.take::<2>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+    if let Some(pass) = panels.take::<1>(x.len()) {
+        sums(pass, x, finish, widen);
+    }
+}
+
+/// The sums of a pass, each over the inputs in order.
+#[target_feature(enable = "avx512f")]
+fn sums<W, const N: usize>(
+    pass: Pass<'_, W, N>,
+    x: &[f32],
+    finish: Finish,
+    widen: impl Fn(&[W; PANEL]) -> __m512,
+) {
+    if pass.weights.len() != N * x.len() {
+        return;
+    }
+    let mut sums = [_mm512_setzero_ps(); N];
+    for (sum, bias) in sums.iter_mut().zip(pass.bias) {
+        *sum = load(bias);
+    }
+    for (k, &x_k) in x.iter().enumerate() {
+        let x_k = _mm512_set1_ps(x_k);
+        for (n, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
+            // which is the number of rows.
+            let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
+            *sum = _mm512_fmadd_ps(widen(row), x_k, *sum);
+        }
+    }
+    let mut stored = [[0.0; PANEL]; N];
+    for (stored, sum) in stored.iter_mut().zip(sums) {
+        // SAFETY: a panel is 64 bytes.
+        unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), sum) }
+    }
+    store(&stored, finish, pass.y);
+}
+
+#[target_feature(enable = "avx512f")]
+fn load(row: &[f32; PANEL]) -> __m512 {
+    // SAFETY: a row is 64 bytes.
+    unsafe { _mm512_loadu_ps(row.as_ptr()) }
+}
+
+/// int8 products of 16-bit words, two instructions per row block and parity.
+mod words {
+    use super::*;
+
+    linear_i8_kernels!("avx2,avx512f,avx512bw", 8 4 2 1);
+
+    pub(super) use int8::widen as prepare;
+
+    /// The sums of `N` row blocks.
+    #[target_feature(enable = "avx2,avx512f,avx512bw")]
+    pub(super) fn dot<const N: usize>(weights: &[int8::Block], x: &[int8::Words]) -> [__m256i; N] {
+        let mut sums = [_mm512_setzero_si512(); N];
+        if weights.len() == N * x.len() {
+            for (k, x_k) in x.iter().enumerate() {
+                let even = _mm512_set1_epi64(int8::quad(x_k, 0));
+                let odd = _mm512_set1_epi64(int8::quad(x_k, 1));
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: n < N and k < x.len(), so the index is below
+                    // N·x.len(), which is the number of blocks.
+                    let words = load_block(unsafe { weights.get_unchecked(n * x.len() + k) });
+                    let high = _mm512_srai_epi16::<8>(words);
+                    let products = _mm512_add_epi32(
+                        _mm512_madd_epi16(words, even),
+                        _mm512_madd_epi16(high, odd),
+                    );
+                    *sum = _mm512_add_epi32(*sum, products);
+                }
+            }
+        }
+        rows(sums)
+    }
+}
+
+/// int8 products of bytes: VNNI multiplies unsigned weights by signed inputs.
+mod bytes {
+    use super::*;
+
+    linear_i8_kernels!("avx2,avx512f,avx512bw,avx512vnni", 8 4 2 1);
+
+    pub(super) use int8::pad as prepare;
+
+    /// The sums of `N` row blocks.
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vnni")]
+    pub(super) fn dot<const N: usize>(weights: &[int8::Block], x: &[int8::Bytes]) -> [__m256i; N] {
+        // Bytes of odd inputs hold w; this adds 128, as even ones have it.
+        let bias_odd = _mm512_set1_epi16(0x8000_u16 as i16);
+        let mut sums = [_mm512_setzero_si512(); N];
+        if weights.len() == N * x.len() {
+            for (k, x_k) in x.iter().enumerate() {
+                let x_k = _mm512_set1_epi64(int8::quad(x_k, 0));
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: n < N and k < x.len(), so the index is below
+                    // N·x.len(), which is the number of blocks.
+                    let block = load_block(unsafe { weights.get_unchecked(n * x.len() + k) });
+                    *sum = _mm512_dpbusd_epi32(*sum, _mm512_xor_si512(block, bias_odd), x_k);
+                }
+            }
+        }
+        rows(sums)
+    }
+}
+
+/// Eight rows lie in two lanes each: adds them.
+#[target_feature(enable = "avx2,avx512f")]
+fn rows<const N: usize>(sums: [__m512i; N]) -> [__m256i; N] {
+    let mut rows = [_mm256_setzero_si256(); N];
+    for (rows, sum) in rows.iter_mut().zip(sums) {
+        let sum = _mm512_add_epi32(sum, _mm512_srli_epi64::<32>(sum));
+        *rows = _mm512_cvtepi64_epi32(sum);
+    }
+    rows
+}
+
+#[target_feature(enable = "avx512f")]
+fn load_block(block: &int8::Block) -> __m512i {
+    // SAFETY: a block is 64 bytes.
+    unsafe { _mm512_loadu_si512(block.as_ptr().cast()) }
+}

@@ -1,0 +1,108 @@
+//! x86-64: which tables this CPU runs.
+//!
+//! Owns detection without std, and the one door to the tables: they are
+//! private, and [`available`] hands out only those whose instructions the CPU
+//! and the operating system support. That makes their safe functions sound.
+
+mod avx2;
+mod avx512;
+mod int8;
+mod panels;
+
+use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::table::Kernels;
+
+/// Slowest first; every table needs the features of all before it.
+static TABLES: [&Kernels; 3] = [&avx2::KERNELS, &avx512::KERNELS, &avx512::VNNI_KERNELS];
+
+/// The tables that this CPU runs, slowest first.
+pub(crate) fn available() -> &'static [&'static Kernels] {
+    TABLES.get(..count()).unwrap_or(&[])
+}
+
+/// How many of [`TABLES`] this CPU runs, found out once.
+fn count() -> usize {
+    const UNKNOWN: usize = usize::MAX;
+    static COUNT: AtomicUsize = AtomicUsize::new(UNKNOWN);
+    // Relaxed: the number stands for itself, and racing threads find the same.
+    match COUNT.load(Ordering::Relaxed) {
+        UNKNOWN => {
+            let count = detect();
+            COUNT.store(count, Ordering::Relaxed);
+            count
+        }
+        count => count,
+    }
+}
+
+/// Asks CPUID what the CPU has, and XCR0 which registers the system saves.
+fn detect() -> usize {
+    const FMA_OSXSAVE_AVX_F16C: u32 = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;
+    const AVX2: u32 = 1 << 5;
+    const AVX512_F_DQ_BW_VL: u32 = 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31;
+    const AVX512_VNNI: u32 = 1 << 11;
+    const XMM_YMM: u64 = 0b110;
+    const MASKS_ZMM: u64 = 0b1110_0000;
+
+    let has = |register: u32, bits: u32| register & bits == bits;
+    if __cpuid(0).eax < 7 || !has(__cpuid(1).ecx, FMA_OSXSAVE_AVX_F16C) {
+        return 0;
+    }
+    // SAFETY: OSXSAVE is set, so XGETBV exists, and XCR0 always does.
+    let saved = unsafe { _xgetbv(0) };
+    let leaf = __cpuid_count(7, 0);
+    if !has(leaf.ebx, AVX2) || saved & XMM_YMM != XMM_YMM {
+        return 0;
+    }
+    if !has(leaf.ebx, AVX512_F_DQ_BW_VL) || saved & MASKS_ZMM != MASKS_ZMM {
+        return 1;
+    }
+    if has(leaf.ecx, AVX512_VNNI) { 3 } else { 2 }
+}
+
+/// Runs a loop, which must be `#[inline(always)]`, compiled for the widest
+/// registers that the CPU has.
+///
+/// The compiler vectorises it as it would by default, only wider, and never
+/// fuses operations: the bits are the same.
+#[inline]
+pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
+    #[target_feature(enable = "avx2")]
+    fn avx2<O>(run: impl FnOnce(O), operands: O) {
+        run(operands)
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    fn avx512<O>(run: impl FnOnce(O), operands: O) {
+        run(operands)
+    }
+    match count() {
+        0 => run(operands),
+        // SAFETY: the CPU has the features of the first table.
+        1 => unsafe { avx2(run, operands) },
+        // SAFETY: the CPU has the features of the second table.
+        _ => unsafe { avx512(run, operands) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    /// The standard library asks the same questions in its own way.
+    #[test]
+    fn detection_agrees_with_std() {
+        let avx2 = std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c");
+        let avx512 = avx2
+            && std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512vl")
+            && std::is_x86_feature_detected!("avx512dq");
+        let vnni = avx512 && std::is_x86_feature_detected!("avx512vnni");
+        let expected = usize::from(avx2) + usize::from(avx512) + usize::from(vnni);
+        assert_eq!(super::available().len(), expected);
+    }
+}

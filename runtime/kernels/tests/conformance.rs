@@ -1,0 +1,102 @@
+//! Every table that this CPU runs: the conformance suite, and random layers
+//! against the definition, from row-major weights on.
+
+use proptest::prelude::*;
+use quell_kernels::layout::{COLUMNS, PANEL, ROWS, i8_len, pack_i8, pack_panels, pad, panels_len};
+use quell_kernels::{Finish, Kernels, LinearF32, LinearI8, Requantize, conformance};
+
+#[test]
+fn every_table_conforms() {
+    let mut names = Vec::new();
+    for table in Kernels::available() {
+        let cases = conformance::check(table, &mut |line| println!("{line}"));
+        cases.unwrap_or_else(|failure| panic!("{failure}"));
+        names.push(table.name);
+    }
+    println!("tables: {names:?}");
+    assert_eq!(names.first(), Some(&"scalar"));
+    assert_eq!(names.last(), Some(&Kernels::detect().name));
+}
+
+/// Numbers without a pattern, from a seed.
+fn numbers(seed: u64) -> impl FnMut() -> i8 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (state >> 56) as i8
+    }
+}
+
+fn padded<T: Copy + Default>(values: &[T], unit: usize) -> Vec<T> {
+    let mut values = values.to_vec();
+    values.resize(pad(values.len(), unit), T::default());
+    values
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn linear_f32_is_a_matrix_product(outputs in 1..300usize, inputs in 0..600usize, seed: u64) {
+        let mut next = numbers(seed);
+        let mut floats = |n| Vec::from_iter((0..n).map(|_| f32::from(next()) / 37.0));
+        let (weights, bias, x) = (floats(outputs * inputs), floats(outputs), floats(inputs));
+        let mut packed = vec![0.0; panels_len(outputs, inputs)];
+        pack_panels(&weights, outputs, inputs, &mut packed);
+        let bias_padded = padded(&bias, PANEL);
+        for table in Kernels::available() {
+            let mut y = vec![1.0; outputs];
+            let op = LinearF32 { weights: &packed, bias: &bias_padded, x: &x };
+            table.linear_f32(op, Finish::Accumulate, &mut y);
+            for (o, &y) in y.iter().enumerate() {
+                let row = weights[o * inputs..][..inputs].iter().zip(&x);
+                let products = row.map(|(&w, &x)| f64::from(w) * f64::from(x));
+                let products = Vec::from_iter(products);
+                let expected = 1.0 + f64::from(bias[o]) + products.iter().sum::<f64>();
+                let magnitude = products.iter().map(|p| p.abs()).sum::<f64>();
+                let bound = (inputs + 2) as f64 * f64::from(f32::EPSILON)
+                    * (1.0 + f64::from(bias[o].abs()) + magnitude);
+                prop_assert!((f64::from(y) - expected).abs() <= bound, "{} {o}", table.name);
+            }
+        }
+    }
+
+    #[test]
+    fn linear_i8_is_a_matrix_product(
+        outputs in 1..300usize,
+        inputs in 0..1200usize,
+        shift in 0..=4u32,
+        zero_point in -127..=127i8,
+        multiplier in 0..1i32 << 24,
+        seed: u64,
+    ) {
+        let mut next = numbers(seed);
+        let weights = Vec::from_iter((0..outputs * inputs).map(|_| next()));
+        let x = Vec::from_iter((0..inputs).map(|_| next().max(-127)));
+        let bias = Vec::from_iter((0..outputs).map(|_| i32::from(next()) << 12));
+        let mut packed = vec![0; i8_len(outputs, inputs)];
+        pack_i8(&weights, outputs, inputs, &mut packed);
+        let (bias_padded, multipliers) = (padded(&bias, ROWS), vec![multiplier; pad(outputs, ROWS)]);
+        let mut scratch = vec![0; pad(inputs, COLUMNS)];
+        for table in Kernels::available() {
+            let mut y = vec![0; outputs];
+            let op = LinearI8 {
+                weights: &packed,
+                bias: &bias_padded,
+                x: &x,
+                scratch: &mut scratch,
+            };
+            let rule = Requantize { multipliers: &multipliers, shift, zero_point, min: -127 };
+            table.linear_i8(op, rule, &mut y);
+            for (o, &y) in y.iter().enumerate() {
+                let row = weights[o * inputs..][..inputs].iter().zip(&x);
+                let products = row.map(|(&w, &x)| i128::from(w) * i128::from(x));
+                let sum = i128::from(bias[o]) + products.sum::<i128>();
+                let product = (sum << shift) * i128::from(multiplier);
+                let rounded = (product + (1 << 31)).div_euclid(1 << 32);
+                let expected = (rounded + i128::from(zero_point)).clamp(-127, 127);
+                prop_assert_eq!(i128::from(y), expected, "{} {}", table.name, o);
+            }
+        }
+    }
+}
