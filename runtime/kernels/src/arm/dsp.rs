@@ -56,8 +56,6 @@ const WHOLE: usize = 64;
 const CHUNK: usize = 40;
 /// Blocks for which `256·Σ x_even` fits an i32.
 const LONGEST: usize = 1 << 14;
-/// Bytes from the first quad of a row block to the second.
-const HALF: usize = QUAD * COLUMNS;
 /// Row blocks whose sums are converted to f32 at a time: few enough for the
 /// stack, enough to make a call's cost small.
 const BATCH: usize = 4;
@@ -66,22 +64,15 @@ pub(super) fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i
     let Some(words) = words(op.x, op.weights, op.scratch) else {
         return (scalar::KERNELS.linear_i8)(op, requantize, y);
     };
-    let mut layer = Layer::new(op.x, words, op.weights, op.bias);
-    layer.frame.shift = requantize.shift;
-    layer.frame.zero_point = requantize.zero_point.into();
-    layer.frame.min = u32::from_le_bytes([requantize.min as u8; QUAD]);
-    let (blocks, rest) = y.as_chunks_mut();
-    let multipliers = requantize.multipliers.as_chunks().0;
-    let Some((multipliers, last_multipliers)) = multipliers.split_at_checked(blocks.len()) else {
-        return;
+    let layer = Layer {
+        inputs: Inputs::widen(op.x, words),
+        weights: op.weights,
+        bias: op.bias.as_chunks().0,
     };
-    layer.requantized(multipliers, blocks);
+    let (blocks, rest) = y.as_chunks_mut();
+    layer.requantized(0, &requantize, blocks);
     if !rest.is_empty() {
-        let mut last = [[0; ROWS]];
-        layer.requantized(last_multipliers, &mut last);
-        for (y, lane) in rest.iter_mut().zip(last[0]) {
-            *y = lane;
-        }
+        layer.requantized_rest(blocks.len(), &requantize, rest);
     }
 }
 
@@ -89,12 +80,16 @@ pub(super) fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y:
     let Some(words) = words(op.x, op.weights, op.scratch) else {
         return (scalar::KERNELS.linear_i8_f32)(op, scales, finish, y);
     };
-    let mut layer = Layer::new(op.x, words, op.weights, op.bias);
-    let batches = y.chunks_mut(ROWS * BATCH);
-    for (y, scales) in batches.zip(scales.chunks(ROWS * BATCH)) {
+    let layer = Layer {
+        inputs: Inputs::widen(op.x, words),
+        weights: op.weights,
+        bias: op.bias.as_chunks().0,
+    };
+    let batches = y.chunks_mut(ROWS * BATCH).zip(scales.chunks(ROWS * BATCH));
+    for (i, (y, scales)) in batches.enumerate() {
         let mut sums = [[0; ROWS]; BATCH];
-        if let Some(blocks) = sums.get_mut(..y.len().div_ceil(ROWS)) {
-            layer.sums(blocks);
+        if let Some(sums) = sums.get_mut(..y.len().div_ceil(ROWS)) {
+            layer.sums(i * BATCH, sums);
         }
         for ((y, scale), &sum) in y.iter_mut().zip(scales).zip(sums.as_flattened()) {
             *y = finish.apply(*y, sum as f32 * scale);
@@ -127,15 +122,21 @@ type Words = [u32; 4];
 #[inline]
 fn widen(x: &[i8], words: &mut [Words]) -> u32 {
     let (whole, rest) = x.as_chunks();
-    let mut sum = widen_whole(whole, words);
-    if let (Some(last), false) = (words.last_mut(), rest.is_empty()) {
-        let mut padded = [0; COLUMNS];
-        for (padded, &x) in padded.iter_mut().zip(rest) {
-            *padded = x;
-        }
-        sum = sum.wrapping_add(widen_whole(&[padded], slice::from_mut(last)));
+    let sum = widen_whole(whole, words);
+    match words.last_mut() {
+        Some(last) if !rest.is_empty() => sum.wrapping_add(widen_rest(rest, last)),
+        _ => sum,
     }
-    sum
+}
+
+/// [`widen`] for less than a block.
+#[cold]
+fn widen_rest(rest: &[i8], words: &mut Words) -> u32 {
+    let mut padded = [0; COLUMNS];
+    for (padded, &x) in padded.iter_mut().zip(rest) {
+        *padded = x;
+    }
+    widen_whole(&[padded], slice::from_mut(words))
 }
 
 /// [`widen`] for whole blocks.
@@ -175,99 +176,142 @@ fn widen_whole(x: &[[i8; COLUMNS]], words: &mut [Words]) -> u32 {
     sum
 }
 
-/// The rows of a layer that are yet to be computed, and widened inputs.
-struct Layer<'a> {
-    frame: Frame,
-    weights: &'a [u8],
-    bias: &'a [[i32; ROWS]],
-    /// Borrowed by the frame.
-    _words: &'a [Words],
+/// Widened inputs, and the chunks to take them in.
+struct Inputs<'a> {
+    words: &'a [Words],
+    /// Blocks of the first chunk; all others are full.
+    first: usize,
+    /// What accumulators start with.
+    start: u32,
+    /// What is to be taken off at the end.
+    excess: i32,
 }
 
-impl<'a> Layer<'a> {
+impl<'a> Inputs<'a> {
     /// Widens `x` into `words`, one for each [`COLUMNS`] inputs, at least one.
     #[inline]
-    fn new(x: &[i8], words: &'a mut [Words], weights: &'a [u8], bias: &'a [i32]) -> Self {
+    fn widen(x: &[i8], words: &'a mut [Words]) -> Self {
         let sum = widen(x, words);
         let blocks = words.len();
         let (first, start, excess) = if blocks <= WHOLE {
             (blocks, (sum << 7).wrapping_neg(), 0)
         } else {
-            // All chunks but the first are full.
             ((blocks - 1) % CHUNK + 1, 0, sum as i32 >> 1)
         };
-        let range = words.as_ptr_range();
-        let first_end = range.start.wrapping_add(first);
-        let frame = Frame {
-            bias: ptr::null(),
+        Inputs {
+            words,
+            first,
+            start,
+            excess,
+        }
+    }
+}
+
+/// A layer's rows, and its inputs.
+struct Layer<'a> {
+    inputs: Inputs<'a>,
+    weights: &'a [u8],
+    bias: &'a [[i32; ROWS]],
+}
+
+impl Layer<'_> {
+    /// The outputs of row blocks from the `first` on.
+    #[inline]
+    fn requantized(&self, first: usize, requantize: &Requantize<'_>, y: &mut [[i8; ROWS]]) {
+        let multipliers = requantize.multipliers.as_chunks().0;
+        if let Some(multipliers) = multipliers.get(first..first + y.len()) {
+            let y = y.as_mut_ptr_range();
+            let store = Store {
+                multipliers: multipliers.as_ptr(),
+                shift: requantize.shift,
+                zero_point: requantize.zero_point.into(),
+                min: u32::from_le_bytes([requantize.min as u8; QUAD]),
+                y: y.start.cast(),
+                y_end: y.end.cast(),
+            };
+            // SAFETY: as many row blocks have multipliers and room in `y`.
+            unsafe { self.store(first, multipliers.len(), store) }
+        }
+    }
+
+    /// The outputs of row block `first`, of which `y` takes some.
+    #[cold]
+    fn requantized_rest(&self, first: usize, requantize: &Requantize<'_>, y: &mut [i8]) {
+        let mut block = [[0; ROWS]];
+        self.requantized(first, requantize, &mut block);
+        for (y, lane) in y.iter_mut().zip(block[0]) {
+            *y = lane;
+        }
+    }
+
+    /// The accumulators of row blocks from the `first` on.
+    #[inline]
+    fn sums(&self, first: usize, y: &mut [[i32; ROWS]]) {
+        let blocks = y.len();
+        let y = y.as_mut_ptr_range();
+        let store = Store {
             multipliers: ptr::null(),
-            y: ptr::null_mut(),
-            // A pass ends one row block after its start, and the second quad of a
-            // row block lies `HALF` after the first.
-            back: blocks * ROWS * COLUMNS - HALF,
-            back_next: HALF,
             shift: 0,
             zero_point: 0,
             min: 0,
-            y_end: ptr::null_mut(),
-            x: range.start,
-            entry: first.wrapping_neg() % UNROLL * BODY,
-            start: [start; QUAD],
-            chunk_end: first_end,
-            plain: (first_end == range.end).into(),
-            first_end,
-            x_end: range.end,
-            excess,
-            weights: ptr::null(),
+            y: y.start.cast(),
+            y_end: y.end.cast(),
         };
-        Layer {
-            frame,
-            weights,
-            bias: bias.as_chunks().0,
-            _words: words,
-        }
-    }
-
-    /// The outputs of the next row blocks.
-    #[inline]
-    fn requantized(&mut self, multipliers: &[[i32; ROWS]], y: &mut [[i8; ROWS]]) {
-        if multipliers.len() >= y.len() {
-            self.frame.multipliers = multipliers.as_ptr();
-            // SAFETY: there are multipliers for all of `y`.
-            unsafe { self.store(y) }
-        }
-    }
-
-    /// The accumulators of the next row blocks.
-    #[inline]
-    fn sums(&mut self, y: &mut [[i32; ROWS]]) {
-        self.frame.multipliers = ptr::null();
-        self.frame.plain = 0;
-        // SAFETY: without multipliers, sums are stored as they are.
-        unsafe { self.store(y) }
+        // SAFETY: as many row blocks have room in `y`.
+        unsafe { self.store(first, blocks, store) }
     }
 
     /// # Safety
-    /// The frame has multipliers for all of `y`, or none, and then `T` is i32.
+    /// `store` is for this number of row blocks.
     #[inline]
-    unsafe fn store<T>(&mut self, y: &mut [[T; ROWS]]) {
-        let bytes = y.len().checked_mul(self.frame.back + HALF);
-        let weights = bytes.and_then(|bytes| self.weights.split_at_checked(bytes));
-        let (Some(weights), Some(bias)) = (weights, self.bias.split_at_checked(y.len())) else {
-            return;
-        };
-        if y.is_empty() {
+    unsafe fn store(&self, first: usize, blocks: usize, store: Store) {
+        let words = self.inputs.words.as_ptr_range();
+        let stride = self.inputs.words.len() * ROWS * COLUMNS;
+        let weights = (self.weights.len() / stride).min(self.bias.len());
+        if blocks == 0 || first + blocks > weights {
             return;
         }
-        (self.frame.weights, self.weights) = (weights.0.as_ptr(), weights.1);
-        (self.frame.bias, self.bias) = (bias.0.as_ptr(), bias.1);
-        let y = y.as_mut_ptr_range();
-        (self.frame.y, self.frame.y_end) = (y.start.cast(), y.end.cast());
+        let bias = self.bias.as_ptr().wrapping_add(first);
+        let first_end = words.start.wrapping_add(self.inputs.first);
+        let frame = Frame {
+            bias,
+            multipliers: store.multipliers,
+            y: store.y,
+            // A pass ends one row block after its start, and the second quad of a
+            // row block lies 32 bytes after the first.
+            back: stride - QUAD * COLUMNS,
+            back_next: QUAD * COLUMNS,
+            shift: store.shift,
+            zero_point: store.zero_point,
+            min: store.min,
+            y_end: store.y_end,
+            x: words.start,
+            entry: self.inputs.first.wrapping_neg() % UNROLL * BODY,
+            start: [self.inputs.start; QUAD],
+            chunk_end: first_end,
+            plain: (!store.multipliers.is_null() && first_end == words.end).into(),
+            first_end,
+            x_end: words.end,
+            excess: self.inputs.excess,
+            weights: self.weights.as_ptr().wrapping_add(first * stride),
+        };
         // SAFETY: weights, bias, multipliers and `y` are of the same number of row
         // blocks; inputs and weights lie on word boundaries because `words` has
         // checked it and a row block is a number of words.
-        unsafe { multiply(&self.frame) }
+        unsafe { multiply(&frame) }
     }
+}
+
+/// Where and how sums are stored.
+struct Store {
+    /// Null where they are stored as they are.
+    multipliers: *const [i32; ROWS],
+    shift: u32,
+    zero_point: i32,
+    /// The smallest output, in each byte.
+    min: u32,
+    y: *mut u8,
+    y_end: *mut u8,
 }
 
 /// What [`multiply`] copies to its stack and works on. It loads neighbours at
@@ -293,7 +337,7 @@ struct Frame {
     entry: usize,
     start: [u32; QUAD],
     chunk_end: *const Words,
-    /// 1 for a single chunk and multipliers, otherwise 0.
+    /// Whether there is a single chunk and there are multipliers.
     plain: u32,
     // What several chunks need.
     first_end: *const Words,
@@ -412,7 +456,7 @@ unsafe extern "C" fn multiply(frame: &Frame) {
         "stm sp, {{r1-r3}}",
         "ldr r7, [sp, #{y_end}]",
         "add r1, sp, #{pass}",
-        "b 6f",
+        "b 7f",
         // The plain case.
         "4:",
         "ldm sp, {{r1-r4}}",
@@ -429,10 +473,12 @@ unsafe extern "C" fn multiply(frame: &Frame) {
         "ldm r2!, {{r5, r6, r8, r9}}",
         "adds r3, #4",
         "stm sp, {{r1-r3}}",
+        "cbz r7, 6f", // the usual shift
         "lsl r10, r10, r7",
         "lsl r11, r11, r7",
         "lsl r12, r12, r7",
         "lsl lr, lr, r7",
+        "6:",
         "add r1, sp, #{zero_point}",
         "ldm r1!, {{r2, r4, r7}}", // and the smallest output and y_end
         "smmlar r10, r10, r5, r2",
@@ -450,7 +496,7 @@ unsafe extern "C" fn multiply(frame: &Frame) {
         "sel r10, r10, r4", // the larger of each byte
         "str r10, [r3, #-4]",
         // r1 points to what the next pass starts with.
-        "6:",
+        "7:",
         "cmp r3, r7",
         "bne 1b",
         "add sp, #{stack}",
