@@ -1,1 +1,76 @@
-//! runtime
+//! Runs diffusion models on microcontrollers and bare CPUs: `no_std`, no heap,
+//! one fixed buffer, and, for int8 models, the same bytes on every target.
+//!
+//! ```no_run
+//! static MODEL: &[u8] = &[]; // quell::include_model!("model.quell")
+//! const ARENA: usize = 16 * 1024; // quell::arena_bytes(MODEL)
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = quell::Model::open(MODEL)?; // checks everything, once
+//! let mut arena = quell::Arena::<ARENA>::new();
+//! let mut session = model.session(arena.bytes_mut())?;
+//! let request = quell::Request { seed: 7, steps: 4, ..quell::Request::default() };
+//! let mut generation = session.generate(request)?;
+//! while generation.step().is_some() {} // cannot fail, cannot panic
+//! let pixels: &[f32] = generation.sample(); // [c, h, w], about -1..=1
+//! # let _ = pixels; Ok(()) }
+//! ```
+//!
+//! This crate owns the meaning of a plan: what makes it valid, how it is
+//! executed, how samplers turn predictions into samples. It does no arithmetic
+//! of layers itself (that is `quell-kernels`) and knows no bytes of the file
+//! (that is `quell-format`).
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+mod access;
+mod arena;
+mod digest;
+mod execute;
+mod generation;
+mod model;
+mod rng;
+mod sampler;
+mod session;
+mod validate;
+
+pub use access::{Access, Element, Region};
+pub use arena::Arena;
+pub use digest::digest;
+pub use generation::{Generation, Request, RequestError, Step};
+pub use model::{Model, OpenError};
+pub use quell_format as format;
+pub use quell_kernels::Kernels;
+pub use rng::Rng;
+pub use sampler::{Coefficients, Sampler};
+pub use session::{InputError, Session, SessionError, Values};
+pub use validate::PlanError;
+
+/// Bytes of working memory that the model in `file` needs, at compile time:
+/// `const ARENA: usize = quell::arena_bytes(MODEL);`.
+///
+/// # Panics
+/// Where `file` does not begin with a valid header: in a `const`, a compile
+/// error.
+pub const fn arena_bytes(file: &[u8]) -> usize {
+    match quell_format::Header::parse(file) {
+        Ok(header) => header.arena_bytes as usize,
+        Err(_) => panic!("not a valid .quell file"),
+    }
+}
+
+/// Embeds a `.quell` file, aligned as weights need it; a `&'static [u8]`.
+///
+/// The path is relative to the current source file, as for `include_bytes!`.
+#[macro_export]
+macro_rules! include_model {
+    ($path:expr $(,)?) => {{
+        #[repr(C, align(64))]
+        struct Aligned<T: ?Sized>(T);
+        static FILE: &Aligned<[u8]> = &Aligned(*include_bytes!($path));
+        &FILE.0
+    }};
+}

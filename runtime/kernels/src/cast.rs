@@ -24,10 +24,12 @@ mod sealed {
     /// Implementors are plain integers and floats.
     pub unsafe trait Number: Copy {}
 }
-use sealed::Number;
+pub use sealed::Number;
 
 // SAFETY: plain numbers; every bit pattern is a value and there is no padding.
 unsafe impl Number for i8 {}
+// SAFETY: as above.
+unsafe impl Number for u8 {}
 // SAFETY: as above.
 unsafe impl Number for i16 {}
 // SAFETY: as above.

@@ -92,7 +92,7 @@ pub fn sin_cos_turn(turn: u32) -> (f32, f32) {
     let s = -0.166_666_67 + z * s;
     let s = a + a * (z * s);
     let c = -1.388_888_9e-3 + z * 2.480_158_7e-5;
-    let c = 4.166_666_8e-2 + z * c;
+    let c = 4.166_667e-2 + z * c;
     let c = -0.5 + z * c;
     let c = 1.0 + z * c;
     match quadrant & 3 {

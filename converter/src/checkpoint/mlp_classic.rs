@@ -1,0 +1,78 @@
+//! `MLPClassic`: the oldest example there is. Pixels and t/T through plain
+//! linear layers with ReLU in between.
+
+use anyhow::{Context, Result, ensure};
+use quell::format::Function;
+use serde::Deserialize;
+
+use super::{Network, Tensors};
+use crate::graph::{Graph, Matrix, Op};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    sample_size: u32,
+    in_channels: u32,
+    out_channels: u32,
+    hidden_sizes: Vec<usize>,
+    act_fn: String,
+    num_train_timesteps: usize,
+    num_class_embeds: Option<u32>,
+}
+
+pub(super) fn network(fields: serde_json::Value, tensors: &Tensors) -> Result<(usize, Network)> {
+    let config: Config = serde_json::from_value(fields)?;
+    ensure!(
+        config.act_fn == "relu",
+        "`act_fn` is `{}`, expected `relu`",
+        config.act_fn
+    );
+    ensure!(
+        config.num_class_embeds.is_none(),
+        "`num_class_embeds` must be null for MLPClassic"
+    );
+    ensure!(
+        config.out_channels == config.in_channels,
+        "`out_channels` must equal `in_channels`"
+    );
+    let (pixels, shape) = super::residual_mlp::shape(config.in_channels, config.sample_size)?;
+    let timesteps = config.num_train_timesteps;
+    ensure!(
+        (1..=65_536).contains(&timesteps),
+        "`num_train_timesteps` is {timesteps}"
+    );
+
+    let mut graph = Graph::default();
+    let sample = graph.push("sample", Op::Sample, &[], pixels);
+    let fractions = Matrix {
+        rows: timesteps,
+        columns: 1,
+        data: (0..timesteps)
+            .map(|t| t as f32 / timesteps as f32)
+            .collect(),
+    };
+    let time = graph.push("time", Op::Time(fractions), &[], 1);
+    let mut value = graph.push("input", Op::Concat, &[sample, time], pixels + 1);
+    let mut inputs = pixels + 1;
+    for (i, &outputs) in config.hidden_sizes.iter().enumerate() {
+        let name = format!("layers.{i}");
+        let (weight, bias) = tensors.linear(&name, outputs, inputs)?;
+        value = graph.linear(name, weight, bias, value);
+        let relu = Op::Function(Function::Relu);
+        value = graph.push(format!("layers.{i}.relu"), relu, &[value], outputs);
+        inputs = outputs;
+    }
+    let name = format!("layers.{}", config.hidden_sizes.len());
+    let (weight, bias) = tensors
+        .linear(&name, pixels, inputs)
+        .context("output layer")?;
+    graph.linear(name, weight, bias, value);
+    let network = Network {
+        architecture: "MLPClassic".to_owned(),
+        shape,
+        classes: 0,
+        null_class: None,
+        graph,
+    };
+    Ok((timesteps, network))
+}

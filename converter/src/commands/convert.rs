@@ -1,0 +1,86 @@
+//! `quell convert`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use quell::format::Tier;
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::{compile, output};
+
+use super::{print, progress, thousands};
+
+/// Compile a checkpoint folder into a .quell file.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  quell convert checkpoint/ -o model.quell --weights int8
+  quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4")]
+pub(crate) struct Args {
+    /// Folder with config.json, scheduler_config.json and
+    /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/)
+    checkpoint: PathBuf,
+    /// File to write
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Type of the weights
+    #[arg(long, value_enum, default_value = "int8")]
+    weights: Weights,
+    /// Step counts that int8 activations are calibrated for
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1,2,4,8,20",
+        value_name = "STEPS"
+    )]
+    calibration_steps: Vec<u32>,
+    /// Trajectories per step count
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    calibration_runs: u32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    F32,
+    F16,
+    Int8,
+}
+
+impl From<Weights> for Tier {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::F32 => Tier::F32,
+            Weights::F16 => Tier::F16,
+            Weights::Int8 => Tier::Int8,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let settings = Settings {
+        steps: args.calibration_steps.clone(),
+        runs: args.calibration_runs,
+    };
+    let tier = Tier::from(args.weights);
+    let bar = progress("calibrating", 0);
+    let compiled = compile::compile(&checkpoint, tier, &settings, &|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
+    output::bytes(&args.output, &compiled.bytes)?;
+    print(&format!(
+        "{}: {} bytes, {} weights, arena {} bytes, {} MACs per step ({:.1} s)\n",
+        args.output.display(),
+        thousands(compiled.bytes.len() as u64),
+        tier.name(),
+        thousands(compiled.plan.arena_bytes as u64),
+        thousands(compiled.graph.macs()),
+        start.elapsed().as_secs_f64(),
+    ))
+}

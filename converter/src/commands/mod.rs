@@ -1,0 +1,63 @@
+//! The commands of `quell`, one file each, and what they share.
+
+pub(crate) mod bench;
+pub(crate) mod convert;
+pub(crate) mod inspect;
+pub(crate) mod run;
+pub(crate) mod sample;
+pub(crate) mod verify;
+
+use std::io::{ErrorKind, Write};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use quell::Model;
+
+/// A progress bar on standard error; hidden where that is no terminal.
+fn progress(what: &'static str, length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {eta}");
+    let bar = ProgressBar::new(length).with_message(what);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// Prints to standard output; a closed pipe is an error, not a panic.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.root_cause().downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// `1234567` as `1,234,567`.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `1 x 28 x 28`.
+fn shape(model: &Model<'_>) -> String {
+    let [c, h, w] = model.header().shape;
+    format!("{c} x {h} x {w}")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_grouped() {
+        assert_eq!(super::thousands(0), "0");
+        assert_eq!(super::thousands(999), "999");
+        assert_eq!(super::thousands(1_065_472), "1,065,472");
+    }
+}

@@ -1,0 +1,268 @@
+//! `quell verify`: the runtime against the checkpoint's own float result.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use comfy_table::{CellAlignment, Table, presets};
+use quell::format::Tier;
+use quell::{Model, Request, Rng, Sampler, Values};
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::compile::{self, Compiled};
+use quell_converter::model_file::{HostArena, ModelFile};
+use quell_converter::reference;
+
+use super::{print, progress};
+
+/// Hold a model against the checkpoint that it was made from.
+///
+/// The reference is the checkpoint's network in f64, from the same noise. Shown
+/// are the error of every operation of single denoiser calls, and of whole
+/// samples. Fails where an error exceeds the tolerance of the model's tier.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  quell verify model.quell checkpoint/
+  quell verify model.quell checkpoint/ --steps 8 --samples 32")]
+pub(crate) struct Args {
+    /// Model to verify
+    model: PathBuf,
+    /// The checkpoint folder that it was made from
+    checkpoint: PathBuf,
+    /// DDIM steps of a whole sample
+    #[arg(long, default_value_t = 4)]
+    steps: u32,
+    /// Number of whole samples
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    samples: u32,
+    /// Largest mean absolute pixel difference, as a share of the pixels' range
+    /// [default: 1e-4 for f32, 5e-3 for f16, 0.02 for int8]
+    #[arg(long)]
+    tolerance: Option<f64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let name = || args.model.display().to_string();
+    let file = ModelFile::read(&args.model)?;
+    let model = file.model().with_context(name)?;
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let tier = model.header().tier;
+    // Compiled again only for the names of values; the file's bytes are used.
+    let settings = Settings {
+        steps: vec![1],
+        runs: 1,
+    };
+    let compiled = compile::compile(&checkpoint, tier, &settings, &|_, _| {})?;
+    ensure!(
+        same_plan(&model, &compiled),
+        "{}: was not made from {}, or by another version",
+        args.model.display(),
+        args.checkpoint.display()
+    );
+    let comparison = Comparison {
+        args,
+        model,
+        checkpoint: &checkpoint,
+        compiled: &compiled,
+    };
+    let errors = comparison.operations()?;
+    let sample = comparison.samples()?;
+    print(&comparison.report(&errors, &sample)?)?;
+    let tolerance = args.tolerance.unwrap_or(match tier {
+        Tier::F32 => 1e-4,
+        Tier::F16 => 5e-3,
+        Tier::Int8 => 0.02,
+    });
+    // Written so that NaN fails.
+    let passes = sample.mean_pixel <= tolerance;
+    if !passes {
+        bail!(
+            "{}: mean pixel difference {:.2e} exceeds {tolerance:.0e} of the range",
+            args.model.display(),
+            sample.mean_pixel
+        );
+    }
+    Ok(())
+}
+
+fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {
+    let ours = compiled.plan.layers.iter();
+    let ours = ours.map(|(name, op)| (name.as_str(), op.name()));
+    ours.eq(model.layers().map(|layer| (layer.name, layer.op.name())))
+}
+
+/// Error of one operation over all calls.
+#[derive(Clone, Default)]
+struct Error {
+    largest: f64,
+    squares: f64,
+    reference: f64,
+}
+
+impl Error {
+    fn add(&mut self, value: f64, exact: f64) {
+        let error = (value - exact).abs();
+        // NaN must not pass for small.
+        self.largest = if error <= self.largest {
+            self.largest
+        } else {
+            error
+        };
+        self.squares += error * error;
+        self.reference += exact * exact;
+    }
+
+    /// Root mean square relative to the exact values'.
+    fn relative(&self) -> f64 {
+        (self.squares / self.reference.max(f64::MIN_POSITIVE)).sqrt()
+    }
+}
+
+struct SampleError {
+    mean_pixel: f64,
+    largest_pixel: f64,
+}
+
+struct Comparison<'a> {
+    args: &'a Args,
+    model: Model<'a>,
+    checkpoint: &'a Checkpoint,
+    compiled: &'a Compiled,
+}
+
+impl Comparison<'_> {
+    /// Single calls along a trajectory, operation by operation.
+    fn operations(&self) -> Result<Vec<Error>> {
+        let mut errors = vec![Error::default(); self.compiled.plan.layers.len()];
+        let mut arena = HostArena::new(&self.model);
+        let mut session = self.model.session(arena.bytes_mut())?;
+        let mut generation = session.generate(self.request(0))?;
+        let class = self.class_row(0);
+        loop {
+            let sample: Vec<f64> = generation.sample().iter().map(|&x| f64::from(x)).collect();
+            let mut left = Vec::new();
+            let step = generation.step_with(|_, values| left.push(to_f32(values)));
+            let Some(step) = step else {
+                return Ok(errors);
+            };
+            let timestep = step.timestep as usize;
+            let exact = reference::evaluate(&self.compiled.graph, &sample, timestep, class)?;
+            for (i, left) in left.iter().enumerate() {
+                let (value, _) = self.compiled.plan.values[i];
+                let grid = self.grid(i);
+                for (&got, &exact) in left.iter().zip(&exact[value]) {
+                    errors[i].add(grid(got), exact);
+                }
+            }
+        }
+    }
+
+    /// How the numbers that operation `i` of the *file* leaves are read.
+    fn grid(&self, i: usize) -> impl Fn(f32) -> f64 + use<> {
+        use quell::format::{I8Output, Op};
+        let grid = self.model.layers().nth(i).and_then(|layer| match layer.op {
+            Op::Quantize(op) => Some((1.0 / op.inverse_scale, op.zero_point)),
+            Op::LinearI8(op) => match op.result {
+                I8Output::I8 {
+                    scale, zero_point, ..
+                } => Some((scale, zero_point)),
+                I8Output::F32 { .. } => None,
+            },
+            _ => None,
+        });
+        move |x| match grid {
+            Some((scale, zero)) => f64::from(scale) * (f64::from(x) - f64::from(zero)),
+            None => f64::from(x),
+        }
+    }
+
+    /// Whole samples from the same noise, the checkpoint's graph as it is.
+    fn samples(&self) -> Result<SampleError> {
+        let bar = progress("sampling", u64::from(self.args.samples));
+        let mut arena = HostArena::new(&self.model);
+        let (mut sum, mut largest, mut count) = (0.0, 0.0f64, 0u64);
+        for i in 0..self.args.samples {
+            let request = self.request(i);
+            let mut session = self.model.session(arena.bytes_mut())?;
+            let mut generation = session.generate(request)?;
+            let mut timesteps = Vec::new();
+            while let Some(step) = generation.step() {
+                timesteps.push(step.timestep as usize);
+            }
+            let mut noise = vec![0.0f32; self.model.elements()];
+            Rng::new(request.seed).fill(&mut noise);
+            let noise: Vec<f64> = noise.iter().map(|&x| f64::from(x)).collect();
+            let exact = reference::ddim(
+                &self.checkpoint.network.graph,
+                &self.checkpoint.schedule,
+                &noise,
+                &timesteps,
+                self.class_row(i),
+            )?;
+            for (&got, exact) in generation.sample().iter().zip(exact) {
+                // Pixels are -1..=1: their range is 2.
+                let error = (f64::from(got) - exact).abs() / 2.0;
+                sum += error;
+                largest = largest.max(error);
+                count += 1;
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(SampleError {
+            mean_pixel: sum / count as f64,
+            largest_pixel: largest,
+        })
+    }
+
+    fn request(&self, i: u32) -> Request {
+        let classes = self.model.head().classes;
+        Request {
+            sampler: Sampler::Ddim { eta: 0.0 },
+            steps: self.args.steps,
+            seed: 1000 + u64::from(i),
+            class: (classes > 0).then(|| i % classes),
+        }
+    }
+
+    fn class_row(&self, i: u32) -> Option<usize> {
+        self.request(i)
+            .class
+            .or(self.model.head().null_class)
+            .map(|class| class as usize)
+    }
+
+    fn report(&self, errors: &[Error], sample: &SampleError) -> Result<String> {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["layer", "op", "largest error", "relative error"]);
+        for column in [2, 3] {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        for (layer, error) in self.model.layers().zip(errors) {
+            table.add_row([
+                layer.name.to_owned(),
+                layer.op.name().to_owned(),
+                format!("{:.2e}", error.largest),
+                format!("{:.2e}", error.relative()),
+            ]);
+        }
+        let mut text = format!("{table}\n\n");
+        writeln!(
+            text,
+            "{} samples of {} steps: mean pixel difference {:.2e}, largest {:.2e} of the range",
+            self.args.samples, self.args.steps, sample.mean_pixel, sample.largest_pixel
+        )?;
+        Ok(text)
+    }
+}
+
+fn to_f32(values: Values<'_>) -> Vec<f32> {
+    match values {
+        Values::F32(values) => values.to_vec(),
+        Values::I8(values) => values.iter().map(|&q| f32::from(q)).collect(),
+    }
+}

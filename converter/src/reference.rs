@@ -1,0 +1,115 @@
+//! The exact result, to compare with: graph and DDIM in f64, the plainest way.
+//!
+//! Shares no code with the runtime or its kernels, and is never fast.
+
+use anyhow::{Result, bail};
+use quell::format::{Function, Prediction};
+
+use crate::checkpoint::NoiseSchedule;
+use crate::graph::{Graph, Matrix, Op};
+
+/// All values of one denoiser call; the last one is the output.
+///
+/// `class` is a row of the class embedding.
+pub fn evaluate(
+    graph: &Graph,
+    sample: &[f64],
+    timestep: usize,
+    class: Option<usize>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut values: Vec<Vec<f64>> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let input = |i: usize| &values[node.inputs[i]];
+        let value = match &node.op {
+            Op::Sample => sample.to_vec(),
+            Op::Time(table) => row(table, timestep),
+            Op::Class(table) => match class {
+                Some(class) => row(table, class),
+                None => bail!("{}: a class is needed", node.name),
+            },
+            Op::Linear { weight, bias } => linear(weight, bias, input(0)),
+            Op::LayerNorm { epsilon, affine } => {
+                let mut value = layer_norm(input(0), f64::from(*epsilon));
+                if let Some(affine) = affine {
+                    for ((v, &w), &b) in value.iter_mut().zip(&affine.weight).zip(&affine.bias) {
+                        *v = *v * f64::from(w) + f64::from(b);
+                    }
+                }
+                value
+            }
+            Op::Function(Function::Relu) => input(0).iter().map(|x| x.max(0.0)).collect(),
+            Op::Function(Function::Silu) => {
+                input(0).iter().map(|x| x / (1.0 + (-x).exp())).collect()
+            }
+            Op::Add => input(0).iter().zip(input(1)).map(|(a, b)| a + b).collect(),
+            Op::Concat => node
+                .inputs
+                .iter()
+                .flat_map(|&i| values[i].clone())
+                .collect(),
+        };
+        values.push(value);
+    }
+    Ok(values)
+}
+
+fn row(table: &Matrix, i: usize) -> Vec<f64> {
+    let row = &table.data[i * table.columns..][..table.columns];
+    row.iter().map(|&x| f64::from(x)).collect()
+}
+
+fn linear(weight: &Matrix, bias: &[f32], x: &[f64]) -> Vec<f64> {
+    let dot = |row: &[f32]| {
+        row.iter()
+            .zip(x)
+            .map(|(&w, x)| f64::from(w) * x)
+            .sum::<f64>()
+    };
+    let rows = weight.rows().zip(bias);
+    rows.map(|(row, &b)| f64::from(b) + dot(row)).collect()
+}
+
+fn layer_norm(x: &[f64], epsilon: f64) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    x.iter()
+        .map(|x| (x - mean) / (variance + epsilon).sqrt())
+        .collect()
+}
+
+/// DDIM with η = 0 (Song et al. 2021, equation 12) from `noise` through
+/// `timesteps`, falling.
+pub fn ddim(
+    graph: &Graph,
+    schedule: &NoiseSchedule,
+    noise: &[f64],
+    timesteps: &[usize],
+    class: Option<usize>,
+) -> Result<Vec<f64>> {
+    let stride = schedule.alphas_cumprod.len() / timesteps.len();
+    let first = match schedule.set_alpha_to_one {
+        true => 1.0,
+        false => schedule.alphas_cumprod[0],
+    };
+    let mut x = noise.to_vec();
+    for &t in timesteps {
+        let a = schedule.alphas_cumprod[t];
+        let previous = t.checked_sub(stride);
+        let a_prev = previous.map_or(first, |t| schedule.alphas_cumprod[t]);
+        let values = evaluate(graph, &x, t, class)?;
+        for (x, &m) in x.iter_mut().zip(&values[graph.output()]) {
+            let (x0, epsilon) = match schedule.prediction {
+                Prediction::Epsilon => ((*x - (1.0 - a).sqrt() * m) / a.sqrt(), m),
+                Prediction::Sample => (m, (*x - a.sqrt() * m) / (1.0 - a).sqrt()),
+                Prediction::Velocity => (
+                    a.sqrt() * *x - (1.0 - a).sqrt() * m,
+                    (1.0 - a).sqrt() * *x + a.sqrt() * m,
+                ),
+            };
+            let limit = schedule.clip.map_or(f64::INFINITY, f64::from);
+            *x = a_prev.sqrt() * x0.clamp(-limit, limit) + (1.0 - a_prev).sqrt() * epsilon;
+        }
+    }
+    Ok(x)
+}

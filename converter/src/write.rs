@@ -1,0 +1,79 @@
+//! The bytes of a file: header, records, slabs.
+
+use anyhow::{Context, Result};
+use quell::format::{Head, Header, Layer, SLAB_ALIGN, Slab, Tier, checksum};
+use quell_kernels::cast;
+use serde::Serialize;
+
+/// The weight section as it grows.
+#[derive(Clone, Debug, Default)]
+pub struct Slabs(Vec<u8>);
+
+impl Slabs {
+    /// Appends a slab of numbers.
+    pub fn push<T: cast::Number>(&mut self, numbers: &[T]) -> Result<Slab> {
+        let bytes = cast::bytes(numbers);
+        self.0.resize(self.0.len().next_multiple_of(SLAB_ALIGN), 0);
+        let slab = Slab {
+            offset: u32::try_from(self.0.len()).context("more than 4 GiB of weights")?,
+            len: u32::try_from(bytes.len()).context("more than 4 GiB of weights")?,
+        };
+        self.0.extend_from_slice(bytes);
+        Ok(slab)
+    }
+}
+
+/// What the header says and the plan does not.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// `[channels, height, width]`.
+    pub shape: [u32; 3],
+    /// Type of the weights.
+    pub tier: Tier,
+    /// Bytes of working memory.
+    pub arena_bytes: usize,
+    /// Multiply-accumulates of one call.
+    pub macs: u64,
+}
+
+/// The bytes of a whole file.
+pub fn file(
+    summary: Summary,
+    head: &Head<'_>,
+    layers: &[Layer<'_>],
+    slabs: &Slabs,
+) -> Result<Vec<u8>> {
+    let mut plan = record(head)?;
+    for layer in layers {
+        plan.extend(record(layer)?);
+    }
+    let slabs_offset = (Header::LEN + plan.len()).next_multiple_of(SLAB_ALIGN);
+    let u32 = |n: usize| u32::try_from(n).context("more than 4 GiB");
+    let mut header = Header {
+        minor: quell::format::MINOR,
+        file_len: u32(slabs_offset + slabs.0.len())?,
+        crc32: 0,
+        required_ops: layers.iter().fold(0, |bits, layer| bits | layer.op.bit()),
+        arena_bytes: u32(summary.arena_bytes)?,
+        macs: summary.macs,
+        plan_offset: Header::LEN as u32,
+        plan_len: u32(plan.len())?,
+        slabs_offset: u32(slabs_offset)?,
+        slabs_len: u32(slabs.0.len())?,
+        shape: summary.shape,
+        tier: summary.tier,
+    };
+    let mut file = header.to_bytes().to_vec();
+    file.extend(plan);
+    file.resize(slabs_offset, 0);
+    file.extend_from_slice(&slabs.0);
+    header.crc32 = checksum(&file);
+    file[..Header::LEN].copy_from_slice(&header.to_bytes());
+    Ok(file)
+}
+
+/// A postcard byte string that holds a postcard value.
+fn record<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    let value = postcard::to_stdvec(value)?;
+    Ok(postcard::to_stdvec(&value[..])?)
+}

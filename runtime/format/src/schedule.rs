@@ -1,0 +1,57 @@
+//! The noise schedule that a model was trained with.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Slab;
+
+/// What the network's output estimates (Salimans & Ho 2022, section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Prediction {
+    /// The noise ε; diffusers' `epsilon`.
+    Epsilon,
+    /// The clean sample x₀; diffusers' `sample`.
+    Sample,
+    /// v = √ᾱ·ε − √(1−ᾱ)·x₀; diffusers' `v_prediction`.
+    Velocity,
+}
+
+/// Variance of a DDPM step (Ho et al. 2020, section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Variance {
+    /// The posterior's, β̃; diffusers' `fixed_small`.
+    FixedSmall,
+    /// The forward process's, β; diffusers' `fixed_large`.
+    FixedLarge,
+}
+
+/// Which of the training timesteps a shorter run visits (Lin et al. 2024, table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Spacing {
+    /// Multiples of `T/steps`, beginning at 0.
+    Leading,
+    /// Multiples of `T/steps` below `T`, ending at `T-1`.
+    Trailing,
+    /// Evenly from 0 to `T-1`, both included.
+    Linspace,
+}
+
+/// A discrete noise schedule, as the converter computed it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// ᾱ for `t = 0..T`: f32, strictly decreasing, in (0, 1).
+    pub alphas_cumprod: Slab,
+    /// T, the number of training timesteps.
+    pub timesteps: u32,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Variance of a DDPM step.
+    pub variance: Variance,
+    /// Which timesteps a shorter run visits.
+    pub spacing: Spacing,
+    /// Added to every timestep of [`Spacing::Leading`].
+    pub steps_offset: u32,
+    /// Whether ᾱ before the first timestep is 1 (else ᾱ₀); for DDIM.
+    pub set_alpha_to_one: bool,
+    /// Predicted x₀ is clamped to ± this.
+    pub clip: Option<f32>,
+}

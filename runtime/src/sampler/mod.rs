@@ -1,0 +1,160 @@
+//! Samplers: from a prediction at timestep t to the sample at the one before.
+//!
+//! A sampler is a function from the noise schedule to the [`Coefficients`] of a
+//! step; the arithmetic on pixels is the same for all and stands here once. A
+//! new sampler is one file with such a function, and one row in [`Sampler`].
+
+mod ddim;
+mod ddpm;
+mod timesteps;
+
+use quell_format::{Prediction, Schedule};
+use quell_kernels::math;
+
+use timesteps::timestep;
+
+/// How a reverse step is taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampler {
+    /// Ancestral sampling (Ho et al. 2020, algorithm 2).
+    Ddpm,
+    /// Denoising diffusion implicit models (Song et al. 2021, equation 12).
+    Ddim {
+        /// η in `0.0..=1.0`: 0 is deterministic, 1 as noisy as DDPM.
+        eta: f32,
+    },
+}
+
+impl Sampler {
+    /// Timesteps and coefficients of step `i` of `steps`; `None` where the
+    /// schedule has no such run.
+    pub(crate) fn step(
+        self,
+        schedule: &Schedule,
+        alphas_cumprod: &[f32],
+        steps: u32,
+        i: u32,
+    ) -> Option<(u32, Coefficients)> {
+        let t = timestep(schedule, steps, i)?;
+        let alpha = |t: u32| alphas_cumprod.get(t as usize).copied();
+        let last = i + 1 == steps;
+        // As in diffusers, DDPM goes to the timestep visited next, DDIM a fixed
+        // stride back; both end outside of the schedule.
+        let previous = match self {
+            Sampler::Ddpm if last => None,
+            Sampler::Ddpm => Some(timestep(schedule, steps, i + 1)?),
+            Sampler::Ddim { .. } => t.checked_sub(schedule.timesteps / steps),
+        };
+        let before_first = match self {
+            Sampler::Ddim { .. } if !schedule.set_alpha_to_one => alpha(0)?,
+            _ => 1.0,
+        };
+        let point = Point {
+            alpha_cumprod: alpha(t)?,
+            alpha_cumprod_prev: previous.map_or(Some(before_first), alpha)?,
+            last,
+        };
+        let coefficients = match self {
+            Sampler::Ddpm => ddpm::coefficients(schedule.prediction, schedule.variance, point),
+            Sampler::Ddim { eta } => ddim::coefficients(schedule.prediction, eta, point),
+        };
+        Some((t, coefficients))
+    }
+}
+
+/// What a sampler knows of the step that it is to take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Point {
+    /// ᾱ at the current timestep.
+    pub(crate) alpha_cumprod: f32,
+    /// ᾱ at the timestep that the step leads to.
+    pub(crate) alpha_cumprod_prev: f32,
+    /// Whether this is the last step.
+    pub(crate) last: bool,
+}
+
+/// One reverse step, element by element, for current sample x, network output m
+/// and standard normal z:
+///
+/// ```text
+/// x₀ = clamp(x0.0·x + x0.1·m)      ε = epsilon.0·x + epsilon.1·m
+/// x  ← next.0·x₀ + next.1·ε + next.2·x + noise·z
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coefficients {
+    /// Of x and m in the predicted clean sample.
+    pub x0: (f32, f32),
+    /// Of x and m in the predicted noise.
+    pub epsilon: (f32, f32),
+    /// Of x₀, ε and x in the next sample.
+    pub next: (f32, f32, f32),
+    /// Of fresh noise; where 0, none is drawn from the stream.
+    pub noise: f32,
+}
+
+impl Coefficients {
+    /// The step's arithmetic for one element; `clip` bounds x₀.
+    #[inline]
+    pub fn apply(&self, x: f32, m: f32, clip: Option<f32>, z: f32) -> f32 {
+        let x0 = self.x0.0 * x + self.x0.1 * m;
+        let epsilon = self.epsilon.0 * x + self.epsilon.1 * m;
+        let x0 = match clip {
+            Some(limit) => clamp(x0, limit),
+            None => x0,
+        };
+        self.next.0 * x0 + self.next.1 * epsilon + self.next.2 * x + self.noise * z
+    }
+}
+
+/// Clamps to ±limit; NaN becomes -limit, so that no payload can differ.
+#[inline]
+fn clamp(x: f32, limit: f32) -> f32 {
+    let x = if x > -limit { x } else { -limit };
+    if x < limit { x } else { limit }
+}
+
+/// Coefficients of x₀ and ε in x and m at noise level ᾱ; they follow from
+/// `x = √ᾱ·x₀ + √(1−ᾱ)·ε` (Ho et al. 2020, equation 4) and the definition of
+/// the prediction.
+fn predictions(prediction: Prediction, alpha_cumprod: f32) -> ((f32, f32), (f32, f32)) {
+    let signal = math::sqrt(alpha_cumprod);
+    let noise = math::sqrt(1.0 - alpha_cumprod);
+    match prediction {
+        Prediction::Epsilon => ((1.0 / signal, -noise / signal), (0.0, 1.0)),
+        Prediction::Sample => ((0.0, 1.0), (1.0 / noise, -signal / noise)),
+        Prediction::Velocity => ((signal, -noise), (noise, signal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All three predictions of one and the same (x₀, ε) must give it back.
+    #[test]
+    fn predictions_invert_their_definitions() {
+        let (x0, epsilon, a) = (0.3f32, -1.2f32, 0.64f32);
+        let (signal, noise) = (0.8, 0.6); // √0.64, √0.36
+        let x = signal * x0 + noise * epsilon;
+        for (prediction, m) in [
+            (Prediction::Epsilon, epsilon),
+            (Prediction::Sample, x0),
+            (Prediction::Velocity, signal * epsilon - noise * x0),
+        ] {
+            let (c0, ce) = predictions(prediction, a);
+            assert!((c0.0 * x + c0.1 * m - x0).abs() < 1e-6, "{prediction:?}");
+            assert!(
+                (ce.0 * x + ce.1 * m - epsilon).abs() < 1e-6,
+                "{prediction:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn clamp_has_no_nan() {
+        assert_eq!(clamp(f32::NAN, 1.0), -1.0);
+        assert_eq!(clamp(2.0, 1.0), 1.0);
+        assert_eq!(clamp(-2.0, 1.0), -1.0);
+        assert_eq!(clamp(0.25, 1.0), 0.25);
+    }
+}

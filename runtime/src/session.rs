@@ -1,0 +1,196 @@
+//! A model at work in an arena: single denoiser calls.
+
+use quell_format::Layer;
+use quell_kernels::cast;
+use thiserror::Error;
+
+use crate::access::{Access, Element};
+use crate::arena::{f32s, view_f32, view_f32_mut, view_pair};
+use crate::execute::Context;
+use crate::generation::{Generation, Request, RequestError};
+use crate::model::Model;
+
+/// Why an arena cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SessionError {
+    /// Too few bytes.
+    #[error("the arena has {available} bytes, the model needs {needed}")]
+    TooSmall {
+        /// Bytes that the model needs.
+        needed: usize,
+        /// Bytes that the buffer has.
+        available: usize,
+    },
+    /// Not at a multiple of 16.
+    #[error("the arena must start at a multiple of 16 bytes; quell::Arena does")]
+    Misaligned,
+}
+
+/// Why a denoiser call is impossible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InputError {
+    /// No such timestep.
+    #[error("timestep {timestep} is outside of 0..{timesteps}")]
+    Timestep {
+        /// What was asked for.
+        timestep: u32,
+        /// Training timesteps.
+        timesteps: u32,
+    },
+    /// No such class.
+    #[error("class {class} does not exist: the model has {classes} classes")]
+    Class {
+        /// What was asked for.
+        class: u32,
+        /// Number of classes.
+        classes: u32,
+    },
+    /// The model was not trained to run without a class.
+    #[error("the model needs a class, 0..{0}")]
+    ClassNeeded(u32),
+}
+
+/// What an operation has left in the arena, for calibration and comparison.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// f32 activations.
+    F32(&'a [f32]),
+    /// int8 activations.
+    I8(&'a [i8]),
+}
+
+/// A model and its working memory.
+pub struct Session<'m, 'a> {
+    model: Model<'m>,
+    arena: &'a mut [u8],
+}
+
+impl<'m, 'a> Session<'m, 'a> {
+    pub(crate) fn new(model: Model<'m>, arena: &'a mut [u8]) -> Result<Self, SessionError> {
+        let (needed, available) = (model.arena_bytes(), arena.len());
+        if !arena
+            .as_ptr()
+            .addr()
+            .is_multiple_of(quell_format::ARENA_ALIGN)
+        {
+            return Err(SessionError::Misaligned);
+        }
+        let arena = arena.get_mut(..needed);
+        let arena = arena.ok_or(SessionError::TooSmall { needed, available })?;
+        // What a plan leaves behind must not depend on what was there before.
+        arena.fill(0);
+        Ok(Self { model, arena })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model<'m> {
+        &self.model
+    }
+
+    /// Begins a generation; see [`Generation`].
+    pub fn generate(&mut self, request: Request) -> Result<Generation<'_, 'm, 'a>, RequestError> {
+        Generation::new(self, request)
+    }
+
+    /// The current sample, `[c, h, w]`: input of the next denoiser call.
+    pub fn sample(&self) -> &[f32] {
+        self.view(self.model.head().sample)
+    }
+
+    /// The current sample, to write.
+    pub fn sample_mut(&mut self) -> &mut [f32] {
+        let range = f32s(self.model.head().sample, self.elements());
+        range
+            .and_then(|range| view_f32_mut(self.arena, range))
+            .unwrap_or(&mut [])
+    }
+
+    /// What the last denoiser call left, `[c, h, w]`.
+    pub fn output(&self) -> &[f32] {
+        self.view(self.model.head().output)
+    }
+
+    /// One denoiser call on [`Session::sample`]; returns its output, `[c, h, w]`.
+    ///
+    /// Without a class, a conditional model uses its "no class" embedding.
+    pub fn denoise(&mut self, timestep: u32, class: Option<u32>) -> Result<&[f32], InputError> {
+        self.denoise_with(timestep, class, |_, _| {})
+    }
+
+    /// [`Session::denoise`] that shows what each operation has left.
+    pub fn denoise_with(
+        &mut self,
+        timestep: u32,
+        class: Option<u32>,
+        mut observe: impl FnMut(&Layer<'m>, Values<'_>),
+    ) -> Result<&[f32], InputError> {
+        let timesteps = self.model.head().schedule.timesteps;
+        if timestep >= timesteps {
+            return Err(InputError::Timestep {
+                timestep,
+                timesteps,
+            });
+        }
+        let class = self.model.class_row(class)?;
+        self.run(timestep, class, &mut observe);
+        Ok(self.output())
+    }
+
+    /// Runs the plan; `class` is a row of the embedding table.
+    #[inline]
+    pub(crate) fn run(
+        &mut self,
+        timestep: u32,
+        class: Option<u32>,
+        observe: &mut impl FnMut(&Layer<'m>, Values<'_>),
+    ) {
+        let context = Context {
+            file: self.model.file(),
+            kernels: self.model.kernels(),
+            timestep,
+            class,
+        };
+        for layer in self.model.layers() {
+            let done = context.run(&layer.op, self.arena);
+            debug_assert!(done.is_some(), "{}: validation let it through", layer.name);
+            if let Some(values) = self.values(&layer) {
+                observe(&layer, values);
+            }
+        }
+    }
+
+    /// Sample (to write) and output (to read) at once.
+    #[inline]
+    pub(crate) fn sample_and_output(&mut self) -> (&mut [f32], &[f32]) {
+        let head = self.model.head();
+        let ranges = (
+            f32s(head.sample, self.elements()),
+            f32s(head.output, self.elements()),
+        );
+        match ranges {
+            (Some(sample), Some(output)) => view_pair(self.arena, sample, output),
+            _ => None,
+        }
+        .unwrap_or((&mut [], &[]))
+    }
+
+    fn values(&self, layer: &Layer<'_>) -> Option<Values<'_>> {
+        let output = Access::of(&layer.op)?.output;
+        let bytes = self.arena.get(output.range()?)?;
+        Some(match output.element {
+            Element::F32 => Values::F32(cast::numbers(bytes)?),
+            Element::I8 | Element::Scratch => Values::I8(cast::numbers(bytes)?),
+        })
+    }
+
+    fn view(&self, offset: u32) -> &[f32] {
+        let range = f32s(offset, self.elements());
+        range
+            .and_then(|range| view_f32(self.arena, range))
+            .unwrap_or(&[])
+    }
+
+    fn elements(&self) -> u32 {
+        self.model.elements() as u32
+    }
+}

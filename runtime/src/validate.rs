@@ -1,0 +1,268 @@
+//! What makes a plan valid: checked once, so that running it cannot fail.
+//!
+//! Proves for every operation that its regions lie in the arena, aligned and
+//! apart from each other; that it reads only what an earlier one wrote with the
+//! same type; that its slabs have exactly the length that its shape demands;
+//! that its numbers are in range; and that no i32 accumulator can overflow.
+
+use quell_format::{
+    ARENA_ALIGN, Embed, File, Head, I8Output, Index, Linear, LinearI8, Op, SLAB_ALIGN, Slab,
+    WeightType,
+};
+use quell_kernels::{cast, layout};
+use thiserror::Error;
+
+use crate::access::{Access, Element, Region};
+
+/// What is wrong with an operation, or with the plan's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// A shape is empty or its size overflows.
+    #[error("a shape is empty or too large")]
+    Shape,
+    /// A region is misaligned or reaches past the arena.
+    #[error("a region does not lie in the arena")]
+    Region,
+    /// Two regions of an operation overlap, or the sample is overwritten.
+    #[error("regions overlap")]
+    Overlap,
+    /// It reads what nothing has written.
+    #[error("an input is not the output of an earlier layer")]
+    Unwritten,
+    /// A slab is misaligned, outside of the file or of another length than
+    /// the shape demands.
+    #[error("a weight slab does not fit its shape")]
+    Slab,
+    /// A scale, multiplier, shift, zero point or epsilon is out of range.
+    #[error("a scale, shift or zero point is out of range")]
+    Range,
+    /// An accumulator might overflow.
+    #[error("an accumulator might overflow")]
+    Overflow,
+    /// An embedding's rows are not those of the timesteps or classes.
+    #[error("an embedding has the wrong number of rows")]
+    Rows,
+    /// The noise schedule is not one.
+    #[error("the noise schedule is invalid")]
+    Schedule,
+}
+
+use PlanError as E;
+
+/// Checks a whole plan; names the operation that is at fault.
+pub(crate) fn plan(file: &File<'_>) -> Result<(), (u32, PlanError)> {
+    for (i, layer) in (0..).zip(file.layers()) {
+        check_op(file, i, &layer.op).map_err(|error| (i, error))?;
+    }
+    let layers = file.head().layers;
+    check_head(file, file.head()).map_err(|error| (layers, error))
+}
+
+fn check_head(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
+    let sample = sample(file)?;
+    let output = Region::new(head.output, sample.count, Element::F32);
+    check_region(file, sample)?;
+    check_region(file, output)?;
+    if overlap(sample, output)? {
+        return Err(E::Overlap);
+    }
+    check_written(file, head.layers, output)?;
+    if head.null_class.is_some_and(|class| class < head.classes) {
+        return Err(E::Rows);
+    }
+    let schedule = &head.schedule;
+    let alphas = numbers::<f32>(file, schedule.alphas_cumprod, schedule.timesteps as usize)?;
+    let in_range = alphas.iter().all(|&a| a > 0.0 && a < 1.0);
+    let falls = alphas.windows(2).all(|pair| pair[0] > pair[1]);
+    let clip = schedule.clip.is_none_or(|c| c.is_finite() && c > 0.0);
+    if alphas.is_empty() || !in_range || !falls || !clip {
+        return Err(E::Schedule);
+    }
+    Ok(())
+}
+
+fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
+    let access = Access::of(op).ok_or(E::Shape)?;
+    check_regions(file, index, &access)?;
+    match op {
+        Op::Embed(op) => check_embed(file, op),
+        Op::Quantize(op) => require(
+            op.inverse_scale.is_finite() && op.inverse_scale > 0.0 && op.zero_point >= -127,
+            E::Range,
+        ),
+        Op::Linear(op) => check_linear(file, op),
+        Op::LinearI8(op) => check_linear_i8(file, op),
+        Op::LayerNorm(op) => require(op.epsilon.is_finite() && op.epsilon > 0.0, E::Range),
+        Op::Activation(_) => Ok(()),
+    }
+}
+
+/// In the arena, apart from each other and from the sample, and read only
+/// after being written.
+fn check_regions(file: &File<'_>, index: u32, access: &Access) -> Result<(), PlanError> {
+    for region in access.regions() {
+        check_region(file, region)?;
+    }
+    let (input, output, scratch) = (access.input, access.output, access.scratch);
+    let sample = sample(file)?;
+    for written in [Some(output), scratch].into_iter().flatten() {
+        if overlap(written, sample)? {
+            return Err(E::Overlap);
+        }
+        if let Some(input) = input
+            && overlap(written, input)?
+        {
+            return Err(E::Overlap);
+        }
+    }
+    if let Some(scratch) = scratch
+        && overlap(output, scratch)?
+    {
+        return Err(E::Overlap);
+    }
+    if let Some(input) = input {
+        check_written(file, index, input)?;
+    }
+    if access.updates {
+        check_written(file, index, output)?;
+    }
+    Ok(())
+}
+
+fn check_region(file: &File<'_>, region: Region) -> Result<(), PlanError> {
+    let range = region.range().ok_or(E::Shape)?;
+    require(!range.is_empty(), E::Shape)?;
+    let arena = file.header().arena_bytes as usize;
+    require(range.end <= arena && region.is_aligned(), E::Region)
+}
+
+/// The sample's region: written by the caller before the first operation.
+fn sample(file: &File<'_>) -> Result<Region, PlanError> {
+    let count = file.header().elements().ok_or(E::Shape)?;
+    Ok(Region::new(file.head().sample, count as u32, Element::F32))
+}
+
+fn overlap(a: Region, b: Region) -> Result<bool, PlanError> {
+    let (a, b) = (a.range().ok_or(E::Shape)?, b.range().ok_or(E::Shape)?);
+    Ok(a.start < b.end && b.start < a.end)
+}
+
+/// Every byte of `region` was written as that type by an operation before
+/// `index`, or is the sample's.
+///
+/// Walks the region from its start: each round finds a writer that reaches
+/// further, so there are at most as many rounds as operations.
+fn check_written(file: &File<'_>, index: u32, region: Region) -> Result<(), PlanError> {
+    let wanted = region.range().ok_or(E::Shape)?;
+    let sample = sample(file)?;
+    let mut reached = wanted.start;
+    while reached < wanted.end {
+        let outputs = file.layers().take(index as usize);
+        let outputs = outputs.filter_map(|layer| Some(Access::of(&layer.op)?.output));
+        let further = core::iter::once(sample)
+            .chain(outputs)
+            .filter(|written| written.element == region.element)
+            .filter_map(|written| written.range())
+            .filter(|written| written.contains(&reached))
+            .map(|written| written.end)
+            .max();
+        reached = further.ok_or(E::Unwritten)?;
+    }
+    Ok(())
+}
+
+fn check_embed(file: &File<'_>, op: &Embed) -> Result<(), PlanError> {
+    let head = file.head();
+    let rows = match op.index {
+        Index::Timestep => head.schedule.timesteps,
+        // Without a null class there is always a class to look up.
+        Index::Class => match head.null_class {
+            Some(null) => null.checked_add(1).ok_or(E::Rows)?,
+            None => head.classes,
+        },
+    };
+    require(rows > 0 && op.rows == rows, E::Rows)?;
+    let elements = (op.rows as usize).checked_mul(op.columns as usize);
+    check_weights(file, op.table, op.weight_type, elements)
+}
+
+fn check_linear(file: &File<'_>, op: &Linear) -> Result<(), PlanError> {
+    let outputs = padded(op.outputs, layout::PANEL)?;
+    let elements = outputs.checked_mul(op.inputs as usize);
+    check_weights(file, op.weights, op.weight_type, elements)?;
+    numbers::<f32>(file, op.bias, outputs).map(drop)
+}
+
+fn check_linear_i8(file: &File<'_>, op: &LinearI8) -> Result<(), PlanError> {
+    let rows = padded(op.outputs, layout::ROWS)?;
+    let columns = padded(op.inputs, layout::COLUMNS)?;
+    let weights = rows.checked_mul(columns).ok_or(E::Shape)?;
+    require(slab(file, op.weights)?.len() == weights, E::Slab)?;
+    let bias = numbers::<i32>(file, op.bias, rows)?;
+    // |Σ w·x| ≤ K·128·127, and |bias| on top.
+    let bias = bias.iter().map(|b| u64::from(b.unsigned_abs())).max();
+    let bound = columns as u64 * 128 * 127 + bias.unwrap_or(0);
+    let shift = match op.result {
+        I8Output::F32 { scales, .. } => {
+            let scales = numbers::<f32>(file, scales, rows)?;
+            let valid = scales.iter().all(|s| s.is_finite() && *s >= 0.0);
+            require(valid, E::Range)?;
+            0
+        }
+        I8Output::I8 {
+            multipliers,
+            shift,
+            zero_point,
+            min,
+            scale,
+        } => {
+            let multipliers = numbers::<i32>(file, multipliers, rows)?;
+            let valid = multipliers.iter().all(|&m| m >= 0);
+            let valid = valid && shift <= 8 && zero_point >= -127 && min >= -127;
+            require(valid && scale.is_finite() && scale > 0.0, E::Range)?;
+            shift
+        }
+    };
+    require(bound << shift <= i32::MAX as u64, E::Overflow)
+}
+
+fn check_weights(
+    file: &File<'_>,
+    slab: Slab,
+    weight_type: WeightType,
+    elements: Option<usize>,
+) -> Result<(), PlanError> {
+    let elements = elements.ok_or(E::Shape)?;
+    match weight_type {
+        WeightType::F32 => numbers::<f32>(file, slab, elements).map(drop),
+        WeightType::F16 => numbers::<u16>(file, slab, elements).map(drop),
+    }
+}
+
+fn slab<'a>(file: &File<'a>, slab: Slab) -> Result<&'a [u8], PlanError> {
+    require(slab.offset.is_multiple_of(SLAB_ALIGN as u32), E::Slab)?;
+    file.slab(slab).ok_or(E::Slab)
+}
+
+/// A slab of exactly `count` numbers.
+fn numbers<'a, T: cast::Number>(
+    file: &File<'a>,
+    at: Slab,
+    count: usize,
+) -> Result<&'a [T], PlanError> {
+    let numbers = cast::numbers::<T>(slab(file, at)?).ok_or(E::Slab)?;
+    require(numbers.len() == count, E::Slab)?;
+    Ok(numbers)
+}
+
+fn padded(n: u32, unit: usize) -> Result<usize, PlanError> {
+    let padded = (n as usize).checked_next_multiple_of(unit);
+    padded.ok_or(E::Shape)
+}
+
+fn require(holds: bool, error: PlanError) -> Result<(), PlanError> {
+    if holds { Ok(()) } else { Err(error) }
+}
+
+// A slab's alignment in the file is one in memory only up to the file's own.
+const _: () = assert!(SLAB_ALIGN.is_multiple_of(ARENA_ALIGN));
