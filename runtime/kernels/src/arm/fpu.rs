@@ -27,8 +27,8 @@ pub(super) fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
 /// Adds the products of one panel to its sums.
 ///
 /// # Safety
-/// `weights` points to a row of [`PANEL`] weights for each of `x`, on a word
-/// boundary.
+/// `x` is not empty. `weights` points to a row of [`PANEL`] weights for each of
+/// it, on a word boundary.
 type Panel<T> = unsafe fn(weights: *const T, x: &[f32], sums: &mut [f32; PANEL]);
 
 fn panels<T>(
@@ -46,12 +46,20 @@ fn panels<T>(
         };
         rest = later;
         let mut sums = *bias;
-        // SAFETY: `weights` is that long, and on a word boundary because the
-        // first panel is and each is a number of words long.
-        unsafe { panel(weights.as_ptr(), x, &mut sums) };
-        for (y, sum) in y.iter_mut().zip(sums) {
-            *y = finish.apply(*y, sum);
+        if !x.is_empty() {
+            // SAFETY: `weights` is that long, and on a word boundary because the
+            // first panel is and each is a number of words long.
+            unsafe { panel(weights.as_ptr(), x, &mut sums) };
         }
+        store(y, &sums, finish);
+    }
+}
+
+/// Out of line, because inlined it is unrolled, and a copy per kernel is large.
+#[inline(never)]
+fn store(y: &mut [f32], sums: &[f32; PANEL], finish: Finish) {
+    for (y, &sum) in y.iter_mut().zip(sums) {
+        *y = finish.apply(*y, sum);
     }
 }
 
@@ -71,18 +79,16 @@ macro_rules! widen {
     ) };
 }
 
-/// Runs `$body` for each input, with the sums in s0 to s15 and the input in s24.
+/// Runs `$body` for each input, at least one, with the sums in s0 to s15 and the input in s24.
 macro_rules! for_each_input {
     ($weights:ident, $x:ident, $sums:ident, $($body:expr),*) => {
         asm!(
             "vldm {sums}, {{s0-s15}}",
             "2:",
-            "cmp {x}, {end}",
-            "beq 3f",
             "vldm {x}!, {{s24}}",
             $($body,)*
-            "b 2b",
-            "3:",
+            "cmp {x}, {end}",
+            "bne 2b",
             "vstm {sums}, {{s0-s15}}",
             sums = in(reg) $sums,
             x = inout(reg) $x.as_ptr_range().start => _,
