@@ -31,6 +31,8 @@
 
 #![no_std]
 
+#[cfg(quell_dsp)]
+mod arm;
 pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;

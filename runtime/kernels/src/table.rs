@@ -125,6 +125,8 @@ impl Kernels {
     /// Every table that this CPU runs, slowest first; the first is the scalar one.
     pub fn available() -> impl Iterator<Item = &'static Kernels> {
         let tables = core::iter::once(Self::scalar());
+        #[cfg(quell_dsp)]
+        let tables = tables.chain([&crate::arm::DSP]);
         #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
         let tables = tables.chain(crate::x86::available().iter().copied());
         tables

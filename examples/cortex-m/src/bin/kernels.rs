@@ -1,0 +1,193 @@
+//! Runs the conformance suite of the kernels on the board, then counts their
+//! instructions, and fails where they are more than they were.
+//!
+//! Counts do not depend on the machine that emulates the board, so that this is
+//! a test and not a benchmark.
+
+#![no_std]
+#![no_main]
+
+use core::fmt::{self, Display};
+
+use cortex_m_rt::entry;
+use quell_cortex_m::{BOARD, counter::Counter, memory};
+use quell_kernels::{
+    Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize, cast, conformance, layout,
+};
+use semihosting::{println, process};
+
+/// Most inputs and outputs of a shape.
+const INPUTS: usize = 785;
+const OUTPUTS: usize = 784;
+
+/// A kernel at a shape, and the most instructions that it may take per 1000
+/// multiply-accumulates with the DSP extension: a little above what it takes.
+struct Case {
+    kernel: Kernel,
+    inputs: usize,
+    outputs: usize,
+    ceiling: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Kernel {
+    LinearI8,
+    LinearI8F32,
+    LinearF32,
+    LinearF16,
+}
+
+const fn case(kernel: Kernel, inputs: usize, outputs: usize, ceiling: u64) -> Case {
+    Case {
+        kernel,
+        inputs,
+        outputs,
+        ceiling,
+    }
+}
+
+const CASES: [Case; 7] = [
+    case(Kernel::LinearI8, 785, 512, 940),
+    case(Kernel::LinearI8, 512, 512, 920),
+    case(Kernel::LinearI8, 512, 784, 920),
+    case(Kernel::LinearI8, 64, 64, 1130),
+    case(Kernel::LinearI8F32, 512, 784, 980),
+    case(Kernel::LinearF32, 128, 128, 2600),
+    case(Kernel::LinearF16, 128, 128, 3600),
+];
+
+/// Weights in flash, as on a chip; any bytes are weights.
+static WEIGHTS: Weights = Weights(noise());
+
+#[repr(align(64))]
+struct Weights([u8; layout::i8_len(512, INPUTS)]);
+
+/// The high bytes of a linear congruential generator.
+const fn noise<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut state = 1u32;
+    let mut i = 0;
+    while i < N {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bytes[i] = (state >> 24) as u8;
+        i += 1;
+    }
+    bytes
+}
+
+#[entry]
+fn main() -> ! {
+    let Some(peripherals) = cortex_m::Peripherals::take() else {
+        process::exit(1)
+    };
+    let counter = Counter::start(peripherals.SYST);
+    println!("board   {BOARD}");
+    let mut good = true;
+    for kernels in Kernels::available() {
+        good &= conforms(kernels) & is_fast(kernels, &counter);
+    }
+    println!("stack   {} bytes at most", memory::stack_peak());
+    process::exit(i32::from(!good))
+}
+
+#[inline(never)]
+fn conforms(kernels: &Kernels) -> bool {
+    let result = conformance::check(kernels, &mut |line| println!("{line}"));
+    if let Err(failure) = result {
+        println!("error: {failure}");
+    }
+    result.is_ok()
+}
+
+/// Whether no case takes more instructions than its ceiling.
+#[inline(never)]
+fn is_fast(kernels: &Kernels, counter: &Counter) -> bool {
+    let mut good = true;
+    for case in &CASES {
+        let instructions = case.run(kernels, counter);
+        let macs = (case.inputs * case.outputs) as u64;
+        let per_mac = (instructions * 1000).div_ceil(macs);
+        let (count, ratio) = (Thousandths(instructions / 1000), Thousandths(per_mac));
+        println!(
+            "{} {case}: {count} M instr, {ratio} instr/MAC",
+            kernels.name
+        );
+        if kernels.name != "scalar" && per_mac > case.ceiling {
+            println!("error: more than {}", Thousandths(case.ceiling));
+            good = false;
+        }
+    }
+    good
+}
+
+impl Case {
+    /// Instructions of one call.
+    fn run(&self, kernels: &Kernels, counter: &Counter) -> u64 {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let (mut y, mut f) = ([0; OUTPUTS], [0.0; OUTPUTS]);
+        let (y, f) = (&mut y[..outputs], &mut f[..outputs]);
+        let x = &[1.5; INPUTS][..inputs];
+        let bias = &[0.5; OUTPUTS][..outputs];
+        let weights = &WEIGHTS.0[..];
+        let panels = layout::panels_len(outputs, inputs);
+        match self.kernel {
+            Kernel::LinearI8 | Kernel::LinearI8F32 => self.run_i8(kernels, counter, y, f),
+            Kernel::LinearF32 => {
+                let weights = &cast::numbers(weights).unwrap_or_default()[..panels];
+                let op = LinearF32 { weights, bias, x };
+                counter.count(|| kernels.linear_f32(op, Finish::Store, f)).1
+            }
+            Kernel::LinearF16 => {
+                let weights = &cast::numbers(weights).unwrap_or_default()[..panels];
+                let op = LinearF16 { weights, bias, x };
+                counter.count(|| kernels.linear_f16(op, Finish::Store, f)).1
+            }
+        }
+    }
+
+    fn run_i8(&self, kernels: &Kernels, counter: &Counter, y: &mut [i8], f: &mut [f32]) -> u64 {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let mut scratch = [cast::Line::ZERO; layout::scratch_i8(INPUTS).div_ceil(64)];
+        let scratch = cast::numbers_mut(cast::lines_mut(&mut scratch));
+        let op = LinearI8 {
+            weights: &WEIGHTS.0[..layout::i8_len(outputs, inputs)],
+            bias: &[1000; OUTPUTS][..outputs],
+            x: &[5; INPUTS][..inputs],
+            scratch: scratch.unwrap_or_default(),
+        };
+        if let Kernel::LinearI8F32 = self.kernel {
+            let scales = &[0.5; OUTPUTS][..outputs];
+            return counter
+                .count(|| kernels.linear_i8_f32(op, scales, Finish::Store, f))
+                .1;
+        }
+        let requantize = Requantize {
+            multipliers: &[1 << 20; OUTPUTS][..outputs],
+            shift: 0,
+            zero_point: -3,
+            min: -127,
+        };
+        counter.count(|| kernels.linear_i8(op, requantize, y)).1
+    }
+}
+
+impl Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.kernel {
+            Kernel::LinearI8 => "linear_i8",
+            Kernel::LinearI8F32 => "linear_i8_f32",
+            Kernel::LinearF32 => "linear_f32",
+            Kernel::LinearF16 => "linear_f16",
+        };
+        write!(f, "{name} {}x{}", self.inputs, self.outputs)
+    }
+}
+
+/// A decimal number, without the code that floats cost.
+struct Thousandths(u64);
+
+impl Display for Thousandths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}", self.0 / 1000, self.0 % 1000)
+    }
+}

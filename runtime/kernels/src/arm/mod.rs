@@ -1,0 +1,25 @@
+//! Kernels for Cortex-M with the DSP extension (M4, M7, M33, …).
+//!
+//! Owns the assembly of these cores. Knows nothing of boards or of how
+//! instructions are counted. `build.rs` finds out whether the extension exists
+//! and sets `quell_dsp`; a build for a core without it has the scalar table.
+
+mod dsp;
+#[cfg(target_abi = "eabihf")]
+mod fpu;
+
+use crate::table::Kernels;
+
+pub(crate) static DSP: Kernels = Kernels {
+    name: "dsp",
+    #[cfg(target_abi = "eabihf")]
+    linear_f32: fpu::linear_f32,
+    #[cfg(target_abi = "eabihf")]
+    linear_f16: fpu::linear_f16,
+    #[cfg(not(target_abi = "eabihf"))]
+    linear_f32: crate::scalar::KERNELS.linear_f32,
+    #[cfg(not(target_abi = "eabihf"))]
+    linear_f16: crate::scalar::KERNELS.linear_f16,
+    linear_i8: dsp::linear_i8,
+    linear_i8_f32: dsp::linear_i8_f32,
+};
