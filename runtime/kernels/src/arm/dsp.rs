@@ -35,7 +35,7 @@
 //!   excess is taken off at the end; wrapping on the way there does not matter,
 //!   because the caller has proven that the result fits.
 
-use core::arch::{asm, naked_asm};
+use core::arch::asm;
 use core::mem::offset_of;
 use core::{ptr, slice};
 
@@ -346,24 +346,31 @@ struct Frame {
     weights: *const u8,
 }
 
-/// Behind the copy, for several chunks: the sums so far, where they lie (in the
-/// first chunk, the bias), and a word to align the stack.
+/// Behind the copy, for several chunks: where the sums so far lie (in the first
+/// chunk, the bias), and those sums.
 const SUMS: usize = size_of::<Frame>();
 const TOTALS: usize = SUMS + 4;
-const STACK: usize = TOTALS + size_of::<[i32; QUAD]>() + 4;
+const STACK: usize = TOTALS + size_of::<[i32; QUAD]>();
 
-// The copy moves 21 words; nine saved registers keep the stack a multiple of 8.
-const _: () = assert!(SUMS == 84 && (STACK + 36).is_multiple_of(8));
+// The copy moves 21 words; with two registers saved, the stack stays aligned.
+const _: () = assert!(SUMS == 84 && (STACK + 8).is_multiple_of(8));
 
 /// Computes and stores row blocks until `y` reaches `y_end`, in two passes each.
+///
+/// Not inlined: the compiler takes a line of assembly for an instruction, so
+/// that `.rept` would mislead it about the distance of its own branches.
 ///
 /// # Safety
 /// The pointers of `frame` are what their names say, for the same number of row
 /// blocks, at least one; inputs and weights lie on word boundaries.
-#[unsafe(naked)]
-unsafe extern "C" fn multiply(frame: &Frame) {
-    naked_asm!(
-        "push {{r4-r11, lr}}",
+#[inline(never)]
+unsafe fn multiply(frame: &Frame) {
+    // SAFETY: reads what `frame` points to and writes `y`, which the caller has
+    // made sure of. Saves r6 and r7, which cannot be operands, and leaves the
+    // stack as it was.
+    unsafe {
+        asm!(
+        "push {{r6, r7}}",
         "sub sp, #{stack}",
         "add lr, sp, #44",
         "ldm r0!, {{r1-r11}}",
@@ -500,7 +507,7 @@ unsafe extern "C" fn multiply(frame: &Frame) {
         "cmp r3, r7",
         "bne 1b",
         "add sp, #{stack}",
-        "pop {{r4-r11, pc}}",
+        "pop {{r6, r7}}",
         stack = const STACK,
         unroll = const UNROLL,
         body = const BODY,
@@ -516,5 +523,9 @@ unsafe extern "C" fn multiply(frame: &Frame) {
         back_next = const offset_of!(Frame, back_next),
         zero_point = const offset_of!(Frame, zero_point),
         y_end = const offset_of!(Frame, y_end),
-    )
+        inout("r0") frame => _,
+        out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
+        out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("lr") _,
+        )
+    }
 }
