@@ -72,8 +72,12 @@ pub enum What {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (table, kernel, case) = (self.table, self.kernel, self.case);
-        let (inputs, outputs, what) = (case.inputs, case.outputs, self.what);
-        write!(f, "{table} {kernel} {inputs}→{outputs}: {what:?}")
+        let (inputs, outputs, offset) = (case.inputs, case.outputs, case.offset);
+        let what = self.what;
+        write!(
+            f,
+            "{table} {kernel} {inputs}→{outputs}, offset {offset}: {what:?}"
+        )
     }
 }
 

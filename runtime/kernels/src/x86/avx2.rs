@@ -4,7 +4,7 @@
 use core::arch::x86_64::*;
 
 use super::int8::{self, linear_i8_kernels};
-use super::panels::{Panels, store};
+use super::panels::{Panels, prefetch, store};
 use crate::layout::{PANEL, ROWS};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
@@ -83,7 +83,9 @@ fn sums<W, const N: usize>(
         for (n, [low, high]) in sums.iter_mut().enumerate() {
             // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
             // the number of rows that `take` gave.
-            let row = widen(unsafe { pass.weights.get_unchecked(n * x.len() + k) });
+            let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
+            prefetch(row);
+            let row = widen(row);
             *low = _mm256_fmadd_ps(row[0], x_k, *low);
             *high = _mm256_fmadd_ps(row[1], x_k, *high);
         }

@@ -6,7 +6,7 @@
 use core::arch::x86_64::*;
 
 use super::int8::{self, linear_i8_kernels};
-use super::panels::{Panels, store};
+use super::panels::{Panels, prefetch, store};
 use crate::layout::{PANEL, ROWS};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
@@ -97,6 +97,7 @@ fn sums<W, const N: usize>(
             // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
             // the number of rows that `take` gave.
             let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
+            prefetch(row);
             *sum = _mm512_fmadd_ps(widen(row), x_k, *sum);
         }
     }
