@@ -15,7 +15,7 @@ use crate::compile::{self, Source};
 use crate::graph::{Node, Op, ValueId};
 use crate::lower::{self, Lowered};
 use crate::model_file::{HostArena, ModelFile};
-use crate::quantize::Activation;
+use crate::quantize::{Grid, Range};
 
 /// Which trajectories are looked at.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub fn calibrate(
     source: &Source<'_>,
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
-) -> Result<HashMap<ValueId, Activation>> {
+) -> Result<HashMap<ValueId, Grid>> {
     let plan = lower::lower(source.graph, Tier::F32, &HashMap::new())?;
     let file = ModelFile::from_bytes(&compile::assemble(source, Tier::F32, &plan, None)?);
     // The reference kernels: the same checkpoint gives the same file everywhere.
@@ -77,14 +77,12 @@ pub fn calibrate(
     Ok(recorder.grids())
 }
 
-/// Smallest and largest number that a value takes on.
-type Range = (f32, f32);
-
 struct Recorder<'g> {
     nodes: &'g [Node],
     /// Value left by each operation.
     left: Vec<ValueId>,
-    seen: HashMap<ValueId, Range>,
+    /// Ranges of the elements of every value.
+    seen: HashMap<ValueId, Vec<Range>>,
 }
 
 impl<'g> Recorder<'g> {
@@ -118,31 +116,28 @@ impl<'g> Recorder<'g> {
     }
 
     /// A grid for every input of a linear layer.
-    fn grids(&self) -> HashMap<ValueId, Activation> {
-        let seen = |value: &ValueId| self.seen.get(value).copied().unwrap_or((0.0, 0.0));
+    fn grids(&self) -> HashMap<ValueId, Grid> {
+        let seen = |value: ValueId| self.seen.get(&value).cloned().unwrap_or_default();
         let linear = |node: &&Node| matches!(node.op, Op::Linear { .. });
         let inputs = self.nodes.iter().filter(linear).map(|node| node.inputs[0]);
         let grid = |value: ValueId| {
-            let (low, high) = match self.nodes[value].op {
+            let ranges = match self.nodes[value].op {
                 Op::Concat => {
-                    let parts = self.nodes[value].inputs.iter().map(seen);
-                    parts.reduce(join).unwrap_or((0.0, 0.0))
+                    let parts = self.nodes[value].inputs.iter();
+                    parts.flat_map(|&part| seen(part)).collect()
                 }
-                _ => seen(&value),
+                _ => seen(value),
             };
-            (value, Activation::covering(low, high))
+            (value, Grid::covering(&ranges))
         };
         inputs.map(grid).collect()
     }
 }
 
-fn widen(seen: &mut HashMap<ValueId, Range>, value: ValueId, values: &[f32]) {
-    let range = seen
-        .entry(value)
-        .or_insert((f32::INFINITY, f32::NEG_INFINITY));
-    *range = values.iter().fold(*range, |range, &x| join(range, (x, x)));
-}
-
-fn join(a: Range, b: Range) -> Range {
-    (a.0.min(b.0), a.1.max(b.1))
+fn widen(seen: &mut HashMap<ValueId, Vec<Range>>, value: ValueId, values: &[f32]) {
+    let nothing = || vec![(f32::INFINITY, f32::NEG_INFINITY); values.len()];
+    let ranges = seen.entry(value).or_insert_with(nothing);
+    for (range, &x) in ranges.iter_mut().zip(values) {
+        *range = (range.0.min(x), range.1.max(x));
+    }
 }

@@ -13,7 +13,7 @@ use quell_kernels::layout;
 
 use crate::graph::{Graph, Matrix, Node, Op, ValueId};
 use crate::memory::{self, Buffer};
-use crate::quantize::{Activation, Weights};
+use crate::quantize::{Grid, Weights};
 use crate::write::Slabs;
 
 /// A plan before it has a schedule.
@@ -23,7 +23,7 @@ pub struct Lowered {
     pub layers: Vec<(String, PlanOp)>,
     /// The value that each operation leaves behind, for calibration and
     /// comparison, and its grid where it is int8.
-    pub values: Vec<(ValueId, Option<Activation>)>,
+    pub values: Vec<(ValueId, Option<Grid>)>,
     /// Weights.
     pub slabs: Slabs,
     /// Where the sample lies in the arena.
@@ -35,7 +35,7 @@ pub struct Lowered {
 }
 
 /// Lowers `graph`; the int8 tier needs a grid for every input of a linear layer.
-pub fn lower(graph: &Graph, tier: Tier, grids: &HashMap<ValueId, Activation>) -> Result<Lowered> {
+pub fn lower(graph: &Graph, tier: Tier, grids: &HashMap<ValueId, Grid>) -> Result<Lowered> {
     let mut lowering = Lowering {
         graph,
         tier,
@@ -93,7 +93,7 @@ struct Home {
 struct Lowering<'g> {
     graph: &'g Graph,
     tier: Tier,
-    grids: &'g HashMap<ValueId, Activation>,
+    grids: &'g HashMap<ValueId, Grid>,
     users: Vec<Vec<ValueId>>,
     absorbed: HashMap<ValueId, (ValueId, ValueId)>,
     buffers: Vec<Buffer>,
@@ -102,7 +102,7 @@ struct Lowering<'g> {
     /// Where int8 values live.
     bytes: HashMap<ValueId, Home>,
     layers: Vec<(String, Draft)>,
-    values: Vec<(ValueId, Option<Activation>)>,
+    values: Vec<(ValueId, Option<Grid>)>,
     slabs: Slabs,
 }
 
@@ -221,7 +221,7 @@ impl Lowering<'_> {
     fn linear_i8(&mut self, i: ValueId, weight: &Matrix, bias: &[f32]) -> Result<()> {
         let source = self.graph.nodes[i].inputs[0];
         let (input, grid) = self.quantized(source)?;
-        let quantized = Weights::quantize(weight, bias, grid);
+        let quantized = Weights::quantize(weight, bias, &grid);
         let (inputs, outputs) = (weight.columns as u32, weight.rows as u32);
         let weights = self.slabs.push(&quantized.packed)?;
         let bias = self.slabs.push(&quantized.bias)?;
@@ -229,7 +229,7 @@ impl Lowering<'_> {
         let (value, output, grid, result) = match self.fused_i8(i) {
             Some((value, relu)) => {
                 let grid = self.grid(value)?;
-                let (multipliers, shift) = quantized.multipliers(grid);
+                let (multipliers, shift) = quantized.multipliers(&grid);
                 let output = self.allocate(weight.rows);
                 self.bytes.insert(value, output);
                 let result = I8Output::I8 {
@@ -237,7 +237,6 @@ impl Lowering<'_> {
                     shift,
                     zero_point: grid.zero_point,
                     min: if relu { grid.zero_point } else { -127 },
-                    scale: grid.scale,
                 };
                 (value, output, Some(grid), result)
             }
@@ -345,7 +344,7 @@ impl Lowering<'_> {
     }
 
     /// The int8 form of a value; made once, where it is first needed.
-    fn quantized(&mut self, value: ValueId) -> Result<(Home, Activation)> {
+    fn quantized(&mut self, value: ValueId) -> Result<(Home, Grid)> {
         let grid = self.grid(value)?;
         if let Some(&home) = self.bytes.get(&value) {
             return Ok((home, grid));
@@ -356,22 +355,24 @@ impl Lowering<'_> {
         };
         let output = self.allocate(len);
         self.bytes.insert(value, output);
+        let inverse_scales = self.slabs.push(&grid.inverse_scales())?;
+        let zero_point = grid.zero_point;
         let build = move |at: &[u32]| {
             PlanOp::Quantize(format::Quantize {
                 len: len as u32,
                 input: at[0],
                 output: at[1],
-                inverse_scale: 1.0 / grid.scale,
-                zero_point: grid.zero_point,
+                inverse_scales,
+                zero_point,
             })
         };
-        self.emit(value, value, Some(grid), vec![input, output], build);
+        self.emit(value, value, Some(grid.clone()), vec![input, output], build);
         Ok((output, grid))
     }
 
-    fn grid(&self, value: ValueId) -> Result<Activation> {
+    fn grid(&self, value: ValueId) -> Result<Grid> {
         match self.grids.get(&value) {
-            Some(&grid) => Ok(grid),
+            Some(grid) => Ok(grid.clone()),
             None => bail!("{}: was not calibrated", self.graph.nodes[value].name),
         }
     }
@@ -395,7 +396,7 @@ impl Lowering<'_> {
         &mut self,
         named: ValueId,
         value: ValueId,
-        grid: Option<Activation>,
+        grid: Option<Grid>,
         places: Vec<Home>,
         build: impl Fn(&[u32]) -> PlanOp + 'static,
     ) {

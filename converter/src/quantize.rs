@@ -2,43 +2,68 @@
 //!
 //! Activations keep their whole calibrated range: on diffusion trajectories,
 //! clipping the rare large ones spoils whole samples and won nothing on the rest.
-//! Weights, of which all are known, get the scale with the least squared error.
+//! Every element has a scale of its own, and the columns of the next layer's
+//! weights take it back. Weights, of which all are known, get the scale with the
+//! least squared error per row.
 
 use quell_kernels::layout;
 
 use crate::graph::Matrix;
 
-/// How a real number is represented: `real = scale·(q - zero_point)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Activation {
-    /// Size of a quantization step.
-    pub scale: f32,
+/// Smallest and largest number that an activation takes on.
+pub type Range = (f32, f32);
+
+/// How a vector of activations is represented:
+/// `real[i] = scales[i]·(q[i] - zero_point)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grid {
+    /// Size of a quantization step, per element.
+    pub scales: Vec<f32>,
     /// The integer that means 0.
     pub zero_point: i8,
 }
 
-impl Activation {
-    /// The grid of 255 points over `low..=high`, extended to include 0, so that
-    /// a ReLU's zero is exact.
-    pub fn covering(low: f32, high: f32) -> Self {
-        let (low, high) = (low.min(0.0), high.max(0.0));
+/// How much of the difference between elements' ranges their scales follow; the
+/// rest is left to the weights, whose columns are multiplied by these scales and
+/// share one scale per row (Xiao et al. 2023, section 4). Measured on the
+/// committed model, mean pixel difference of 20 steps: 0 gives 3.2 %, ½ 1.7 %,
+/// ¾ 1.4 %.
+const SMOOTHING: f32 = 0.75;
+
+impl Grid {
+    /// The grid of 255 points over the range of each element, extended to
+    /// include 0, so that a ReLU's zero is exact.
+    pub fn covering(ranges: &[Range]) -> Self {
+        let ranges = ranges
+            .iter()
+            .map(|&(low, high)| (low.min(0.0), high.max(0.0)));
+        let ranges: Vec<Range> = ranges.collect();
+        let sizes: Vec<f32> = ranges.iter().map(|(low, high)| high.max(-low)).collect();
+        let largest = sizes.iter().copied().fold(1e-12, f32::max);
+        // A dead element's scale must not vanish.
+        let relative = |size: &f32| (size / largest).max(0.01).powf(SMOOTHING);
+        let relative: Vec<f32> = sizes.iter().map(relative).collect();
+        let scaled = ranges
+            .iter()
+            .zip(&relative)
+            .map(|(&(low, high), r)| (low / r, high / r));
+        let (low, high) = scaled.fold((0.0f32, 0.0f32), |a, b| (a.0.min(b.0), a.1.max(b.1)));
         let scale = ((high - low) / 254.0).max(1e-12);
         let zero_point = (-127.0 - low / scale).round().clamp(-127.0, 127.0);
         Self {
-            scale,
+            scales: relative.into_iter().map(|r| scale * r).collect(),
             zero_point: zero_point as i8,
         }
     }
 
-    /// The nearest integer of the grid, as the runtime computes it.
-    pub fn quantize(&self, x: f32) -> i8 {
-        let v = (x * (1.0 / self.scale)).round_ties_even() + f32::from(self.zero_point);
-        v.clamp(-127.0, 127.0) as i8
+    /// What the runtime multiplies with.
+    pub fn inverse_scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| 1.0 / scale).collect()
     }
 
-    /// The real number that an integer stands for.
-    pub fn dequantize(&self, q: i8) -> f32 {
-        self.scale * (f32::from(q) - f32::from(self.zero_point))
+    /// The real number that integer `q` of element `i` stands for.
+    pub fn dequantize(&self, i: usize, q: i8) -> f32 {
+        self.scales[i] * (f32::from(q) - f32::from(self.zero_point))
     }
 }
 
@@ -55,23 +80,23 @@ pub struct Weights {
 
 impl Weights {
     /// Quantizes a layer per output channel for inputs on the grid `input`.
-    pub fn quantize(weight: &Matrix, bias: &[f32], input: Activation) -> Self {
+    pub fn quantize(weight: &Matrix, bias: &[f32], input: &Grid) -> Self {
         let rows = layout::pad(weight.rows, layout::ROWS);
         let mut integers = Vec::with_capacity(weight.data.len());
         let mut biases = vec![0; rows];
         let mut scales = vec![0.0; rows];
         for (o, (row, &b)) in weight.rows().zip(bias).enumerate() {
+            // In units of the inputs' integers.
+            let row: Vec<f32> = row.iter().zip(&input.scales).map(|(w, s)| w * s).collect();
             // A bias far larger than its row would not fit an accumulator.
-            let floor = b.abs() / input.scale / (1 << 24) as f32;
-            let scale = row_scale(row).max(floor);
+            let scale = row_scale(&row).max(b.abs() / (1 << 24) as f32);
             let start = integers.len();
             integers.extend(row.iter().map(|&w| to_i8(w, scale)));
             let sum: i64 = integers[start..].iter().map(|&w| i64::from(w)).sum();
-            let unit = f64::from(input.scale) * f64::from(scale);
-            let b = (f64::from(b) / unit).round() as i64;
+            let b = (f64::from(b) / f64::from(scale)).round() as i64;
             // At most 2²⁴ + 127·127·K: far inside of an i32.
             biases[o] = (b - sum * i64::from(input.zero_point)) as i32;
-            scales[o] = unit as f32;
+            scales[o] = scale;
         }
         let mut packed = vec![0; layout::i8_len(weight.rows, weight.columns)];
         layout::pack_i8(&integers, weight.rows, weight.columns, &mut packed);
@@ -84,15 +109,18 @@ impl Weights {
 
     /// Multipliers and shift that take accumulators to the grid `output`, by the
     /// rule of `quell_kernels::Requantize`.
-    pub fn multipliers(&self, output: Activation) -> (Vec<i32>, u8) {
-        let ratio = |scale: f32| f64::from(scale) / f64::from(output.scale);
-        let largest = self.scales.iter().copied().map(ratio).fold(0.0, f64::max);
+    pub fn multipliers(&self, output: &Grid) -> (Vec<i32>, u8) {
+        let ratios = self.scales.iter().zip(&output.scales);
+        let ratios = ratios.map(|(&from, &to)| f64::from(from) / f64::from(to));
+        let mut ratios: Vec<f64> = ratios.collect();
+        ratios.resize(self.scales.len(), 0.0);
+        let largest = ratios.iter().copied().fold(0.0, f64::max);
         // The fewer shifts, the more bits in the multiplier.
         let shift = (0..8u8).find(|&s| largest * 2f64.powi(32 - i32::from(s)) < 2_147_483_647.0);
         let shift = shift.unwrap_or(8);
         let unit = 2f64.powi(32 - i32::from(shift));
-        let multiplier = |scale: &f32| (ratio(*scale) * unit).round().min(2_147_483_647.0) as i32;
-        (self.scales.iter().map(multiplier).collect(), shift)
+        let multiplier = |ratio: &f64| (ratio * unit).round().min(2_147_483_647.0) as i32;
+        (ratios.iter().map(multiplier).collect(), shift)
     }
 }
 
@@ -120,16 +148,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zero_is_exact_and_the_error_is_half_a_step() {
-        let values: Vec<f32> = (0..1000).map(|i| i as f32 / 100.0 - 2.0).collect();
-        let grid = Activation::covering(-2.0, 8.0);
-        assert_eq!(grid.dequantize(grid.quantize(0.0)), 0.0);
-        for &x in &values {
-            let error = (grid.dequantize(grid.quantize(x)) - x).abs();
-            assert!(error <= grid.scale * 1.01, "{x}: {error} at {}", grid.scale);
+    fn zero_is_exact_and_ranges_are_covered() {
+        let grid = Grid::covering(&[(-2.0, 8.0), (0.0, 1.0), (-0.5, -0.25), (0.0, 0.0)]);
+        for (i, range) in [(-2.0, 8.0), (0.0, 1.0), (-0.5, 0.0), (0.0, 0.0)]
+            .iter()
+            .enumerate()
+        {
+            assert_eq!(grid.dequantize(i, grid.zero_point), 0.0);
+            let (low, high) = (grid.dequantize(i, -127), grid.dequantize(i, 127));
+            let slack = grid.scales[i];
+            assert!(
+                low <= range.0 + slack && high >= range.1 - slack,
+                "{i}: {low} {high}"
+            );
         }
-        let relu = Activation::covering(0.5, 2.54);
-        assert_eq!(relu.zero_point, -127);
+        assert!(grid.scales[1] < grid.scales[0]);
+        assert_eq!(Grid::covering(&[(0.5, 2.54), (0.0, 1.0)]).zero_point, -127);
     }
 
     #[test]
@@ -140,12 +174,11 @@ mod tests {
             data: (0..15).map(|i| (i * 7 % 11) as f32 / 10.0 - 0.5).collect(),
         };
         let bias = [0.5, -100.0, 0.0];
-        let input = Activation {
-            scale: 0.01,
+        let input = Grid {
+            scales: vec![0.01, 0.02, 0.01, 0.005, 0.01],
             zero_point: 20,
         };
-        let q = Weights::quantize(&weight, &bias, input);
-        // Undo the packing by asking for single weights with one-hot inputs.
+        let q = Weights::quantize(&weight, &bias, &input);
         let x: Vec<i8> = vec![30, -7, 0, 127, -127];
         let mut y = [0.0; 3];
         let operands = quell_kernels::LinearI8 {
@@ -157,10 +190,9 @@ mod tests {
         let store = quell_kernels::Finish::Store;
         quell_kernels::Kernels::scalar().linear_i8_f32(operands, &q.scales, store, &mut y);
         for (o, row) in weight.rows().enumerate() {
-            let exact: f32 = row
-                .iter()
-                .zip(&x)
-                .map(|(&w, &x)| w * input.dequantize(x))
+            let products = row.iter().zip(&x).enumerate();
+            let exact: f32 = products
+                .map(|(i, (&w, &x))| w * input.dequantize(i, x))
                 .sum();
             assert!(
                 (y[o] - exact - bias[o]).abs() < 0.02,

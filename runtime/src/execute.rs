@@ -29,7 +29,7 @@ impl Context<'_> {
     pub(crate) fn run(&self, op: &Op, arena: &mut [u8]) -> Option<()> {
         match op {
             Op::Embed(op) => self.embed(op, arena),
-            Op::Quantize(op) => quantize(op, arena),
+            Op::Quantize(op) => self.quantize(op, arena),
             Op::Linear(op) => self.linear(op, arena),
             Op::LinearI8(op) => self.linear_i8(op, arena),
             Op::LayerNorm(op) => layer_norm(op, arena),
@@ -62,6 +62,19 @@ impl Context<'_> {
                 }
             }
         }
+        Some(())
+    }
+
+    fn quantize(&self, op: &Quantize, arena: &mut [u8]) -> Option<()> {
+        let output = span(op.output, op.len, size_of::<i8>())?;
+        let [x, y] = disjoint(arena, [f32s(op.input, op.len)?, output])?;
+        let scales = cast::numbers(self.file.slab(op.inverse_scales)?)?;
+        elementwise::quantize(
+            cast::numbers(x)?,
+            scales,
+            op.zero_point,
+            cast::numbers_mut(y)?,
+        );
         Some(())
     }
 
@@ -111,7 +124,6 @@ impl Context<'_> {
                 shift,
                 zero_point,
                 min,
-                ..
             } => {
                 let requantize = Requantize {
                     multipliers: cast::numbers(self.file.slab(multipliers)?)?,
@@ -131,17 +143,6 @@ impl Context<'_> {
         }
         Some(())
     }
-}
-
-fn quantize(op: &Quantize, arena: &mut [u8]) -> Option<()> {
-    let ranges = [
-        f32s(op.input, op.len)?,
-        span(op.output, op.len, size_of::<i8>())?,
-    ];
-    let [x, y] = disjoint(arena, ranges)?;
-    let (x, y) = (cast::numbers(x)?, cast::numbers_mut(y)?);
-    elementwise::quantize(x, op.inverse_scale, op.zero_point, y);
-    Some(())
 }
 
 fn layer_norm(op: &LayerNorm, arena: &mut [u8]) -> Option<()> {

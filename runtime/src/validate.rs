@@ -86,10 +86,11 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
     check_regions(file, index, &access)?;
     match op {
         Op::Embed(op) => check_embed(file, op),
-        Op::Quantize(op) => require(
-            op.inverse_scale.is_finite() && op.inverse_scale > 0.0 && op.zero_point >= -127,
-            E::Range,
-        ),
+        Op::Quantize(op) => {
+            let scales = numbers::<f32>(file, op.inverse_scales, op.len as usize)?;
+            let valid = scales.iter().all(|s| s.is_finite() && *s > 0.0);
+            require(valid && op.zero_point >= -127, E::Range)
+        }
         Op::Linear(op) => check_linear(file, op),
         Op::LinearI8(op) => check_linear_i8(file, op),
         Op::LayerNorm(op) => require(op.epsilon.is_finite() && op.epsilon > 0.0, E::Range),
@@ -214,12 +215,11 @@ fn check_linear_i8(file: &File<'_>, op: &LinearI8) -> Result<(), PlanError> {
             shift,
             zero_point,
             min,
-            scale,
         } => {
             let multipliers = numbers::<i32>(file, multipliers, rows)?;
             let valid = multipliers.iter().all(|&m| m >= 0);
             let valid = valid && shift <= 8 && zero_point >= -127 && min >= -127;
-            require(valid && scale.is_finite() && scale > 0.0, E::Range)?;
+            require(valid, E::Range)?;
             shift
         }
     };

@@ -6,11 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use quell::format::Tier;
-use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::{compile, output};
 
-use super::{print, progress, thousands};
+use super::{Calibration, print, progress, thousands};
 
 /// Compile a checkpoint folder into a .quell file.
 #[derive(clap::Args)]
@@ -28,17 +27,8 @@ pub(crate) struct Args {
     /// Type of the weights
     #[arg(long, value_enum, default_value = "int8")]
     weights: Weights,
-    /// Step counts that int8 activations are calibrated for
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "1,2,4,8,20",
-        value_name = "STEPS"
-    )]
-    calibration_steps: Vec<u32>,
-    /// Trajectories per step count
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    calibration_runs: u32,
+    #[command(flatten)]
+    calibration: Calibration,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,16 +51,17 @@ impl From<Weights> for Tier {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let settings = Settings {
-        steps: args.calibration_steps.clone(),
-        runs: args.calibration_runs,
-    };
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
-    let compiled = compile::compile(&checkpoint, tier, &settings, &|done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let compiled = compile::compile(
+        &checkpoint,
+        tier,
+        &args.calibration.settings(),
+        &|done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    );
     bar.finish_and_clear();
     let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
     output::bytes(&args.output, &compiled.bytes)?;

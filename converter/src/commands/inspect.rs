@@ -86,7 +86,8 @@ fn weights(op: &Op) -> (u32, u64) {
             let macs = u64::from(op.inputs) * u64::from(op.outputs);
             (op.weights.len + op.bias.len + result, macs)
         }
-        Op::Quantize(_) | Op::LayerNorm(_) | Op::Activation(_) => (0, 0),
+        Op::Quantize(op) => (op.inverse_scales.len, 0),
+        Op::LayerNorm(_) | Op::Activation(_) => (0, 0),
     }
 }
 

@@ -12,6 +12,32 @@ use std::io::{ErrorKind, Write};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use quell::Model;
+use quell_converter::calibrate::Settings;
+
+/// How int8 activations are calibrated.
+#[derive(clap::Args)]
+pub(crate) struct Calibration {
+    /// Step counts that int8 activations are calibrated for
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1,2,4,8,20",
+        value_name = "STEPS"
+    )]
+    calibration_steps: Vec<u32>,
+    /// Trajectories per step count
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    calibration_runs: u32,
+}
+
+impl Calibration {
+    fn settings(&self) -> Settings {
+        Settings {
+            steps: self.calibration_steps.clone(),
+            runs: self.calibration_runs,
+        }
+    }
+}
 
 /// A progress bar on standard error; hidden where that is no terminal.
 fn progress(what: &'static str, length: u64) -> ProgressBar {

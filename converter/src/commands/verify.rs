@@ -7,13 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use quell::format::Tier;
 use quell::{Model, Request, Rng, Sampler, Values};
-use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::{self, Compiled};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference;
 
-use super::{print, progress};
+use super::{Calibration, print, progress};
 
 /// Hold a model against the checkpoint that it was made from.
 ///
@@ -40,6 +39,8 @@ pub(crate) struct Args {
     /// [default: 1e-4 for f32, 5e-3 for f16, 0.02 for int8]
     #[arg(long)]
     tolerance: Option<f64>,
+    #[command(flatten)]
+    calibration: Calibration,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -48,12 +49,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = file.model().with_context(name)?;
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let tier = model.header().tier;
-    // Compiled again only for the names of values; the file's bytes are used.
-    let settings = Settings {
-        steps: vec![1],
-        runs: 1,
-    };
-    let compiled = compile::compile(&checkpoint, tier, &settings, &|_, _| {})?;
+    // Compiled again to know which value each operation leaves, on which grid.
+    let bar = progress("calibrating", 0);
+    let settings = args.calibration.settings();
+    let compiled = compile::compile(&checkpoint, tier, &settings, &|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
     ensure!(
         same_plan(&model, &compiled),
         "{}: was not made from {}, or by another version",
@@ -65,6 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         model,
         checkpoint: &checkpoint,
         compiled: &compiled,
+        same_grids: compiled.bytes == file.bytes(),
     };
     let errors = comparison.operations()?;
     let sample = comparison.samples()?;
@@ -95,6 +100,7 @@ fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {
 /// Error of one operation over all calls.
 #[derive(Clone, Default)]
 struct Error {
+    count: u64,
     largest: f64,
     squares: f64,
     reference: f64,
@@ -109,6 +115,7 @@ impl Error {
         } else {
             error
         };
+        self.count += 1;
         self.squares += error * error;
         self.reference += exact * exact;
     }
@@ -129,6 +136,9 @@ struct Comparison<'a> {
     model: Model<'a>,
     checkpoint: &'a Checkpoint,
     compiled: &'a Compiled,
+    /// Whether the file's int8 grids are known: it was compiled with these
+    /// calibration settings.
+    same_grids: bool,
 }
 
 impl Comparison<'_> {
@@ -149,31 +159,18 @@ impl Comparison<'_> {
             let timestep = step.timestep as usize;
             let exact = reference::evaluate(&self.compiled.graph, &sample, timestep, class)?;
             for (i, left) in left.iter().enumerate() {
-                let (value, _) = self.compiled.plan.values[i];
-                let grid = self.grid(i);
-                for (&got, &exact) in left.iter().zip(&exact[value]) {
-                    errors[i].add(grid(got), exact);
+                let (value, grid) = &self.compiled.plan.values[i];
+                if grid.is_some() && !self.same_grids {
+                    continue;
+                }
+                for (j, (&got, &exact)) in left.iter().zip(&exact[*value]).enumerate() {
+                    let got = match grid {
+                        Some(grid) => grid.dequantize(j, got as i8),
+                        None => got,
+                    };
+                    errors[i].add(f64::from(got), exact);
                 }
             }
-        }
-    }
-
-    /// How the numbers that operation `i` of the *file* leaves are read.
-    fn grid(&self, i: usize) -> impl Fn(f32) -> f64 + use<> {
-        use quell::format::{I8Output, Op};
-        let grid = self.model.layers().nth(i).and_then(|layer| match layer.op {
-            Op::Quantize(op) => Some((1.0 / op.inverse_scale, op.zero_point)),
-            Op::LinearI8(op) => match op.result {
-                I8Output::I8 {
-                    scale, zero_point, ..
-                } => Some((scale, zero_point)),
-                I8Output::F32 { .. } => None,
-            },
-            _ => None,
-        });
-        move |x| match grid {
-            Some((scale, zero)) => f64::from(scale) * (f64::from(x) - f64::from(zero)),
-            None => f64::from(x),
         }
     }
 
@@ -243,11 +240,20 @@ impl Comparison<'_> {
             }
         }
         for (layer, error) in self.model.layers().zip(errors) {
+            let cells = match error.count {
+                // Compiled with other calibration settings: its grid is unknown.
+                0 => ["-".to_owned(), "-".to_owned()],
+                _ => [
+                    format!("{:.2e}", error.largest),
+                    format!("{:.2e}", error.relative()),
+                ],
+            };
+            let [largest, relative] = cells;
             table.add_row([
                 layer.name.to_owned(),
                 layer.op.name().to_owned(),
-                format!("{:.2e}", error.largest),
-                format!("{:.2e}", error.relative()),
+                largest,
+                relative,
             ]);
         }
         let mut text = format!("{table}\n\n");

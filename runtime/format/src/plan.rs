@@ -150,8 +150,11 @@ pub struct Embed {
     pub accumulate: bool,
 }
 
-/// `y = clamp(round(x·inverse_scale) + zero_point, -127, 127)`; x is f32 `[len]`,
-/// y int8 `[len]`.
+/// `y[i] = clamp(round(x[i]·inverse_scales[i]) + zero_point, -127, 127)`; x is f32
+/// `[len]`, y int8 `[len]`.
+///
+/// Every element has a scale of its own, which the columns of the next layer's
+/// weights take back (as in SmoothQuant, Xiao et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantize {
     /// Elements.
@@ -160,8 +163,8 @@ pub struct Quantize {
     pub input: u32,
     /// Region of y.
     pub output: u32,
-    /// Reciprocal of the scale of y.
-    pub inverse_scale: f32,
+    /// f32 `[len]`, finite and positive.
+    pub inverse_scales: Slab,
     /// Zero point of y.
     pub zero_point: i8,
 }
@@ -221,8 +224,6 @@ pub enum I8Output {
         zero_point: i8,
         /// Smallest y: -127, or the zero point where a ReLU is fused.
         min: i8,
-        /// Scale of y; for tools, the runtime does not use it.
-        scale: f32,
     },
     /// f32: `y = acc·scales[o]`, or `y += acc·scales[o]`.
     F32 {

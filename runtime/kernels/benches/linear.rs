@@ -185,7 +185,7 @@ fn elementwise(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("elementwise");
     group.throughput(Throughput::Elements(N as u64));
     let x: [f32; N] = std::array::from_fn(|i| (i as f32 - 392.0) / 100.0);
-    let (mut y, mut q) = ([0.0; N], [0; N]);
+    let (mut y, mut q, scales) = ([0.0; N], [0; N], [16.0; N]);
     group.bench_function("silu", |bencher| {
         bencher.iter(|| {
             y = x;
@@ -196,6 +196,8 @@ fn elementwise(criterion: &mut Criterion) {
         bencher.iter(|| elementwise::layer_norm(black_box(&x), 1e-5, black_box(&mut y)));
     });
     group.bench_function("quantize", |bencher| {
-        bencher.iter(|| elementwise::quantize(black_box(&x), 16.0, 3, black_box(&mut q)));
+        bencher.iter(|| {
+            elementwise::quantize(black_box(&x), black_box(&scales), 3, black_box(&mut q))
+        });
     });
 }

@@ -19,14 +19,14 @@ fn widest<O>(run: impl FnOnce(O), operands: O) {
     run(operands)
 }
 
-/// Quantizes: `y = clamp(round(x·inverse_scale) + zero_point, -127, 127)`,
+/// Quantizes: `y[i] = clamp(round(x[i]·inverse_scales[i]) + zero_point, -127, 127)`,
 /// rounding half to even; NaN becomes the smallest value.
 ///
-/// Shapes: `x` and `y` are `[n]`; the shorter one decides.
-pub fn quantize(x: &[f32], inverse_scale: f32, zero_point: i8, y: &mut [i8]) {
+/// Shapes: `x`, `inverse_scales` and `y` are `[n]`; the shortest one decides.
+pub fn quantize(x: &[f32], inverse_scales: &[f32], zero_point: i8, y: &mut [i8]) {
     #[inline(always)]
-    fn run((x, inverse_scale, zero_point, y): (&[f32], f32, i8, &mut [i8])) {
-        for (y, &x) in y.iter_mut().zip(x) {
+    fn run((x, inverse_scales, zero_point, y): (&[f32], &[f32], i8, &mut [i8])) {
+        for ((y, &x), &inverse_scale) in y.iter_mut().zip(x).zip(inverse_scales) {
             let v = x * inverse_scale;
             // Wide enough for every zero point, and NaN fails both comparisons' way.
             let v = if v > -300.0 { v } else { -300.0 };
@@ -35,7 +35,7 @@ pub fn quantize(x: &[f32], inverse_scale: f32, zero_point: i8, y: &mut [i8]) {
             *y = v.clamp(-127, 127) as i8;
         }
     }
-    widest(run, (x, inverse_scale, zero_point, y));
+    widest(run, (x, inverse_scales, zero_point, y));
 }
 
 /// SiLU in place.
@@ -111,10 +111,10 @@ mod tests {
             126.6,
         ];
         let mut y = [0; 9];
-        quantize(&x, 1.0, 0, &mut y);
+        quantize(&x, &[1.0; 9], 0, &mut y);
         assert_eq!(y, [0, 0, 2, -2, 127, -127, -127, 127, 127]);
-        quantize(&x[..2], 2.0, -100, &mut y[..2]);
-        assert_eq!(y[..2], [-100, -99]);
+        quantize(&x[..2], &[1.0, 2.0], -100, &mut y[..2]);
+        assert_eq!(y[..2], [-100, -99]); // 0·1 and 0.5·2
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
             assert_eq!(y.to_bits(), math::silu(core::hint::black_box(*x)).to_bits());
         }
         let mut q = [0; 789];
-        quantize(&x, 11.5, -3, &mut q);
+        quantize(&x, &[11.5; 789], -3, &mut q);
         for (x, q) in x.iter().zip(q) {
             let value = math::round(core::hint::black_box(*x) * 11.5) - 3.0;
             assert_eq!(f32::from(q), value.clamp(-127.0, 127.0));
