@@ -1,0 +1,149 @@
+//! Drawing pictures with burn: the reverse process.
+//!
+//! This module owns the two samplers. It must not know checkpoints or picture files. It follows
+//! diffusers' `DDPMScheduler` and `DDIMScheduler` with leading timesteps, the small fixed
+//! variance and clipping of the clean estimate.
+//!
+//! Sources: Ho et al. 2020, eq. 6, 7 and 15; Song et al. 2021, "Denoising Diffusion Implicit
+//! Models", eq. 12 with eta 0; Ho & Salimans 2022, "Classifier-Free Diffusion Guidance".
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::checkpoint::Checkpoint;
+use crate::dataset::PIXELS;
+use crate::diffusion::{ForwardProcess, Prediction};
+use crate::rng::{self, Stream};
+
+/// How to go from noise to picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampler {
+    /// Ancestral sampling: new noise in every step.
+    Ddpm,
+    /// Deterministic: only the first noise counts.
+    Ddim,
+}
+
+/// Draws one picture for each entry of `classes`: `[n, 784]`, values in about `[-1, 1]`.
+///
+/// `steps` is at least 1 and at most the number of timesteps. A `guidance` of 1 asks the network
+/// once per step; any other value asks it again without class and moves the answer away from
+/// that one. Networks without classes ignore both `classes` and `guidance`.
+pub fn sample(
+    checkpoint: &Checkpoint,
+    sampler: Sampler,
+    steps: usize,
+    classes: &[usize],
+    guidance: f32,
+    seed: u64,
+    device: &Device,
+) -> Tensor<2> {
+    let process = checkpoint.scheduler.process();
+    let stride = process.timesteps() / steps;
+    let mut noise = Noise { seed, step: 0, rows: classes.len(), device: device.clone() };
+    let mut x = noise.draw();
+    for t in (0..steps).rev().map(|i| i * stride) {
+        let answer = ask(checkpoint, &x, t, classes, guidance, device);
+        let prediction = checkpoint.scheduler.prediction_type;
+        let clean = clean_estimate(&process, prediction, t, &x, answer);
+        let clip = checkpoint.scheduler.clip_sample_range;
+        let clean = if checkpoint.scheduler.clip_sample { clean.clamp(-clip, clip) } else { clean };
+        let previous = t.checked_sub(stride).map_or(1.0, |p| process.alpha_cumprod(p));
+        x = match sampler {
+            Sampler::Ddim => ddim_step(&process, t, previous, x, clean),
+            Sampler::Ddpm => {
+                let (mean, deviation) = ddpm_step(&process, t, previous, x, clean);
+                if t > 0 { mean + noise.draw() * deviation } else { mean }
+            }
+        };
+    }
+    x
+}
+
+/// Standard normal noise, a new draw each time, the same for equal seeds.
+struct Noise {
+    seed: u64,
+    step: u64,
+    rows: usize,
+    device: Device,
+}
+
+impl Noise {
+    fn draw(&mut self) -> Tensor<2> {
+        let mut values = vec![0.0; self.rows * PIXELS];
+        rng::fill_normal(&mut rng::open(self.seed, Stream::Sample, self.step, 0), &mut values);
+        self.step += 1;
+        Tensor::from_data(TensorData::new(values, [self.rows, PIXELS]), &self.device)
+    }
+}
+
+/// The network's answer for `x` at `t`, guided if asked for.
+fn ask(
+    checkpoint: &Checkpoint,
+    x: &Tensor<2>,
+    t: usize,
+    classes: &[usize],
+    guidance: f32,
+    device: &Device,
+) -> Tensor<2> {
+    let row = |values: Vec<i32>| {
+        Tensor::<1, Int>::from_data(TensorData::new(values, [classes.len()]), device)
+    };
+    let times = row(vec![t as i32; classes.len()]);
+    let wanted = row(classes.iter().map(|&c| c as i32).collect());
+    let answer = checkpoint.model.forward(x.clone(), times.clone(), Some(wanted));
+    match checkpoint.config.no_class() {
+        Some(none) if guidance != 1.0 => {
+            let none = row(vec![none as i32; classes.len()]);
+            let free = checkpoint.model.forward(x.clone(), times, Some(none));
+            free.clone() + (answer - free) * guidance
+        }
+        _ => answer,
+    }
+}
+
+/// What the answer says about the clean picture.
+fn clean_estimate(
+    process: &ForwardProcess,
+    prediction: Prediction,
+    t: usize,
+    x: &Tensor<2>,
+    answer: Tensor<2>,
+) -> Tensor<2> {
+    let abar = process.alpha_cumprod(t);
+    let (signal, sigma) = (abar.sqrt(), (1.0 - abar).sqrt());
+    match prediction {
+        Prediction::Sample => answer,
+        Prediction::Epsilon => (x.clone() - answer * sigma) / signal,
+        Prediction::V => x.clone() * signal - answer * sigma,
+    }
+}
+
+/// Song et al. 2021, eq. 12 with eta 0; `previous` is `abar` of the timestep to arrive at.
+fn ddim_step(
+    process: &ForwardProcess,
+    t: usize,
+    previous: f64,
+    x: Tensor<2>,
+    clean: Tensor<2>,
+) -> Tensor<2> {
+    let abar = process.alpha_cumprod(t);
+    let epsilon = (x - clean.clone() * abar.sqrt()) / (1.0 - abar).sqrt();
+    clean * previous.sqrt() + epsilon * (1.0 - previous).sqrt()
+}
+
+/// Ho et al. 2020, eq. 7, for any stride: the mean and the deviation of the posterior.
+fn ddpm_step(
+    process: &ForwardProcess,
+    t: usize,
+    previous: f64,
+    x: Tensor<2>,
+    clean: Tensor<2>,
+) -> (Tensor<2>, f64) {
+    let abar = process.alpha_cumprod(t);
+    let alpha = abar / previous;
+    let beta = 1.0 - alpha;
+    let mean = clean * (previous.sqrt() * beta / (1.0 - abar))
+        + x * (alpha.sqrt() * (1.0 - previous) / (1.0 - abar));
+    let variance = ((1.0 - previous) / (1.0 - abar) * beta).max(1e-20);
+    (mean, variance.sqrt())
+}
