@@ -74,13 +74,25 @@ impl Loader {
     ) -> Self {
         let next_epoch = Some(AtomicU64::new(first_epoch as u64));
         let range = 0..pictures.len();
-        Self { pictures, recipe, next_epoch, range, device: device.clone() }
+        Self {
+            pictures,
+            recipe,
+            next_epoch,
+            range,
+            device: device.clone(),
+        }
     }
 
     /// A loader for validation: fixed order, fixed noise.
     pub fn valid(pictures: Arc<Pictures>, recipe: Arc<Recipe>, device: &Device) -> Self {
         let range = 0..pictures.len();
-        Self { pictures, recipe, next_epoch: None, range, device: device.clone() }
+        Self {
+            pictures,
+            recipe,
+            next_epoch: None,
+            range,
+            device: device.clone(),
+        }
     }
 
     /// The number of batches in an epoch.
@@ -109,7 +121,10 @@ impl Clone for Loader {
 
 impl DataLoader<Batch> for Loader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Batch> + 'a> {
-        let epoch = self.next_epoch.as_ref().map(|e| e.fetch_add(1, Ordering::Relaxed));
+        let epoch = self
+            .next_epoch
+            .as_ref()
+            .map(|e| e.fetch_add(1, Ordering::Relaxed));
         let first = self.range.start as u32;
         let order: Vec<u32> = match epoch {
             Some(epoch) => {
@@ -119,7 +134,13 @@ impl DataLoader<Batch> for Loader {
             }
             None => (first..self.range.end as u32).collect(),
         };
-        Box::new(Batches { loader: self, epoch, order, step: 0, done: 0 })
+        Box::new(Batches {
+            loader: self,
+            epoch,
+            order,
+            step: 0,
+            done: 0,
+        })
     }
 
     fn num_items(&self) -> usize {
@@ -185,14 +206,24 @@ impl Recipe {
         device: &Device,
     ) -> Batch {
         let n = chosen.len();
-        let kind = if epoch.is_some() { Stream::Train } else { Stream::Valid };
+        let kind = if epoch.is_some() {
+            Stream::Train
+        } else {
+            Stream::Valid
+        };
         let mut rng = rng::open(self.seed, kind, epoch.unwrap_or(0), step);
-        let dropout = if epoch.is_some() { self.label_dropout } else { 0.0 };
+        let dropout = if epoch.is_some() {
+            self.label_dropout
+        } else {
+            0.0
+        };
         let (mut x, mut target) = (vec![0.0; n * PIXELS], vec![0.0; n * PIXELS]);
         let (mut t, mut class) = (Vec::with_capacity(n), Vec::with_capacity(n));
         let mut weight = Vec::with_capacity(n);
         let (mut x0, mut noise) = ([0.0; PIXELS], [0.0; PIXELS]);
-        let rows = x.chunks_exact_mut(PIXELS).zip(target.chunks_exact_mut(PIXELS));
+        let rows = x
+            .chunks_exact_mut(PIXELS)
+            .zip(target.chunks_exact_mut(PIXELS));
         for ((x, target), &index) in rows.zip(chosen) {
             let index = index as usize;
             let time = rng::below(&mut rng, self.process.timesteps());
@@ -200,9 +231,14 @@ impl Recipe {
             rng::fill_normal(&mut rng, &mut noise);
             pictures.write(index, &mut x0);
             self.process.diffuse(time, &x0, &noise, x);
-            self.process.target(self.prediction, time, &x0, &noise, target);
+            self.process
+                .target(self.prediction, time, &x0, &noise, target);
             t.push(time as i32);
-            class.push(if dropped { self.no_class } else { pictures.label(index) } as i32);
+            class.push(if dropped {
+                self.no_class
+            } else {
+                pictures.label(index)
+            } as i32);
             weight.push(self.process.weight(self.weighting, self.prediction, time) as f32);
         }
         Batch {

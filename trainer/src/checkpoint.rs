@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::store::{
     ApplyResult, BurnToPyTorchAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore,
+    SafetensorsStoreError,
 };
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
@@ -118,20 +119,17 @@ pub fn save<T: Serialize>(dir: &Path, checkpoint: &Checkpoint, training: Option<
     check_replaceable(dir)?;
     let fresh = sibling(dir, "new")?;
     remove(&fresh)?;
-    fs::create_dir_all(&fresh).with_context(|| format!("{}: cannot be created", fresh.display()))?;
+    fs::create_dir_all(&fresh)
+        .with_context(|| format!("{}: cannot be created", fresh.display()))?;
     write_json(&fresh.join(CONFIG), &checkpoint.config)?;
     write_json(&fresh.join(SCHEDULER), &checkpoint.scheduler)?;
     if let Some(training) = training {
         write_json(&fresh.join(TRAINING), training)?;
     }
-    let mut store = SafetensorsStore::from_file(fresh.join(WEIGHTS))
-        .with_to_adapter(BurnToPyTorchAdapter)
-        .metadata("format", "pt");
-    match &checkpoint.model {
-        Denoiser::Classic(model) => model.save_into(&mut store),
-        Denoiser::Residual(model) => model.save_into(&mut store),
-    }
-    .map_err(|error| anyhow!("{}: cannot be written: {error}", fresh.join(WEIGHTS).display()))?;
+    let path = fresh.join(WEIGHTS);
+    let weights = weights_bytes(&checkpoint.model)
+        .map_err(|error| anyhow!("{}: cannot be serialized: {error}", path.display()))?;
+    fs::write(&path, weights).with_context(|| format!("{}: cannot be written", path.display()))?;
     put_in_place(&fresh, dir)
 }
 
@@ -162,12 +160,31 @@ pub fn load(dir: &Path, device: &Device) -> Result<Checkpoint> {
         config.timesteps()
     );
     let model = load_weights(&dir.join(WEIGHTS), config.init(device))?;
-    Ok(Checkpoint { config, scheduler, model })
+    Ok(Checkpoint {
+        config,
+        scheduler,
+        model,
+    })
+}
+
+/// The weights as a safetensors file in PyTorch's names and layout.
+fn weights_bytes(model: &Denoiser) -> Result<Vec<u8>, SafetensorsStoreError> {
+    let mut store = SafetensorsStore::from_bytes(None)
+        .with_to_adapter(BurnToPyTorchAdapter)
+        .metadata("format", "pt");
+    match model {
+        Denoiser::Classic(model) => model.save_into(&mut store)?,
+        Denoiser::Residual(model) => model.save_into(&mut store)?,
+    }
+    store.get_bytes()
 }
 
 fn load_weights(path: &Path, mut model: Denoiser) -> Result<Denoiser> {
     let name = path.display();
-    ensure!(path.is_file(), "{name}: no such file; expected a checkpoint folder's weights");
+    ensure!(
+        path.is_file(),
+        "{name}: no such file; expected a checkpoint folder's weights"
+    );
     let mut store = SafetensorsStore::from_file(path)
         .with_from_adapter(PyTorchToBurnAdapter)
         .allow_partial(true)
@@ -197,7 +214,9 @@ pub fn check_replaceable(dir: &Path) -> Result<()> {
     let entries = fs::read_dir(dir).with_context(|| format!("{}: not a folder", dir.display()))?;
     for entry in entries {
         let name = entry?.file_name();
-        let ours = [CONFIG, WEIGHTS, SCHEDULER, TRAINING].iter().any(|&own| name == own);
+        let ours = [CONFIG, WEIGHTS, SCHEDULER, TRAINING]
+            .iter()
+            .any(|&own| name == own);
         ensure!(
             ours,
             "{}: holds {}, which is no part of a checkpoint; name an empty or new folder",

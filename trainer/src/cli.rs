@@ -238,8 +238,17 @@ mod tests {
     #[test]
     fn given_options_replace_the_model_s_own() {
         let cli = Cli::parse_from([
-            "quell-train", "--model", "mlp", "--output", "x", "--prediction", "v", "--schedule",
-            "scaled-linear", "--grad-clip", "0",
+            "quell-train",
+            "--model",
+            "mlp",
+            "--output",
+            "x",
+            "--prediction",
+            "v",
+            "--schedule",
+            "scaled-linear",
+            "--grad-clip",
+            "0",
         ]);
         let settings = cli.train.settings(ModelKind::Mlp);
         assert_eq!(settings.prediction, Prediction::V);

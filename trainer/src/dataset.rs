@@ -74,12 +74,19 @@ impl Pictures {
             shape[0]
         );
         if let Some(bad) = classes.iter().find(|&&c| usize::from(c) >= CLASSES) {
-            bail!("{}: label {bad}, expected 0 to {}", labels.display(), CLASSES - 1);
+            bail!(
+                "{}: label {bad}, expected 0 to {}",
+                labels.display(),
+                CLASSES - 1
+            );
         }
         let kept = limit.unwrap_or(count).min(count);
         pixels.truncate(kept * PIXELS);
         classes.truncate(kept);
-        Ok(Self { pixels, labels: classes })
+        Ok(Self {
+            pixels,
+            labels: classes,
+        })
     }
 
     /// Wraps pictures that are already in memory: `PIXELS` bytes and one label each.
@@ -88,8 +95,15 @@ impl Pictures {
     ///
     /// Panics if the lengths do not match or a label is not below [`CLASSES`].
     pub fn from_raw(pixels: Vec<u8>, labels: Vec<u8>) -> Self {
-        assert_eq!(pixels.len(), labels.len() * PIXELS, "{PIXELS} pixels for each label");
-        assert!(labels.iter().all(|&l| usize::from(l) < CLASSES), "labels below {CLASSES}");
+        assert_eq!(
+            pixels.len(),
+            labels.len() * PIXELS,
+            "{PIXELS} pixels for each label"
+        );
+        assert!(
+            labels.iter().all(|&l| usize::from(l) < CLASSES),
+            "labels below {CLASSES}"
+        );
         Self { pixels, labels }
     }
 
@@ -128,7 +142,11 @@ fn read_idx<const N: usize>(path: &Path) -> Result<([usize; N], Vec<u8>)> {
     );
     let mut shape = [0usize; N];
     let header = 4 + 4 * N;
-    ensure!(bytes.len() >= header, "{name}: ends inside its header; {}", advice());
+    ensure!(
+        bytes.len() >= header,
+        "{name}: ends inside its header; {}",
+        advice()
+    );
     for (dimension, field) in shape.iter_mut().zip(bytes[4..header].chunks_exact(4)) {
         *dimension = u32::from_be_bytes([field[0], field[1], field[2], field[3]]) as usize;
     }
@@ -192,17 +210,24 @@ mod tests {
         pictures.write(1, &mut out);
         assert_eq!((pictures.len(), pictures.label(1)), (2, 9));
         assert_eq!((out[0], out[1]), (1.0, -1.0));
-        assert_eq!(Pictures::load(dir.path(), Split::Valid, Some(1)).unwrap().len(), 1);
+        assert_eq!(
+            Pictures::load(dir.path(), Split::Valid, Some(1))
+                .unwrap()
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn every_damage_is_named_with_its_file() {
         let dir = tempfile::tempdir().unwrap();
-        let failure = |dir: &Path| {
-            format!("{:#}", Pictures::load(dir, Split::Valid, None).unwrap_err())
-        };
+        let failure =
+            |dir: &Path| format!("{:#}", Pictures::load(dir, Split::Valid, None).unwrap_err());
         let missing = failure(dir.path());
-        assert!(missing.contains("t10k-images") && missing.contains("apt-get install"), "{missing}");
+        assert!(
+            missing.contains("t10k-images") && missing.contains("apt-get install"),
+            "{missing}"
+        );
 
         let good = idx(&[1, 28, 28], &[0; PIXELS]);
         write_pair(dir.path(), &good[..300], &idx(&[1], &[0]));
@@ -213,7 +238,11 @@ mod tests {
         assert!(failure(dir.path()).contains("label 10"));
         write_pair(dir.path(), b"plain", &idx(&[1], &[0]));
         assert!(failure(dir.path()).contains("not an IDX file"));
-        std::fs::write(dir.path().join("t10k-images-idx3-ubyte.gz"), b"no gzip at all").unwrap();
+        std::fs::write(
+            dir.path().join("t10k-images-idx3-ubyte.gz"),
+            b"no gzip at all",
+        )
+        .unwrap();
         assert!(failure(dir.path()).contains("damaged gzip"));
     }
 }

@@ -74,12 +74,15 @@ impl ForwardProcess {
         assert!(timesteps > 0, "a schedule needs at least one timestep");
         let betas: Vec<f64> = match schedule {
             BetaSchedule::Linear => linspace(beta_start, beta_end, timesteps).collect(),
-            BetaSchedule::ScaledLinear => {
-                linspace(beta_start.sqrt(), beta_end.sqrt(), timesteps).map(|b| b * b).collect()
-            }
+            BetaSchedule::ScaledLinear => linspace(beta_start.sqrt(), beta_end.sqrt(), timesteps)
+                .map(|b| b * b)
+                .collect(),
             BetaSchedule::Cosine => cosine_betas(timesteps).collect(),
         };
-        assert!(betas.iter().all(|&b| b > 0.0 && b < 1.0), "variances must lie in (0, 1)");
+        assert!(
+            betas.iter().all(|&b| b > 0.0 && b < 1.0),
+            "variances must lie in (0, 1)"
+        );
         let alphas_cumprod = betas
             .iter()
             .scan(1.0, |product, beta| {
@@ -87,7 +90,10 @@ impl ForwardProcess {
                 Some(*product)
             })
             .collect();
-        Self { betas, alphas_cumprod }
+        Self {
+            betas,
+            alphas_cumprod,
+        }
     }
 
     /// The number of timesteps `T`; valid timesteps are `0..T`.
@@ -177,7 +183,11 @@ fn linspace(first: f64, last: f64, count: usize) -> impl Iterator<Item = f64> {
 
 /// diffusers' `squaredcos_cap_v2`: `abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2)`.
 fn cosine_betas(timesteps: usize) -> impl Iterator<Item = f64> {
-    let abar = |u: f64| ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+    let abar = |u: f64| {
+        ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+            .cos()
+            .powi(2)
+    };
     let count = timesteps as f64;
     (0..timesteps).map(move |i| {
         let ratio = abar((i + 1) as f64 / count) / abar(i as f64 / count);
@@ -199,7 +209,11 @@ mod tests {
     fn moments(values: &[f32]) -> (f64, f64) {
         let n = values.len() as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-        let variance = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+        let variance = values
+            .iter()
+            .map(|&v| (f64::from(v) - mean).powi(2))
+            .sum::<f64>()
+            / n;
         (mean, variance)
     }
 
@@ -207,9 +221,15 @@ mod tests {
     fn assert_moments(values: &[f32], mean: f64, variance: f64) {
         let n = DRAWS as f64;
         let (m, v) = moments(values);
-        assert!((m - mean).abs() < 5.0 * (variance / n).sqrt(), "mean {m}, theory {mean}");
+        assert!(
+            (m - mean).abs() < 5.0 * (variance / n).sqrt(),
+            "mean {m}, theory {mean}"
+        );
         let tolerance = 5.0 * variance * (2.0 / n).sqrt();
-        assert!((v - variance).abs() < tolerance, "variance {v}, theory {variance}");
+        assert!(
+            (v - variance).abs() < tolerance,
+            "variance {v}, theory {variance}"
+        );
     }
 
     fn noise(index: u64) -> Vec<f32> {
@@ -263,7 +283,11 @@ mod tests {
         let p = process(BetaSchedule::Linear);
         assert!((p.beta(0) - 1e-4).abs() < 1e-12 && (p.beta(199) - 0.02).abs() < 1e-12);
         // 200 steps destroy most of the signal, not all of it.
-        assert!((p.alpha_cumprod(199) - 0.132_182_754).abs() < 1e-8, "{}", p.alpha_cumprod(199));
+        assert!(
+            (p.alpha_cumprod(199) - 0.132_182_754).abs() < 1e-8,
+            "{}",
+            p.alpha_cumprod(199)
+        );
         assert!(process(BetaSchedule::Cosine).alpha_cumprod(199) < 1e-6);
     }
 
@@ -275,7 +299,10 @@ mod tests {
             let (mut x_t, mut v) = ([0.0; 3], [0.0; 3]);
             p.diffuse(t, &x0, &n, &mut x_t);
             p.target(Prediction::V, t, &x0, &n, &mut v);
-            let (a, s) = (p.alpha_cumprod(t).sqrt() as f32, (1.0 - p.alpha_cumprod(t)).sqrt() as f32);
+            let (a, s) = (
+                p.alpha_cumprod(t).sqrt() as f32,
+                (1.0 - p.alpha_cumprod(t)).sqrt() as f32,
+            );
             for i in 0..3 {
                 assert!((a * x_t[i] - s * v[i] - x0[i]).abs() < 1e-6);
                 assert!((s * x_t[i] + a * v[i] - n[i]).abs() < 1e-6);

@@ -8,9 +8,7 @@
 //! blocks, each steered by an embedding of timestep and class.
 
 use burn::module::Module;
-use burn::nn::{
-    Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
-};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::{relu, silu};
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -73,17 +71,25 @@ impl ModelConfig {
                 "pictures must be 28x28 with one channel",
             )
             .or_else(|| fault(c.act_fn != Activation::Relu, "act_fn must be \"relu\""))
-            .or_else(|| fault(c.num_class_embeds.is_some(), "num_class_embeds must be null"))
+            .or_else(|| {
+                fault(
+                    c.num_class_embeds.is_some(),
+                    "num_class_embeds must be null",
+                )
+            })
             .or_else(|| {
                 let empty = c.hidden_sizes.is_empty() || c.hidden_sizes.contains(&0);
-                fault(empty || c.num_train_timesteps == 0, "sizes must be above zero")
+                fault(
+                    empty || c.num_train_timesteps == 0,
+                    "sizes must be above zero",
+                )
             }),
             Self::Residual(c) => fault(
                 (c.sample_size, c.in_channels, c.out_channels) != (SIDE, 1, 1),
                 "pictures must be 28x28 with one channel",
             )
             .or_else(|| fault(c.act_fn != Activation::Silu, "act_fn must be \"silu\""))
-            .or_else(|| fault(c.time_features % 2 != 0, "time_features must be even"))
+            .or_else(|| fault(!c.time_features.is_multiple_of(2), "time_features must be even"))
             .or_else(|| {
                 let rows = c.num_class_embeds.is_some_and(|rows| rows != CLASSES + 1);
                 fault(rows, "num_class_embeds must be 11 or null")
@@ -91,7 +97,10 @@ impl ModelConfig {
             .or_else(|| {
                 let sizes = [c.hidden_size, c.num_blocks, c.time_features, c.cond_size];
                 let empty = sizes.contains(&0) || c.num_train_timesteps == 0;
-                fault(empty || c.norm_eps <= 0.0, "sizes and norm_eps must be above zero")
+                fault(
+                    empty || c.norm_eps <= 0.0,
+                    "sizes and norm_eps must be above zero",
+                )
             }),
         }
     }
@@ -135,8 +144,13 @@ impl MlpClassicConfig {
         let mut sizes = vec![PIXELS + 1];
         sizes.extend(&self.hidden_sizes);
         sizes.push(PIXELS);
-        let layers = sizes.windows(2).map(|io| LinearConfig::new(io[0], io[1]).init(device));
-        MlpClassic { layers: layers.collect(), timesteps: self.num_train_timesteps }
+        let layers = sizes
+            .windows(2)
+            .map(|io| LinearConfig::new(io[0], io[1]).init(device));
+        MlpClassic {
+            layers: layers.collect(),
+            timesteps: self.num_train_timesteps,
+        }
     }
 }
 
@@ -228,7 +242,11 @@ impl ResidualMlpConfig {
     /// Builds the network with random weights (uniform within `1 / sqrt(inputs)`).
     pub fn init(&self, device: &Device) -> ResidualMlp {
         let (h, c) = (self.hidden_size, self.cond_size);
-        let norm = || LayerNormConfig::new(h).with_epsilon(self.norm_eps).init(device);
+        let norm = || {
+            LayerNormConfig::new(h)
+                .with_epsilon(self.norm_eps)
+                .init(device)
+        };
         let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
         let block = |_| Block {
             norm: norm(),
@@ -238,7 +256,9 @@ impl ResidualMlpConfig {
         };
         ResidualMlp {
             time_embed: linear(self.time_features, c),
-            class_embed: self.num_class_embeds.map(|n| EmbeddingConfig::new(n, c).init(device)),
+            class_embed: self
+                .num_class_embeds
+                .map(|n| EmbeddingConfig::new(n, c).init(device)),
             input: linear(PIXELS, h),
             blocks: (0..self.num_blocks).map(block).collect(),
             norm: norm(),
@@ -280,7 +300,9 @@ impl ResidualMlp {
         t: Tensor<1, Int>,
         class: Option<Tensor<1, Int>>,
     ) -> Tensor<2> {
-        let mut e = self.time_embed.forward(timestep_features(t, self.time_features));
+        let mut e = self
+            .time_embed
+            .forward(timestep_features(t, self.time_features));
         if let Some(table) = &self.class_embed {
             let class = class.expect("a network with classes needs the class of every picture");
             e = e + table.weight.val().select(0, class);
@@ -325,6 +347,7 @@ fn timestep_features(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
 }
 
 /// Either network.
+#[expect(clippy::large_enum_variant, reason = "there is one network, not a list of them")]
 #[derive(Module, Debug)]
 pub enum Denoiser {
     /// The classic perceptron.
@@ -357,9 +380,20 @@ mod tests {
         let t = Tensor::<1, Int>::from_ints([0, 7], &Device::flex());
         let got: Vec<f32> = timestep_features(t, 4).into_data().try_to_vec().unwrap();
         let slow = 0.07f32;
-        let expected =
-            [0.0, 0.0, 1.0, 1.0, 7f32.sin(), slow.sin(), 7f32.cos(), slow.cos()];
-        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}");
+        let expected = [
+            0.0,
+            0.0,
+            1.0,
+            1.0,
+            7f32.sin(),
+            slow.sin(),
+            7f32.cos(),
+            slow.cos(),
+        ];
+        assert!(
+            got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{got:?}"
+        );
     }
 
     #[test]
@@ -394,7 +428,10 @@ mod tests {
         let t = Tensor::<1, Int>::from_ints([0, 5, 9], &device);
         let class = Tensor::<1, Int>::from_ints([0, 9, 10], &device);
         let classic = MlpClassicConfig::new(vec![8], 10).init(&device);
-        assert_eq!(classic.forward(x.clone(), t.clone(), None).dims(), [3, PIXELS]);
+        assert_eq!(
+            classic.forward(x.clone(), t.clone(), None).dims(),
+            [3, PIXELS]
+        );
         let residual = ResidualMlpConfig::new([8, 2, 4, 6], 10, true).init(&device);
         assert_eq!(residual.forward(x, t, Some(class)).dims(), [3, PIXELS]);
     }

@@ -37,15 +37,28 @@ pub struct Sheet {
 pub fn write(dir: &Path, png: &Path, sheet: Sheet, device: &Device) -> Result<()> {
     let checkpoint = checkpoint::load(dir, device)?;
     let timesteps = checkpoint.config.timesteps();
-    ensure!((1..=timesteps).contains(&sheet.steps), "--steps must lie in 1 to {timesteps}");
+    ensure!(
+        (1..=timesteps).contains(&sheet.steps),
+        "--steps must lie in 1 to {timesteps}"
+    );
     let draw = |sampler, steps, rows: usize| {
         let classes: Vec<usize> = (0..rows).flat_map(|_| 0..CLASSES).collect();
-        sample(&checkpoint, sampler, steps, &classes, sheet.guidance, sheet.seed, device)
+        sample(
+            &checkpoint,
+            sampler,
+            steps,
+            &classes,
+            sheet.guidance,
+            sheet.seed,
+            device,
+        )
     };
     let few = draw(Sampler::Ddim, sheet.steps, sheet.rows);
     let full = draw(Sampler::Ddpm, timesteps, 1);
     let picture = tile(Tensor::cat(vec![few, full], 0), sheet.scale)?;
-    picture.save(png).with_context(|| format!("{}: cannot be written", png.display()))
+    picture
+        .save(png)
+        .with_context(|| format!("{}: cannot be written", png.display()))
 }
 
 /// Lays out `[n, 784]` as rows of ten pictures with a thin frame.
@@ -55,12 +68,24 @@ fn tile(samples: Tensor<2>, scale: u32) -> Result<GrayImage> {
     let rows = pixels.len().div_ceil(PIXELS * CLASSES) as u32;
     let mut sheet = GrayImage::from_pixel(cell * CLASSES as u32, cell * rows, Luma([64]));
     for (i, sample) in pixels.chunks_exact(PIXELS).enumerate() {
-        let (left, top) = ((i % CLASSES) as u32 * cell + 1, (i / CLASSES) as u32 * cell + 1);
+        let (left, top) = (
+            (i % CLASSES) as u32 * cell + 1,
+            (i / CLASSES) as u32 * cell + 1,
+        );
         for (p, value) in sample.iter().enumerate() {
             let grey = ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
-            sheet.put_pixel(left + (p % SIDE) as u32, top + (p / SIDE) as u32, Luma([grey]));
+            sheet.put_pixel(
+                left + (p % SIDE) as u32,
+                top + (p / SIDE) as u32,
+                Luma([grey]),
+            );
         }
     }
     let (width, height) = (sheet.width() * scale, sheet.height() * scale);
-    Ok(imageops::resize(&sheet, width, height, imageops::FilterType::Nearest))
+    Ok(imageops::resize(
+        &sheet,
+        width,
+        height,
+        imageops::FilterType::Nearest,
+    ))
 }

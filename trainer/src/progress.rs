@@ -6,13 +6,13 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
+use burn::train::Interrupter;
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::{MetricDefinition, MetricId};
 use burn::train::renderer::{
     EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining, default_renderer,
 };
-use burn::train::Interrupter;
 
 /// burn's dashboard in a terminal, else [`Lines`].
 pub fn renderer(interrupter: Interrupter, checkpoint: Option<usize>) -> Box<dyn MetricsRenderer> {

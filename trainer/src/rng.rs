@@ -29,7 +29,9 @@ pub fn open(seed: u64, kind: Stream, a: u64, b: u64) -> Xoshiro256PlusPlus {
         Stream::Valid => 3,
         Stream::Sample => 4,
     };
-    let mixed = [kind, a, b].iter().fold(seed, |h, &part| mix(h ^ mix(part)));
+    let mixed = [kind, a, b]
+        .iter()
+        .fold(seed, |h, &part| mix(h ^ mix(part)));
     Xoshiro256PlusPlus::seed_from_u64(mixed)
 }
 
@@ -77,7 +79,10 @@ mod tests {
         assert_eq!(draw(Stream::Train, 3, 4), draw(Stream::Train, 3, 4));
         assert_ne!(draw(Stream::Train, 3, 4), draw(Stream::Train, 4, 3));
         assert_ne!(draw(Stream::Train, 3, 4), draw(Stream::Valid, 3, 4));
-        assert_ne!(open(8, Stream::Train, 3, 4).next_u64(), draw(Stream::Train, 3, 4));
+        assert_ne!(
+            open(8, Stream::Train, 3, 4).next_u64(),
+            draw(Stream::Train, 3, 4)
+        );
     }
 
     #[test]

@@ -39,20 +39,35 @@ pub fn sample(
 ) -> Tensor<2> {
     let process = checkpoint.scheduler.process();
     let stride = process.timesteps() / steps;
-    let mut noise = Noise { seed, step: 0, rows: classes.len(), device: device.clone() };
+    let mut noise = Noise {
+        seed,
+        step: 0,
+        rows: classes.len(),
+        device: device.clone(),
+    };
     let mut x = noise.draw();
     for t in (0..steps).rev().map(|i| i * stride) {
         let answer = ask(checkpoint, &x, t, classes, guidance, device);
         let prediction = checkpoint.scheduler.prediction_type;
         let clean = clean_estimate(&process, prediction, t, &x, answer);
         let clip = checkpoint.scheduler.clip_sample_range;
-        let clean = if checkpoint.scheduler.clip_sample { clean.clamp(-clip, clip) } else { clean };
-        let previous = t.checked_sub(stride).map_or(1.0, |p| process.alpha_cumprod(p));
+        let clean = if checkpoint.scheduler.clip_sample {
+            clean.clamp(-clip, clip)
+        } else {
+            clean
+        };
+        let previous = t
+            .checked_sub(stride)
+            .map_or(1.0, |p| process.alpha_cumprod(p));
         x = match sampler {
             Sampler::Ddim => ddim_step(&process, t, previous, x, clean),
             Sampler::Ddpm => {
                 let (mean, deviation) = ddpm_step(&process, t, previous, x, clean);
-                if t > 0 { mean + noise.draw() * deviation } else { mean }
+                if t > 0 {
+                    mean + noise.draw() * deviation
+                } else {
+                    mean
+                }
             }
         };
     }
@@ -70,7 +85,10 @@ struct Noise {
 impl Noise {
     fn draw(&mut self) -> Tensor<2> {
         let mut values = vec![0.0; self.rows * PIXELS];
-        rng::fill_normal(&mut rng::open(self.seed, Stream::Sample, self.step, 0), &mut values);
+        rng::fill_normal(
+            &mut rng::open(self.seed, Stream::Sample, self.step, 0),
+            &mut values,
+        );
         self.step += 1;
         Tensor::from_data(TensorData::new(values, [self.rows, PIXELS]), &self.device)
     }
@@ -90,7 +108,9 @@ fn ask(
     };
     let times = row(vec![t as i32; classes.len()]);
     let wanted = row(classes.iter().map(|&c| c as i32).collect());
-    let answer = checkpoint.model.forward(x.clone(), times.clone(), Some(wanted));
+    let answer = checkpoint
+        .model
+        .forward(x.clone(), times.clone(), Some(wanted));
     match checkpoint.config.no_class() {
         Some(none) if guidance != 1.0 => {
             let none = row(vec![none as i32; classes.len()]);

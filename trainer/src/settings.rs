@@ -92,13 +92,25 @@ impl Settings {
             epochs: if classic { 5 } else { 160 },
             batch_size: if classic { 128 } else { 256 },
             learning_rate: if classic { 1e-3 } else { 2e-3 },
-            lr_schedule: if classic { LrSchedule::Constant } else { LrSchedule::Cosine },
+            lr_schedule: if classic {
+                LrSchedule::Constant
+            } else {
+                LrSchedule::Cosine
+            },
             warmup_steps: if classic { 0 } else { 500 },
             ema_decay: if classic { 0.99 } else { 0.9995 },
             grad_clip: if classic { None } else { Some(1.0) },
             label_dropout: if classic { 0.0 } else { 0.1 },
-            schedule: if classic { BetaSchedule::Linear } else { BetaSchedule::Cosine },
-            prediction: if classic { Prediction::Epsilon } else { Prediction::Sample },
+            schedule: if classic {
+                BetaSchedule::Linear
+            } else {
+                BetaSchedule::Cosine
+            },
+            prediction: if classic {
+                Prediction::Epsilon
+            } else {
+                Prediction::Sample
+            },
             weighting: Weighting::Uniform,
             timesteps: 200,
             hidden: if classic { 512 } else { 256 },
@@ -130,14 +142,23 @@ impl Settings {
         for (name, value) in sizes {
             ensure!(value > 0, "{name} must be at least 1");
         }
-        ensure!(self.time_features % 2 == 0, "--time-features must be even");
+        ensure!(self.time_features.is_multiple_of(2), "--time-features must be even");
         ensure!(
             self.learning_rate > 0.0 && self.learning_rate < 1.0,
             "--learning-rate must lie between 0 and 1"
         );
-        ensure!((0.0..1.0).contains(&self.ema_decay), "--ema-decay must be at least 0, below 1");
-        ensure!((0.0..=1.0).contains(&self.label_dropout), "--label-dropout must be 0 to 1");
-        ensure!(self.grad_clip.is_none_or(|c| c > 0.0), "--grad-clip must be above 0");
+        ensure!(
+            (0.0..1.0).contains(&self.ema_decay),
+            "--ema-decay must be at least 0, below 1"
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.label_dropout),
+            "--label-dropout must be 0 to 1"
+        );
+        ensure!(
+            self.grad_clip.is_none_or(|c| c > 0.0),
+            "--grad-clip must be above 0"
+        );
         Ok(())
     }
 
@@ -182,7 +203,10 @@ impl Settings {
 
     /// Whether a run with `self` may be continued with `other`: only the length may differ.
     pub fn continues(&self, other: &Self) -> bool {
-        Self { epochs: other.epochs, ..self.clone() } == *other
+        Self {
+            epochs: other.epochs,
+            ..self.clone()
+        } == *other
     }
 }
 
@@ -199,14 +223,23 @@ mod tests {
         }
         let classic = Settings::defaults(ModelKind::MlpClassic);
         assert_eq!(classic.prediction, Prediction::Epsilon);
-        assert_eq!((classic.schedule, classic.timesteps), (BetaSchedule::Linear, 200));
+        assert_eq!(
+            (classic.schedule, classic.timesteps),
+            (BetaSchedule::Linear, 200)
+        );
         assert_eq!(classic.epochs, 5);
     }
 
     #[test]
     fn only_the_length_may_change_on_resume() {
         let run = Settings::defaults(ModelKind::Mlp);
-        assert!(run.continues(&Settings { epochs: 999, ..run.clone() }));
-        assert!(!run.continues(&Settings { seed: 1, ..run.clone() }));
+        assert!(run.continues(&Settings {
+            epochs: 999,
+            ..run.clone()
+        }));
+        assert!(!run.continues(&Settings {
+            seed: 1,
+            ..run.clone()
+        }));
     }
 }

@@ -88,8 +88,18 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let scheduler = learning_rate(settings, settings.epochs * train_loader.steps())?;
     let learner = Learner::new(trainee, optimizer(settings), scheduler);
 
-    let last = session.stop_after.unwrap_or(settings.epochs).min(settings.epochs);
-    let finished = launch(learner, train_loader, valid_loader.clone(), &run_dir, done, last)?;
+    let last = session
+        .stop_after
+        .unwrap_or(settings.epochs)
+        .min(settings.epochs);
+    let finished = launch(
+        learner,
+        train_loader,
+        valid_loader.clone(),
+        &run_dir,
+        done,
+        last,
+    )?;
     let Some(trainee) = finished.filter(|_| last == settings.epochs) else {
         return Ok(None);
     };
@@ -104,7 +114,11 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
         seconds: began.elapsed().as_secs_f64(),
     };
     let scheduler = settings.scheduler_config();
-    let exported = Checkpoint { config, scheduler, model };
+    let exported = Checkpoint {
+        config,
+        scheduler,
+        model,
+    };
     checkpoint::save(&session.output, &exported, Some(&report))?;
     Ok(Some(report))
 }
@@ -123,6 +137,8 @@ fn launch(
     let mut training = SupervisedTraining::new(run_dir, Arc::new(train), Arc::new(valid))
         .metrics((LossMetric::new(),))
         .metric_train_numeric(LearningRateMetric::new())
+        // burn's log holds a line per step and nothing that the metric files lack.
+        .with_application_logger(None)
         .with_default_checkpointers()
         .with_checkpointing_strategy(KeepLastNCheckpoints::new(2))
         .with_interrupter(interrupter.clone())
@@ -155,7 +171,10 @@ fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<usi
         return last_checkpoint(run_dir);
     }
     if run_dir.exists() {
-        ensure!(file.is_file(), "{shown}: is no run folder of this program; move it away");
+        ensure!(
+            file.is_file(),
+            "{shown}: is no run folder of this program; move it away"
+        );
         ensure!(
             session.force,
             "{shown}: holds an earlier run; go on with --resume, or start anew with --force"
@@ -176,18 +195,34 @@ fn last_checkpoint(run_dir: &Path) -> Result<usize> {
         return Ok(0);
     }
     let entries = fs::read_dir(&dir).with_context(|| format!("{}: unreadable", dir.display()))?;
-    let epoch = |name: &str| name.strip_prefix("model-")?.strip_suffix(".bpk")?.parse().ok();
+    let epoch = |name: &str| {
+        name.strip_prefix("model-")?
+            .strip_suffix(".bpk")?
+            .parse()
+            .ok()
+    };
     let whole = |e: &usize| {
-        ["optim", "scheduler"].iter().all(|part| dir.join(format!("{part}-{e}.bpk")).is_file())
+        ["optim", "scheduler"]
+            .iter()
+            .all(|part| dir.join(format!("{part}-{e}.bpk")).is_file())
     };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter_map(|name| epoch(&name)).filter(whole).max().unwrap_or(0))
+    Ok(names
+        .filter_map(|name| epoch(&name))
+        .filter(whole)
+        .max()
+        .unwrap_or(0))
 }
 
 /// Adam as PyTorch has it (burn's own epsilon is 1e-5), with gradients clipped per tensor.
 fn optimizer(settings: &Settings) -> ModuleOptimizer {
-    let clip = settings.grad_clip.map(|norm| GradientClippingConfig::Norm(norm as f32));
-    AdamConfig::new().with_epsilon(1e-8).with_grad_clipping(clip).init()
+    let clip = settings
+        .grad_clip
+        .map(|norm| GradientClippingConfig::Norm(norm as f32));
+    AdamConfig::new()
+        .with_epsilon(1e-8)
+        .with_grad_clipping(clip)
+        .init()
 }
 
 /// Warm-up, then constant or half a cosine over the rest of `steps`.
@@ -228,7 +263,12 @@ mod tests {
 
     fn rates(schedule: LrSchedule, warmup_steps: usize) -> Vec<f64> {
         let base = Settings::defaults(ModelKind::Mlp);
-        let settings = Settings { lr_schedule: schedule, warmup_steps, learning_rate: 1.0, ..base };
+        let settings = Settings {
+            lr_schedule: schedule,
+            warmup_steps,
+            learning_rate: 1.0,
+            ..base
+        };
         let mut scheduler = learning_rate(&settings, 100).unwrap();
         (0..100).map(|_| scheduler.step().base()).collect()
     }

@@ -29,7 +29,12 @@ impl Trainee {
         let model = config.init(device).materialize();
         let average = model.clone().map(&mut Detach);
         let updates = Param::from_tensor(Tensor::zeros([1], device)).set_require_grad(false);
-        Self { model, average, updates, decay: ema_decay }
+        Self {
+            model,
+            average,
+            updates,
+            decay: ema_decay,
+        }
     }
 
     /// The number of trained numbers (the average not counted).
@@ -49,7 +54,11 @@ impl Trainee {
     fn update_average(mut self) -> Self {
         let n = self.updates.val().detach();
         let decay = ((n.clone() + 1.0) / (n.clone() + 10.0)).clamp_max(self.decay);
-        let mut weights = Weights { rate: decay.neg() + 1.0, flat: Vec::new(), next: 0 };
+        let mut weights = Weights {
+            rate: decay.neg() + 1.0,
+            flat: Vec::new(),
+            next: 0,
+        };
         self.model.visit(&mut weights);
         self.average = self.average.map(&mut weights);
         self.updates = self.updates.map(|_| n + 1.0);
@@ -59,7 +68,11 @@ impl Trainee {
     /// The squared error of each picture, weighted: `[n]`.
     pub(crate) fn loss(model: &Denoiser, batch: Batch) -> Tensor<1> {
         let predicted = model.forward(batch.x, batch.t, Some(batch.class));
-        (predicted - batch.target).square().mean_dim(1).squeeze_dim::<1>(1) * batch.weight
+        (predicted - batch.target)
+            .square()
+            .mean_dim(1)
+            .squeeze_dim::<1>(1)
+            * batch.weight
     }
 }
 
@@ -82,7 +95,8 @@ struct Weights {
 
 impl ModuleVisitor for Weights {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.flat.push(param.val().detach().flatten(0, D as i32 - 1));
+        self.flat
+            .push(param.val().detach().flatten(0, D as i32 - 1));
     }
 }
 
@@ -106,7 +120,9 @@ pub struct StepOutput {
 impl ItemLazy for StepOutput {
     fn sync(self) -> Result<Self, ExecutionError> {
         self.loss.device().flush()?;
-        Ok(Self { loss: self.loss.without_autodiff() })
+        Ok(Self {
+            loss: self.loss.without_autodiff(),
+        })
     }
 }
 
@@ -141,6 +157,8 @@ impl InferenceStep for Trainee {
     type Output = StepOutput;
 
     fn step(&self, batch: Batch) -> StepOutput {
-        StepOutput { loss: Self::loss(&self.average, batch) }
+        StepOutput {
+            loss: Self::loss(&self.average, batch),
+        }
     }
 }
