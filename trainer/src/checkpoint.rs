@@ -20,8 +20,9 @@ use burn::tensor::Device;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::config::ModelConfig;
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction};
-use crate::model::{Denoiser, ModelConfig};
+use crate::model::Denoiser;
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";

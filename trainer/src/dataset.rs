@@ -6,9 +6,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use flate2::read::GzDecoder;
 
 /// Where Debian's package `dataset-fashion-mnist` puts its files.
@@ -161,13 +161,12 @@ fn read_idx<const N: usize>(path: &Path) -> Result<([usize; N], Vec<u8>)> {
 }
 
 fn unzip(path: &Path) -> Result<Vec<u8>> {
-    let shown = PathBuf::from(path);
-    let file = File::open(path)
-        .with_context(|| format!("{}: cannot be opened; {}", shown.display(), advice()))?;
+    let name = path.display();
+    let file = File::open(path).map_err(|error| anyhow!("{name}: {error}; {}", advice()))?;
     let mut bytes = Vec::new();
     GzDecoder::new(file)
         .read_to_end(&mut bytes)
-        .with_context(|| format!("{}: damaged gzip file; {}", shown.display(), advice()))?;
+        .map_err(|error| anyhow!("{name}: damaged gzip file ({error}); {}", advice()))?;
     Ok(bytes)
 }
 

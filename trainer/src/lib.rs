@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod cli;
+pub mod config;
 pub mod dataset;
 pub mod diffusion;
 pub mod model;

@@ -11,9 +11,9 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::SchedulerConfig;
+use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use crate::dataset::CLASSES;
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction, Weighting};
-use crate::model::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 
 /// Which network to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -142,7 +142,10 @@ impl Settings {
         for (name, value) in sizes {
             ensure!(value > 0, "{name} must be at least 1");
         }
-        ensure!(self.time_features.is_multiple_of(2), "--time-features must be even");
+        ensure!(
+            self.time_features.is_multiple_of(2),
+            "--time-features must be even"
+        );
         ensure!(
             self.learning_rate > 0.0 && self.learning_rate < 1.0,
             "--learning-rate must lie between 0 and 1"

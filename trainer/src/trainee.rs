@@ -11,7 +11,8 @@ use burn::train::metric::{Adaptor, LossInput};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 use crate::batch::Batch;
-use crate::model::{Denoiser, ModelConfig};
+use crate::config::ModelConfig;
+use crate::model::Denoiser;
 
 /// What is trained: the network, and the slowly moving average that is exported.
 #[derive(Module, Debug)]

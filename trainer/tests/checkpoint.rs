@@ -5,9 +5,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor};
 use quell_trainer::checkpoint::{Checkpoint, SchedulerConfig, load, save};
+use quell_trainer::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use quell_trainer::dataset::PIXELS;
 use quell_trainer::diffusion::{BetaSchedule, Prediction};
-use quell_trainer::model::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use safetensors::{Dtype, SafeTensors};
 
 const TIMESTEPS: usize = 20;
