@@ -14,6 +14,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::dataset::{PIXELS, Pictures};
 use crate::diffusion::{ForwardProcess, Prediction, Weighting};
+use crate::guidance::{Teacher, guided};
 use crate::rng::{self, Stream};
 
 /// What a network learns from in one step; `n` is the number of pictures.
@@ -29,6 +30,19 @@ pub struct Batch {
     pub target: Tensor<2>,
     /// The weight of each picture's squared error, `[n]`.
     pub weight: Tensor<1>,
+}
+
+impl Batch {
+    /// The same batch as constants of a differentiated computation.
+    fn with_autodiff(self) -> Self {
+        Self {
+            x: self.x.autodiff(),
+            t: self.t.autodiff(),
+            class: self.class.autodiff(),
+            target: self.target.autodiff(),
+            weight: self.weight.autodiff(),
+        }
+    }
 }
 
 /// How batches are made; the same for every epoch.
@@ -48,6 +62,8 @@ pub struct Recipe {
     pub batch_size: usize,
     /// What all draws depend on.
     pub seed: u64,
+    /// Whose guided answers are the targets, in place of the data's own.
+    pub teacher: Option<Teacher>,
 }
 
 /// The data loader that burn's learner pulls batches from.
@@ -241,12 +257,31 @@ impl Recipe {
             } as i32);
             weight.push(self.process.weight(self.weighting, self.prediction, time) as f32);
         }
-        Batch {
-            x: Tensor::from_data(TensorData::new(x, [n, PIXELS]), device),
-            t: Tensor::from_data(TensorData::new(t, [n]), device),
-            class: Tensor::from_data(TensorData::new(class, [n]), device),
-            target: Tensor::from_data(TensorData::new(target, [n, PIXELS]), device),
-            weight: Tensor::from_data(TensorData::new(weight, [n]), device),
+        let plain = device.clone().without_autodiff();
+        let mut batch = Batch {
+            x: Tensor::from_data(TensorData::new(x, [n, PIXELS]), &plain),
+            t: Tensor::from_data(TensorData::new(t, [n]), &plain),
+            class: Tensor::from_data(TensorData::new(class, [n]), &plain),
+            target: Tensor::from_data(TensorData::new(target, [n, PIXELS]), &plain),
+            weight: Tensor::from_data(TensorData::new(weight, [n]), &plain),
+        };
+        if let Some(teacher) = &self.teacher {
+            batch.target = self.ask(teacher, &batch);
+        }
+        if device.is_autodiff() {
+            batch.with_autodiff()
+        } else {
+            batch
+        }
+    }
+
+    /// The teacher's guided answers, clipped like a sampler clips the clean picture.
+    fn ask(&self, teacher: &Teacher, batch: &Batch) -> Tensor<2> {
+        let (x, t, class) = (batch.x.clone(), batch.t.clone(), batch.class.clone());
+        let answer = guided(&teacher.model, x, t, class, self.no_class, teacher.guidance);
+        match self.prediction {
+            Prediction::Sample => answer.clamp(-1.0, 1.0),
+            Prediction::Epsilon | Prediction::V => answer,
         }
     }
 }
@@ -269,6 +304,7 @@ mod tests {
             no_class: 10,
             batch_size: 4,
             seed: 3,
+            teacher: None,
         });
         match first_epoch {
             Some(epoch) => Loader::train(pictures, recipe, epoch, &Device::flex()),

@@ -141,6 +141,13 @@ struct TrainArgs {
     /// Train without classes (mlp)
     #[arg(long)]
     unconditional: bool,
+    /// Begin with this checkpoint and learn its guided answers, so that sampling needs no
+    /// guidance (mlp; same sizes, schedule and prediction)
+    #[arg(long, value_name = "CHECKPOINT")]
+    teacher: Option<PathBuf>,
+    /// How strongly the teacher is guided
+    #[arg(long, requires = "teacher")]
+    guidance: Option<f32>,
     /// Seed of weights, data order, timesteps and noise
     #[arg(long)]
     seed: Option<u64>,
@@ -174,6 +181,8 @@ impl TrainArgs {
             cond: self.cond.unwrap_or(good.cond),
             time_features: self.time_features.unwrap_or(good.time_features),
             unconditional: self.unconditional || good.unconditional,
+            teacher: self.teacher.clone(),
+            guidance: self.guidance.unwrap_or(good.guidance),
             seed: self.seed.unwrap_or(good.seed),
             limit: self.limit,
         }

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod dataset;
 pub mod diffusion;
+pub mod guidance;
 pub mod model;
 pub mod preview;
 pub mod progress;

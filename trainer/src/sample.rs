@@ -5,13 +5,14 @@
 //! variance and clipping of the clean estimate.
 //!
 //! Sources: Ho et al. 2020, eq. 6, 7 and 15; Song et al. 2021, "Denoising Diffusion Implicit
-//! Models", eq. 12 with eta 0; Ho & Salimans 2022, "Classifier-Free Diffusion Guidance".
+//! Models", eq. 12 with eta 0.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::checkpoint::Checkpoint;
 use crate::dataset::PIXELS;
 use crate::diffusion::{ForwardProcess, Prediction};
+use crate::guidance::guided;
 use crate::rng::{self, Stream};
 
 /// How to go from noise to picture.
@@ -108,16 +109,11 @@ fn ask(
     };
     let times = row(vec![t as i32; classes.len()]);
     let wanted = row(classes.iter().map(|&c| c as i32).collect());
-    let answer = checkpoint
-        .model
-        .forward(x.clone(), times.clone(), Some(wanted));
     match checkpoint.config.no_class() {
         Some(none) if guidance != 1.0 => {
-            let none = row(vec![none as i32; classes.len()]);
-            let free = checkpoint.model.forward(x.clone(), times, Some(none));
-            free.clone() + (answer - free) * guidance
+            guided(&checkpoint.model, x.clone(), times, wanted, none, guidance)
         }
-        _ => answer,
+        _ => checkpoint.model.forward(x.clone(), times, Some(wanted)),
     }
 }
 

@@ -76,6 +76,10 @@ pub struct Settings {
     pub time_features: usize,
     /// Train without classes (`mlp-classic` always does).
     pub unconditional: bool,
+    /// A checkpoint of the same sizes to begin with, whose guided answers are learnt.
+    pub teacher: Option<PathBuf>,
+    /// How strongly the teacher is guided.
+    pub guidance: f32,
     /// What weights, data order, timesteps and noise depend on.
     pub seed: u64,
     /// Use only the first pictures of each split.
@@ -118,6 +122,8 @@ impl Settings {
             cond: 64,
             time_features: 64,
             unconditional: classic,
+            teacher: None,
+            guidance: 2.0,
             seed: 42,
             limit: None,
         }
@@ -159,6 +165,10 @@ impl Settings {
             "--label-dropout must be 0 to 1"
         );
         ensure!(
+            self.teacher.is_none() || self.model_config().no_class().is_some(),
+            "--teacher needs a model with classes"
+        );
+        ensure!(
             self.grad_clip.is_none_or(|c| c > 0.0),
             "--grad-clip must be above 0"
         );
@@ -185,7 +195,7 @@ impl Settings {
         SchedulerConfig::new(self.schedule, self.prediction, self.timesteps)
     }
 
-    /// The recipe by which batches are made.
+    /// The recipe by which batches are made, without a teacher.
     pub fn recipe(&self) -> crate::batch::Recipe {
         let scheduler = self.scheduler_config();
         crate::batch::Recipe {
@@ -201,6 +211,7 @@ impl Settings {
             no_class: CLASSES,
             batch_size: self.batch_size,
             seed: self.seed,
+            teacher: None,
         }
     }
 

@@ -24,9 +24,10 @@ use burn::train::metric::{LearningRateMetric, LossMetric};
 use burn::train::{Interrupter, Learner, SupervisedTraining};
 use serde::Serialize;
 
-use crate::batch::{Batch, Loader};
+use crate::batch::{Batch, Loader, Recipe};
 use crate::checkpoint::{self, Checkpoint};
 use crate::dataset::{Pictures, Split};
+use crate::guidance::Teacher;
 use crate::model::Denoiser;
 use crate::progress;
 use crate::settings::{LrSchedule, Settings};
@@ -77,13 +78,26 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let run_dir = checkpoint::sibling(&session.output, "run")?;
     let done = prepare(&run_dir, settings, session)?;
 
-    let recipe = Arc::new(settings.recipe());
-    let autodiff = device.clone().autodiff();
-    let train_loader = Loader::train(Arc::clone(&train), Arc::clone(&recipe), done + 1, &autodiff);
-    let valid_loader = Loader::valid(valid, Arc::clone(&recipe), device);
     device.seed(settings.seed);
     let config = settings.model_config();
-    let trainee = Trainee::new(&config, settings.ema_decay, &autodiff);
+    let autodiff = device.clone().autodiff();
+    let (first, teacher) = match &settings.teacher {
+        None => (config.init(&autodiff), None),
+        Some(dir) => {
+            let (model, guidance) = (load_teacher(dir, settings, device)?, settings.guidance);
+            (
+                load_teacher(dir, settings, &autodiff)?,
+                Some(Teacher { model, guidance }),
+            )
+        }
+    };
+    let recipe = Arc::new(Recipe {
+        teacher,
+        ..settings.recipe()
+    });
+    let train_loader = Loader::train(Arc::clone(&train), Arc::clone(&recipe), done + 1, &autodiff);
+    let valid_loader = Loader::valid(valid, Arc::clone(&recipe), device);
+    let trainee = Trainee::new(first, settings.ema_decay, &autodiff);
     let parameters = trainee.num_trained();
     let scheduler = learning_rate(settings, settings.epochs * train_loader.steps())?;
     let learner = Learner::new(trainee, optimizer(settings), scheduler);
@@ -152,6 +166,18 @@ fn launch(
         bail!("the training stopped: {error}");
     }
     Ok(result.interrupted.is_none().then_some(result.model))
+}
+
+/// Reads the network to begin with, which must fit the settings.
+fn load_teacher(dir: &Path, settings: &Settings, device: &Device) -> Result<Denoiser> {
+    let teacher = checkpoint::load(dir, device)?;
+    ensure!(
+        teacher.config == settings.model_config()
+            && teacher.scheduler == settings.scheduler_config(),
+        "{}: a teacher must have the sizes, schedule and prediction of the model to train",
+        dir.display()
+    );
+    Ok(teacher.model)
 }
 
 /// Makes the run folder ready and says how many epochs it already holds.

@@ -11,7 +11,6 @@ use burn::train::metric::{Adaptor, LossInput};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 use crate::batch::Batch;
-use crate::config::ModelConfig;
 use crate::model::Denoiser;
 
 /// What is trained: the network, and the slowly moving average that is exported.
@@ -25,9 +24,8 @@ pub struct Trainee {
 }
 
 impl Trainee {
-    /// A network with random weights, and an average that begins as its copy.
-    pub fn new(config: &ModelConfig, ema_decay: f64, device: &Device) -> Self {
-        let model = config.init(device).materialize();
+    /// A network on a device with autodiff, and an average that begins as its copy.
+    pub fn new(model: Denoiser, ema_decay: f64, device: &Device) -> Self {
         let average = model.clone().map(&mut Detach);
         let updates = Param::from_tensor(Tensor::zeros([1], device)).set_require_grad(false);
         Self {
@@ -161,5 +159,72 @@ impl InferenceStep for Trainee {
         StepOutput {
             loss: Self::loss(&self.average, batch),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MlpClassicConfig;
+    use crate::dataset::PIXELS;
+    use burn::optim::SgdConfig;
+    use burn::tensor::TensorData;
+
+    fn batch(device: &Device) -> Batch {
+        let zeros = || TensorData::zeros::<i32, _>([2]);
+        Batch {
+            x: Tensor::ones([2, PIXELS], device),
+            t: Tensor::from_data(zeros(), device),
+            class: Tensor::from_data(zeros(), device),
+            target: Tensor::zeros([2, PIXELS], device),
+            weight: Tensor::from_floats([1.0, 3.0], device),
+        }
+    }
+
+    fn answer(model: &Denoiser, device: &Device) -> f32 {
+        let batch = batch(device);
+        model
+            .forward(batch.x, batch.t, None)
+            .slice([0..1, 0..1])
+            .into_scalar::<f32>()
+    }
+
+    #[test]
+    fn average_begins_at_the_weights_and_follows_slowly() {
+        let device = Device::flex().autodiff();
+        let model = MlpClassicConfig::new(vec![4], 10).init(&device);
+        let mut trainee = Trainee::new(Denoiser::Classic(model), 0.5, &device);
+        let before = answer(&trainee.model, &device);
+        assert_eq!(before, answer(&trainee.average, &device));
+
+        let mut optim = SgdConfig::new().init();
+        let step = TrainStep::step(&trainee, batch(&device));
+        trainee = trainee.optimize(&mut optim, 10.0.into(), step.grads);
+        let (now, average) = (
+            answer(&trainee.model, &device),
+            answer(&trainee.average, &device),
+        );
+        assert_ne!(now, before);
+        // The first decay is 1/10: the average goes nine tenths of the way in weight space, so
+        // in the outputs of two layers it lies nearer to the new weights than to the old.
+        assert!(
+            (average - now).abs() < (average - before).abs(),
+            "{before} {average} {now}"
+        );
+        assert_eq!(trainee.updates.val().into_scalar::<f32>(), 1.0);
+    }
+
+    #[test]
+    fn loss_is_the_weighted_mean_square_of_each_picture() {
+        let device = Device::flex();
+        let model = Denoiser::Classic(MlpClassicConfig::new(vec![4], 10).init(&device));
+        let losses: Vec<f32> = Trainee::loss(&model, batch(&device))
+            .into_data()
+            .try_to_vec()
+            .unwrap();
+        assert!(
+            losses[0] > 0.0 && (losses[1] - 3.0 * losses[0]).abs() < 1e-5,
+            "{losses:?}"
+        );
     }
 }

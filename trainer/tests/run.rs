@@ -158,6 +158,28 @@ fn runs_repeat_resume_and_refuse() {
         "{refused:#}"
     );
 
+    let student = Settings {
+        teacher: Some(at("a")),
+        guidance: 3.0,
+        ..settings.clone()
+    };
+    let learnt = train(&student, &session(at("s")))
+        .unwrap()
+        .expect("finished");
+    assert!(
+        learnt.valid_loss < first.valid_loss,
+        "a teacher's answers hold no noise"
+    );
+    let misfit = Settings {
+        hidden: 9,
+        ..student
+    };
+    let refused = train(&misfit, &session(at("m"))).unwrap_err().to_string();
+    assert!(
+        refused.contains("a teacher must have the sizes"),
+        "{refused}"
+    );
+
     check_exported(&at("a"), &device);
     draws_a_sheet(&at("a"), &at("grid.png"), &device);
 }
