@@ -169,9 +169,13 @@ pub fn load(dir: &Path, device: &Device) -> Result<Checkpoint> {
 }
 
 /// The weights as a safetensors file in PyTorch's names and layout.
+///
+/// Its metadata is the one entry that PyTorch's readers look for: burn's own would come in
+/// random order, and equal weights give equal files.
 fn weights_bytes(model: &Denoiser) -> Result<Vec<u8>, SafetensorsStoreError> {
     let mut store = SafetensorsStore::from_bytes(None)
         .with_to_adapter(BurnToPyTorchAdapter)
+        .clear_metadata()
         .metadata("format", "pt");
     match model {
         Denoiser::Classic(model) => model.save_into(&mut store)?,

@@ -41,3 +41,26 @@ pub struct Teacher {
     /// How strongly it is guided.
     pub guidance: f32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ResidualMlpConfig;
+    use crate::dataset::PIXELS;
+    use burn::tensor::Device;
+
+    #[test]
+    fn one_is_the_class_alone_and_zero_is_no_class() {
+        let device = Device::flex();
+        let config = ResidualMlpConfig::new([6, 1, 4, 4], 10, true);
+        let model = Denoiser::Residual(config.init(&device));
+        let row = |class: i32| Tensor::<1, Int>::from_ints([class], &device);
+        let x = || Tensor::<2>::ones([1, PIXELS], &device);
+        let plain = |class| model.forward(x(), row(5), Some(row(class)));
+        let with = |guidance| guided(&model, x(), row(5), row(2), 10, guidance);
+        let gap = |a: Tensor<2>, b: Tensor<2>| (a - b).abs().max().into_scalar::<f32>();
+        assert!(gap(with(1.0), plain(2)) < 1e-6);
+        assert!(gap(with(0.0), plain(10)) < 1e-6);
+        assert!(gap(with(2.0), plain(2)) > 1e-4);
+    }
+}

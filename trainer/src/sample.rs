@@ -163,3 +163,78 @@ fn ddpm_step(
     let variance = ((1.0 - previous) / (1.0 - abar) * beta).max(1e-20);
     (mean, variance.sqrt())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::BetaSchedule;
+
+    const CLEAN: f64 = 0.6;
+    const NOISE: f64 = -1.3;
+
+    fn process() -> ForwardProcess {
+        ForwardProcess::new(BetaSchedule::Cosine, 1e-4, 0.02, 200)
+    }
+
+    fn number(value: f64) -> Tensor<2> {
+        Tensor::from_floats([[value as f32]], &Device::flex())
+    }
+
+    fn read(tensor: Tensor<2>) -> f64 {
+        f64::from(tensor.into_scalar::<f32>())
+    }
+
+    /// `x_t` made of `CLEAN` and `NOISE`.
+    fn noisy(abar: f64) -> f64 {
+        abar.sqrt() * CLEAN + (1.0 - abar).sqrt() * NOISE
+    }
+
+    #[test]
+    fn every_prediction_leads_to_the_clean_sample() {
+        let (p, t) = (process(), 120);
+        let abar = p.alpha_cumprod(t);
+        let v = abar.sqrt() * NOISE - (1.0 - abar).sqrt() * CLEAN;
+        for (kind, answer) in [
+            (Prediction::Sample, CLEAN),
+            (Prediction::Epsilon, NOISE),
+            (Prediction::V, v),
+        ] {
+            let clean = clean_estimate(&p, kind, t, &number(noisy(abar)), number(answer));
+            assert!((read(clean) - CLEAN).abs() < 1e-5, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn ddim_keeps_the_noise_and_changes_its_share() {
+        let p = process();
+        for (t, previous) in [
+            (190, p.alpha_cumprod(180)),
+            (10, p.alpha_cumprod(0)),
+            (0, 1.0),
+        ] {
+            let x = number(noisy(p.alpha_cumprod(t)));
+            let arrived = ddim_step(&p, t, previous, x, number(CLEAN));
+            assert!((read(arrived) - noisy(previous)).abs() < 1e-4, "from {t}");
+        }
+    }
+
+    #[test]
+    fn ddpm_arrives_at_the_forward_marginal() {
+        let p = process();
+        for (t, to) in [(190, 180), (50, 49), (1, 0)] {
+            let (abar, previous) = (p.alpha_cumprod(t), p.alpha_cumprod(to));
+            let step = |x, clean| ddpm_step(&p, t, previous, number(x), number(clean));
+            let (of_x, deviation) = step(1.0, 0.0);
+            let (mean, _) = step(abar.sqrt() * CLEAN, CLEAN);
+            assert!(
+                (read(mean) - previous.sqrt() * CLEAN).abs() < 1e-5,
+                "mean from {t}"
+            );
+            let variance = read(of_x).powi(2) * (1.0 - abar) + deviation.powi(2);
+            assert!(
+                (variance - (1.0 - previous)).abs() < 1e-5,
+                "variance from {t}"
+            );
+        }
+    }
+}

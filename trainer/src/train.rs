@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::data::dataloader::DataLoader;
+use burn::module::Module;
 use burn::optim::grad_clipping::GradientClippingConfig;
 use burn::optim::lr_scheduler::LrSchedulerConfig;
 use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
@@ -55,7 +56,7 @@ pub struct Report {
     pub settings: Settings,
     /// The number of trained numbers.
     pub parameters: usize,
-    /// The averaged weights' loss on as many training pictures as there are validation pictures.
+    /// The averaged weights' loss (with a teacher: against its answers) on as many training pictures as there are validation pictures.
     pub train_loss: f64,
     /// The averaged weights' loss on the validation pictures.
     pub valid_loss: f64,
@@ -78,19 +79,9 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let run_dir = checkpoint::sibling(&session.output, "run")?;
     let done = prepare(&run_dir, settings, session)?;
 
-    device.seed(settings.seed);
+    let (first, teacher) = beginning(settings, device)?;
     let config = settings.model_config();
     let autodiff = device.clone().autodiff();
-    let (first, teacher) = match &settings.teacher {
-        None => (config.init(&autodiff), None),
-        Some(dir) => {
-            let (model, guidance) = (load_teacher(dir, settings, device)?, settings.guidance);
-            (
-                load_teacher(dir, settings, &autodiff)?,
-                Some(Teacher { model, guidance }),
-            )
-        }
-    };
     let recipe = Arc::new(Recipe {
         teacher,
         ..settings.recipe()
@@ -98,7 +89,6 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let train_loader = Loader::train(Arc::clone(&train), Arc::clone(&recipe), done + 1, &autodiff);
     let valid_loader = Loader::valid(valid, Arc::clone(&recipe), device);
     let trainee = Trainee::new(first, settings.ema_decay, &autodiff);
-    let parameters = trainee.num_trained();
     let scheduler = learning_rate(settings, settings.epochs * train_loader.steps())?;
     let learner = Learner::new(trainee, optimizer(settings), scheduler);
 
@@ -122,7 +112,7 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let report = Report {
         trainer_version: env!("CARGO_PKG_VERSION"),
         settings: settings.clone(),
-        parameters,
+        parameters: model.num_params(),
         train_loss: evaluate(&model, sample.as_ref())?,
         valid_loss: evaluate(&model, &valid_loader)?,
         seconds: began.elapsed().as_secs_f64(),
@@ -135,6 +125,21 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     };
     checkpoint::save(&session.output, &exported, Some(&report))?;
     Ok(Some(report))
+}
+
+/// The network to begin with, on a device with autodiff, and the teacher if there is one.
+fn beginning(settings: &Settings, device: &Device) -> Result<(Denoiser, Option<Teacher>)> {
+    let autodiff = device.clone().autodiff();
+    let Some(dir) = &settings.teacher else {
+        device.seed(settings.seed);
+        return Ok((settings.model_config().init(&autodiff), None));
+    };
+    let model = load_teacher(dir, settings, device)?;
+    let teacher = Teacher {
+        model,
+        guidance: settings.guidance,
+    };
+    Ok((load_teacher(dir, settings, &autodiff)?, Some(teacher)))
 }
 
 /// Runs burn's learner up to epoch `last`; `None` if it was interrupted on the way.

@@ -36,11 +36,6 @@ impl Trainee {
         }
     }
 
-    /// The number of trained numbers (the average not counted).
-    pub fn num_trained(&self) -> usize {
-        self.model.num_params()
-    }
-
     /// The averaged network.
     pub fn into_average(self) -> Denoiser {
         self.average
