@@ -17,6 +17,7 @@ use burn::store::{
     SafetensorsStoreError,
 };
 use burn::tensor::Device;
+use clap::ValueEnum;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,17 @@ pub enum SchedulerClass {
     Ddpm,
 }
 
+/// Which `steps` of the `T` timesteps a sampler visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Spacing {
+    /// Multiples of `T / steps`: ends at 0, but begins well below `T - 1` when steps are few.
+    Leading,
+    /// Counted down from `T - 1`, where training ends in pure noise (Lin et al. 2024, "Common
+    /// Diffusion Noise Schedules and Sample Steps are Flawed").
+    Trailing,
+}
+
 /// `scheduler_config.json`: the fields of diffusers' `DDPMScheduler`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SchedulerConfig {
@@ -70,8 +82,8 @@ pub struct SchedulerConfig {
     pub clip_sample_range: f64,
     /// `fixed_small`: the posterior variance of Ho et al. 2020, eq. 7.
     pub variance_type: String,
-    /// `leading`: timesteps are multiples of `T / steps`.
-    pub timestep_spacing: String,
+    /// Which timesteps a sampler visits.
+    pub timestep_spacing: Spacing,
     /// What is added to every sampled timestep.
     pub steps_offset: usize,
     /// Variances given one by one; always `None`.
@@ -91,7 +103,7 @@ impl SchedulerConfig {
             clip_sample: true,
             clip_sample_range: 1.0,
             variance_type: "fixed_small".to_owned(),
-            timestep_spacing: "leading".to_owned(),
+            timestep_spacing: Spacing::Leading,
             steps_offset: 0,
             trained_betas: None,
         }

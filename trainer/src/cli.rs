@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::Spacing;
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::preview::{self, Sheet};
 use crate::settings::{LrSchedule, ModelKind, Settings};
@@ -60,6 +61,9 @@ struct PreviewArgs {
     /// DDIM steps
     #[arg(long, default_value_t = 20)]
     steps: usize,
+    /// Timesteps that DDIM visits [default: the checkpoint's]
+    #[arg(long, value_enum)]
+    spacing: Option<Spacing>,
     /// Classifier-free guidance (1 = none)
     #[arg(long, default_value_t = 1.0)]
     guidance: f32,
@@ -205,6 +209,7 @@ impl Cli {
             let sheet = Sheet {
                 rows: args.rows,
                 steps: args.steps,
+                spacing: args.spacing,
                 guidance: args.guidance,
                 seed: args.seed,
                 scale: args.scale,

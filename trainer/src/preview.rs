@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor};
 use image::{GrayImage, Luma, imageops};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Spacing};
 use crate::dataset::{CLASSES, PIXELS, SIDE};
 use crate::sample::{Sampler, sample};
 
@@ -19,6 +19,8 @@ pub struct Sheet {
     pub rows: usize,
     /// DDIM steps; the last row is drawn by DDPM with all timesteps.
     pub steps: usize,
+    /// Which timesteps DDIM visits; `None` follows the checkpoint.
+    pub spacing: Option<Spacing>,
     /// Classifier-free guidance; 1 is none.
     pub guidance: f32,
     /// Seed of the noise.
@@ -35,7 +37,10 @@ pub struct Sheet {
 ///
 /// If the checkpoint cannot be read, `steps` is not in `1..=T`, or the PNG cannot be written.
 pub fn write(dir: &Path, png: &Path, sheet: Sheet, device: &Device) -> Result<()> {
-    let checkpoint = checkpoint::load(dir, device)?;
+    let mut checkpoint = checkpoint::load(dir, device)?;
+    if let Some(spacing) = sheet.spacing {
+        checkpoint.scheduler.timestep_spacing = spacing;
+    }
     let timesteps = checkpoint.config.timesteps();
     ensure!(
         (1..=timesteps).contains(&sheet.steps),

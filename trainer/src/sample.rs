@@ -1,15 +1,15 @@
 //! Drawing pictures with burn: the reverse process.
 //!
 //! This module owns the two samplers. It must not know checkpoints or picture files. It follows
-//! diffusers' `DDPMScheduler` and `DDIMScheduler` with leading timesteps, the small fixed
-//! variance and clipping of the clean estimate.
+//! diffusers' `DDPMScheduler` and `DDIMScheduler` with the small fixed variance and clipping of
+//! the clean estimate.
 //!
 //! Sources: Ho et al. 2020, eq. 6, 7 and 15; Song et al. 2021, "Denoising Diffusion Implicit
 //! Models", eq. 12 with eta 0.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Spacing};
 use crate::dataset::PIXELS;
 use crate::diffusion::{ForwardProcess, Prediction};
 use crate::guidance::guided;
@@ -39,7 +39,6 @@ pub fn sample(
     device: &Device,
 ) -> Tensor<2> {
     let process = checkpoint.scheduler.process();
-    let stride = process.timesteps() / steps;
     let mut noise = Noise {
         seed,
         step: 0,
@@ -47,7 +46,12 @@ pub fn sample(
         device: device.clone(),
     };
     let mut x = noise.draw();
-    for t in (0..steps).rev().map(|i| i * stride) {
+    let visited = timesteps(
+        checkpoint.scheduler.timestep_spacing,
+        process.timesteps(),
+        steps,
+    );
+    for (i, &t) in visited.iter().enumerate() {
         let answer = ask(checkpoint, &x, t, classes, guidance, device);
         let prediction = checkpoint.scheduler.prediction_type;
         let clean = clean_estimate(&process, prediction, t, &x, answer);
@@ -57,14 +61,14 @@ pub fn sample(
         } else {
             clean
         };
-        let previous = t
-            .checked_sub(stride)
-            .map_or(1.0, |p| process.alpha_cumprod(p));
+        let previous = visited
+            .get(i + 1)
+            .map_or(1.0, |&p| process.alpha_cumprod(p));
         x = match sampler {
             Sampler::Ddim => ddim_step(&process, t, previous, x, clean),
             Sampler::Ddpm => {
                 let (mean, deviation) = ddpm_step(&process, t, previous, x, clean);
-                if t > 0 {
+                if previous < 1.0 {
                     mean + noise.draw() * deviation
                 } else {
                     mean
@@ -73,6 +77,17 @@ pub fn sample(
         };
     }
     x
+}
+
+/// The timesteps to visit, falling.
+fn timesteps(spacing: Spacing, count: usize, steps: usize) -> Vec<usize> {
+    match spacing {
+        Spacing::Leading => (0..steps).rev().map(|i| i * (count / steps)).collect(),
+        Spacing::Trailing => (1..=steps)
+            .rev()
+            .map(|i| (i as f64 * count as f64 / steps as f64).round() as usize - 1)
+            .collect(),
+    }
 }
 
 /// Standard normal noise, a new draw each time, the same for equal seeds.
@@ -202,6 +217,16 @@ mod tests {
             let clean = clean_estimate(&p, kind, t, &number(noisy(abar)), number(answer));
             assert!((read(clean) - CLEAN).abs() < 1e-5, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn timesteps_are_those_of_diffusers() {
+        assert_eq!(timesteps(Spacing::Leading, 200, 4), [150, 100, 50, 0]);
+        assert_eq!(timesteps(Spacing::Trailing, 200, 4), [199, 149, 99, 49]);
+        assert_eq!(timesteps(Spacing::Trailing, 200, 3), [199, 132, 66]);
+        let all: Vec<usize> = (0..200).rev().collect();
+        assert_eq!(timesteps(Spacing::Leading, 200, 200), all);
+        assert_eq!(timesteps(Spacing::Trailing, 200, 200), all);
     }
 
     #[test]

@@ -209,6 +209,7 @@ fn draws_a_sheet(dir: &Path, png: &Path, device: &Device) {
     let sheet = Sheet {
         rows: 2,
         steps: 5,
+        spacing: None,
         guidance: 2.0,
         seed: 1,
         scale: 2,
