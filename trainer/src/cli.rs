@@ -1,0 +1,283 @@
+//! The command line.
+//!
+//! This module owns the names and the help of the options. It must not know what they do: it
+//! turns them into [`Settings`] and calls the library.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use burn::tensor::Device;
+use clap::{Args, Parser, Subcommand};
+
+use crate::checkpoint::Spacing;
+use crate::diffusion::{BetaSchedule, Prediction, Weighting};
+use crate::preview::{self, Sheet};
+use crate::settings::{LrSchedule, ModelKind, Settings};
+use crate::train::{self, Session};
+
+/// Trains a small diffusion model on Fashion-MNIST and writes a checkpoint folder.
+#[derive(Debug, Parser)]
+#[command(
+    name = "quell-train",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+Examples:
+  quell-train --model mlp --output models/mlp            the model that draws clean garments
+  quell-train --model mlp-classic --output models/classic  the textbook recipe, 5 epochs
+  quell-train --model mlp --output try --epochs 2 --limit 2000  a quick try
+  quell-train --model mlp --output models/mlp --resume   go on after an interruption
+  quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
+                                      learn the guided answers: as clear at half the price
+  quell-train preview models/mlp -o grid.png             look at what a model draws
+
+The data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its state
+in a folder beside the output (models/mlp.run); burn's dashboard is shown in a terminal."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Draw a sheet of samples: rows by DDIM, the last row by DDPM with all steps.
+    Preview(PreviewArgs),
+}
+
+#[derive(Debug, Args)]
+struct PreviewArgs {
+    /// The checkpoint folder
+    checkpoint: PathBuf,
+    /// The PNG file to write
+    #[arg(short, long, value_name = "PNG")]
+    output: PathBuf,
+    /// Rows drawn by DDIM, one picture per class in each
+    #[arg(long, default_value_t = 6)]
+    rows: usize,
+    /// DDIM steps
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Timesteps that DDIM visits [default: the checkpoint's]
+    #[arg(long, value_enum)]
+    spacing: Option<Spacing>,
+    /// Classifier-free guidance (1 = none)
+    #[arg(long, default_value_t = 1.0)]
+    guidance: f32,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Size of a pixel in the PNG
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=32))]
+    scale: u32,
+}
+
+/// Options without a default here take the model's own (see [`Settings::defaults`]).
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// The network to train
+    #[arg(long, value_enum, required = true)]
+    model: Option<ModelKind>,
+    /// The checkpoint folder to write
+    #[arg(long, value_name = "DIR", required = true)]
+    output: Option<PathBuf>,
+    /// The folder with the IDX files [default: /usr/share/datasets/fashion-mnist]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Go on from the last checkpoint of the run
+    #[arg(long)]
+    resume: bool,
+    /// Throw an earlier run of the same name away
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Stop after this epoch; --resume goes on later
+    #[arg(long, value_name = "EPOCH")]
+    stop_after: Option<usize>,
+    /// Times to go through the training pictures [default: 120; mlp-classic: 5]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Pictures per optimizer step [default: 256; mlp-classic: 128]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Adam's learning rate after warm-up [default: 0.002; mlp-classic: 0.001]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// How the learning rate changes [default: cosine; mlp-classic: constant]
+    #[arg(long, value_enum)]
+    lr_schedule: Option<LrSchedule>,
+    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0]
+    #[arg(long)]
+    warmup_steps: Option<usize>,
+    /// Decay of the running average of the weights, which is exported (0 = no average)
+    /// [default: 0.9995; mlp-classic: 0.99]
+    #[arg(long)]
+    ema_decay: Option<f64>,
+    /// Largest norm of each tensor's gradient (0 = no limit) [default: 1; mlp-classic: 0]
+    #[arg(long)]
+    grad_clip: Option<f64>,
+    /// Share of labels replaced by "no class" [default: 0.1]
+    #[arg(long)]
+    label_dropout: Option<f64>,
+    /// Noise schedule [default: cosine; mlp-classic: linear]
+    #[arg(long, value_enum)]
+    schedule: Option<BetaSchedule>,
+    /// What the network predicts [default: sample; mlp-classic: epsilon]
+    #[arg(long, value_enum)]
+    prediction: Option<Prediction>,
+    /// How much each timestep counts in the loss [default: uniform]
+    #[arg(long, value_enum)]
+    weighting: Option<Weighting>,
+    /// Number of noise steps [default: 200]
+    #[arg(long)]
+    timesteps: Option<usize>,
+    /// Width of the hidden layers [default: 256; mlp-classic: 512]
+    #[arg(long)]
+    hidden: Option<usize>,
+    /// Residual blocks (mlp) or hidden layers (mlp-classic) [default: 3; mlp-classic: 2]
+    #[arg(long)]
+    blocks: Option<usize>,
+    /// Width of the embedding of timestep and class (mlp) [default: 64]
+    #[arg(long)]
+    cond: Option<usize>,
+    /// Sinusoidal features of the timestep, even (mlp) [default: 64]
+    #[arg(long)]
+    time_features: Option<usize>,
+    /// Train without classes (mlp)
+    #[arg(long)]
+    unconditional: bool,
+    /// Begin with this checkpoint and learn its guided answers, so that sampling needs no
+    /// guidance (mlp; same sizes, schedule and prediction)
+    #[arg(long, value_name = "CHECKPOINT")]
+    teacher: Option<PathBuf>,
+    /// How strongly the teacher is guided [default: 2]
+    #[arg(long, requires = "teacher")]
+    guidance: Option<f32>,
+    /// Seed of weights, data order, timesteps and noise [default: 42]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Use only the first pictures of each split, for quick tries
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+impl TrainArgs {
+    /// The model's good settings with what was given in their place.
+    fn settings(&self, model: ModelKind) -> Settings {
+        let good = Settings::defaults(model);
+        let clip = |norm: f64| (norm != 0.0).then_some(norm);
+        Settings {
+            model,
+            data: self.data.clone().unwrap_or(good.data),
+            epochs: self.epochs.unwrap_or(good.epochs),
+            batch_size: self.batch_size.unwrap_or(good.batch_size),
+            learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
+            lr_schedule: self.lr_schedule.unwrap_or(good.lr_schedule),
+            warmup_steps: self.warmup_steps.unwrap_or(good.warmup_steps),
+            ema_decay: self.ema_decay.unwrap_or(good.ema_decay),
+            grad_clip: self.grad_clip.map_or(good.grad_clip, clip),
+            label_dropout: self.label_dropout.unwrap_or(good.label_dropout),
+            schedule: self.schedule.unwrap_or(good.schedule),
+            prediction: self.prediction.unwrap_or(good.prediction),
+            weighting: self.weighting.unwrap_or(good.weighting),
+            timesteps: self.timesteps.unwrap_or(good.timesteps),
+            hidden: self.hidden.unwrap_or(good.hidden),
+            blocks: self.blocks.unwrap_or(good.blocks),
+            cond: self.cond.unwrap_or(good.cond),
+            time_features: self.time_features.unwrap_or(good.time_features),
+            unconditional: self.unconditional || good.unconditional,
+            teacher: self.teacher.clone(),
+            guidance: self.guidance.unwrap_or(good.guidance),
+            seed: self.seed.unwrap_or(good.seed),
+            limit: self.limit,
+        }
+    }
+}
+
+impl Cli {
+    /// Does what was asked for, on burn's default device.
+    ///
+    /// # Errors
+    ///
+    /// One line for the user: see [`train::run`] and [`preview::write`].
+    pub fn run(self) -> Result<()> {
+        let device = Device::default();
+        if let Some(Command::Preview(args)) = self.command {
+            ensure!(args.rows > 0, "--rows must be at least 1");
+            let sheet = Sheet {
+                rows: args.rows,
+                steps: args.steps,
+                spacing: args.spacing,
+                guidance: args.guidance,
+                seed: args.seed,
+                scale: args.scale,
+            };
+            preview::write(&args.checkpoint, &args.output, sheet, &device)?;
+            println!("{}: written", args.output.display());
+            return Ok(());
+        }
+        let (Some(model), Some(output)) = (self.train.model, &self.train.output) else {
+            unreachable!("clap requires --model and --output without a subcommand");
+        };
+        let session = Session {
+            output: output.clone(),
+            resume: self.train.resume,
+            force: self.train.force,
+            stop_after: self.train.stop_after,
+        };
+        match train::run(&self.train.settings(model), &session, &device)? {
+            Some(report) => println!(
+                "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
+                output.display(),
+                report.parameters,
+                report.train_loss,
+                report.valid_loss,
+                report.seconds
+            ),
+            None => println!("stopped before the last epoch; go on with --resume"),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn given_options_replace_the_model_s_own() {
+        let cli = Cli::parse_from([
+            "quell-train",
+            "--model",
+            "mlp",
+            "--output",
+            "x",
+            "--prediction",
+            "v",
+            "--schedule",
+            "scaled-linear",
+            "--grad-clip",
+            "0",
+        ]);
+        let settings = cli.train.settings(ModelKind::Mlp);
+        assert_eq!(settings.prediction, Prediction::V);
+        assert_eq!(settings.schedule, BetaSchedule::ScaledLinear);
+        assert_eq!(settings.grad_clip, None);
+        assert_eq!(settings.hidden, Settings::defaults(ModelKind::Mlp).hidden);
+    }
+
+    #[test]
+    fn preview_needs_no_training_options() {
+        let cli = Cli::try_parse_from(["quell-train", "preview", "dir", "-o", "a.png"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Preview(_))));
+        assert!(Cli::try_parse_from(["quell-train", "--model", "mlp"]).is_err());
+    }
+}

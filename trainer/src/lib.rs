@@ -1,0 +1,25 @@
+//! Trains small diffusion models with burn and writes them as checkpoint folders.
+//!
+//! This crate owns everything that happens before a model is compiled for a chip: reading the
+//! pictures, adding the noise, the two networks, the training run and the folder it leaves
+//! behind. It knows nothing of the `.quell` file or of the embedded runtime: the checkpoint
+//! folder is the only thing it shares with them.
+//!
+//! The binary `quell-train` is a thin shell around this library, so that tests can build a
+//! model, write it, read it back and run burn's forward pass on it.
+
+pub mod batch;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod dataset;
+pub mod diffusion;
+pub mod guidance;
+pub mod model;
+pub mod preview;
+pub mod progress;
+pub mod rng;
+pub mod sample;
+pub mod settings;
+pub mod train;
+pub mod trainee;
