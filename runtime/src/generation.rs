@@ -33,6 +33,7 @@ impl Default for Request {
 }
 
 /// Why a request cannot be met.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 pub enum RequestError {
     /// The class is at fault.
@@ -60,6 +61,7 @@ pub enum RequestError {
 }
 
 /// What a step did.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Number of the step, from 0.

@@ -8,6 +8,7 @@ use crate::session::{Session, SessionError};
 use crate::validate::{self, PlanError};
 
 /// Why a file cannot be run.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 pub enum OpenError {
     /// Not a readable file of a version that this crate knows.

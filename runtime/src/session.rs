@@ -11,6 +11,7 @@ use crate::generation::{Generation, Request, RequestError};
 use crate::model::Model;
 
 /// Why an arena cannot be used.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SessionError {
     /// Too few bytes.
@@ -27,6 +28,7 @@ pub enum SessionError {
 }
 
 /// Why a denoiser call is impossible.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InputError {
     /// No such timestep.

@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::access::{Access, Element, Region};
 
 /// What is wrong with an operation, or with the plan's head.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
     /// A shape is empty or its size overflows.

@@ -103,7 +103,7 @@ impl SchedulerConfig {
             clip_sample: true,
             clip_sample_range: 1.0,
             variance_type: "fixed_small".to_owned(),
-            timestep_spacing: Spacing::Leading,
+            timestep_spacing: Spacing::Trailing,
             steps_offset: 0,
             trained_betas: None,
         }

@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::{Head, Header, HeaderError, Layer, Op, Slab};
 
 /// Why bytes are not a readable file.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FormatError {
     /// The header is at fault.

@@ -33,6 +33,7 @@ impl Tier {
 }
 
 /// Why the first bytes of a file are not a header.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HeaderError {
     /// Shorter than a header, or than the length that it states.
