@@ -5,14 +5,14 @@
 //! really brings to t: noised training data would have another distribution,
 //! and the first and last steps differ most.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use anyhow::Result;
 use quell::format::Tier;
-use quell::{Request, Sampler, Session, Values};
+use quell::{Kernels, Request, Sampler, Session, Values};
 
 use crate::compile::{self, Source};
-use crate::graph::{Op, ValueId};
+use crate::graph::{Node, Op, ValueId};
 use crate::lower::{self, Lowered};
 use crate::model_file::{HostArena, ModelFile};
 use crate::quantize::Activation;
@@ -35,9 +35,6 @@ impl Default for Settings {
     }
 }
 
-/// Values kept per activation; more would not move a scale.
-const KEPT: usize = 400_000;
-
 /// Grids for every input of a linear layer; `progress` is called once a run.
 pub fn calibrate(
     source: &Source<'_>,
@@ -46,7 +43,8 @@ pub fn calibrate(
 ) -> Result<HashMap<ValueId, Activation>> {
     let plan = lower::lower(source.graph, Tier::F32, &HashMap::new())?;
     let file = ModelFile::from_bytes(&compile::assemble(source, Tier::F32, &plan, None)?);
-    let model = file.model()?;
+    // The reference kernels: the same checkpoint gives the same file everywhere.
+    let model = file.model()?.with_kernels(Kernels::scalar());
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
 
@@ -58,8 +56,6 @@ pub fn calibrate(
         .map(|&s| s.clamp(1, timesteps))
         .collect();
     let total = u64::from(settings.runs) * steps.len() as u64;
-    let calls: u64 = steps.iter().map(|&s| u64::from(s)).sum();
-    recorder.budget(calls * u64::from(settings.runs));
     let mut done = 0;
     for run in 0..settings.runs {
         for &steps in &steps {
@@ -81,102 +77,72 @@ pub fn calibrate(
     Ok(recorder.grids())
 }
 
+/// Smallest and largest number that a value takes on.
+type Range = (f32, f32);
+
 struct Recorder<'g> {
-    source: &'g Source<'g>,
+    nodes: &'g [Node],
     /// Value left by each operation.
     left: Vec<ValueId>,
-    /// Inputs of linear layers, with concatenations resolved to their parts.
-    wanted: HashSet<ValueId>,
-    seen: HashMap<ValueId, Vec<f32>>,
-    /// Every how many elements one is kept, per value.
-    stride: HashMap<ValueId, usize>,
+    seen: HashMap<ValueId, Range>,
 }
 
 impl<'g> Recorder<'g> {
     fn new(source: &'g Source<'g>, plan: &Lowered) -> Self {
-        let nodes = &source.graph.nodes;
-        let mut wanted = HashSet::new();
-        for node in nodes {
-            if let Op::Linear { .. } = node.op {
-                let input = node.inputs[0];
-                wanted.extend(match nodes[input].op {
-                    Op::Concat => nodes[input].inputs.clone(),
-                    _ => vec![input],
-                });
-            }
-        }
         Self {
-            source,
+            nodes: &source.graph.nodes,
             left: plan.values.iter().map(|&(value, _)| value).collect(),
-            wanted,
             seen: HashMap::new(),
-            stride: HashMap::new(),
-        }
-    }
-
-    fn budget(&mut self, calls: u64) {
-        for &value in &self.wanted {
-            let elements = self.source.graph.nodes[value].len * calls as usize;
-            // Odd, so that no column of a vector is left out.
-            self.stride.insert(value, (elements / KEPT) | 1);
         }
     }
 
     fn record(&mut self, session: &mut Session<'_, '_>, request: Request) -> Result<()> {
         let mut generation = session.generate(request)?;
-        let nodes = &self.source.graph.nodes;
-        let sample = nodes.iter().position(|node| node.op == Op::Sample);
+        let sample = self.nodes.iter().position(|node| node.op == Op::Sample);
         loop {
             let before = generation.sample().to_vec();
             let mut op = 0;
-            let mut left = Vec::new();
             let step = generation.step_with(|_, values| {
-                let value = self.left[op];
-                op += 1;
-                if let Values::F32(values) = values
-                    && self.wanted.contains(&value)
-                {
-                    left.push((value, values.to_vec()));
+                if let Values::F32(values) = values {
+                    widen(&mut self.seen, self.left[op], values);
                 }
+                op += 1;
             });
             if step.is_none() {
                 return Ok(());
             }
-            left.extend(sample.map(|sample| (sample, before)));
-            for (value, values) in left {
-                self.keep(value, &values);
+            if let Some(sample) = sample {
+                widen(&mut self.seen, sample, &before);
             }
         }
     }
 
-    fn keep(&mut self, value: ValueId, values: &[f32]) {
-        let Some(&stride) = self.stride.get(&value) else {
-            return;
-        };
-        let seen = self.seen.entry(value).or_default();
-        // The phase moves on from call to call.
-        let phase = seen.len() % stride;
-        seen.extend(values.iter().skip(phase).step_by(stride));
-    }
-
+    /// A grid for every input of a linear layer.
     fn grids(&self) -> HashMap<ValueId, Activation> {
-        let nodes = &self.source.graph.nodes;
-        let of = |value: ValueId| self.seen.get(&value).cloned().unwrap_or_default();
-        let inputs = nodes
-            .iter()
-            .filter(|node| matches!(node.op, Op::Linear { .. }));
-        let inputs = inputs.map(|node| node.inputs[0]);
+        let seen = |value: &ValueId| self.seen.get(value).copied().unwrap_or((0.0, 0.0));
+        let linear = |node: &&Node| matches!(node.op, Op::Linear { .. });
+        let inputs = self.nodes.iter().filter(linear).map(|node| node.inputs[0]);
         let grid = |value: ValueId| {
-            let values = match nodes[value].op {
-                Op::Concat => nodes[value]
-                    .inputs
-                    .iter()
-                    .flat_map(|&part| of(part))
-                    .collect(),
-                _ => of(value),
+            let (low, high) = match self.nodes[value].op {
+                Op::Concat => {
+                    let parts = self.nodes[value].inputs.iter().map(seen);
+                    parts.reduce(join).unwrap_or((0.0, 0.0))
+                }
+                _ => seen(&value),
             };
-            (value, Activation::fit(&values))
+            (value, Activation::covering(low, high))
         };
         inputs.map(grid).collect()
     }
+}
+
+fn widen(seen: &mut HashMap<ValueId, Range>, value: ValueId, values: &[f32]) {
+    let range = seen
+        .entry(value)
+        .or_insert((f32::INFINITY, f32::NEG_INFINITY));
+    *range = values.iter().fold(*range, |range, &x| join(range, (x, x)));
+}
+
+fn join(a: Range, b: Range) -> Range {
+    (a.0.min(b.0), a.1.max(b.1))
 }

@@ -1,1 +1,148 @@
-//! tests
+//! What the cross-crate tests share: small models made on the spot, the
+//! committed ones, and one way to run them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use quell::format::Tier;
+use quell::{Model, Request, Rng};
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::compile::{Compiled, compile};
+use quell_converter::model_file::HostArena;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// The folder of committed models.
+pub fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models")
+}
+
+/// Runs a request to its end on `model`.
+pub fn generate(model: &Model<'_>, request: Request) -> Result<Vec<f32>> {
+    let mut arena = HostArena::new(model);
+    let mut session = model.session(arena.bytes_mut())?;
+    let mut generation = session.generate(request)?;
+    while generation.step().is_some() {}
+    Ok(generation.sample().to_vec())
+}
+
+/// A checkpoint with random weights, in a folder of its own.
+pub struct RandomCheckpoint {
+    folder: TempDir,
+    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+    rng: Rng,
+}
+
+impl RandomCheckpoint {
+    /// `MLPClassic` on `size × size` pixels.
+    pub fn classic(seed: u64, size: usize, hidden: &[usize]) -> Result<Self> {
+        let mut checkpoint = Self::new(seed)?;
+        let pixels = size * size;
+        let mut inputs = pixels + 1;
+        for (i, &outputs) in hidden.iter().chain([&pixels]).enumerate() {
+            checkpoint.linear(&format!("layers.{i}"), outputs, inputs);
+            inputs = outputs;
+        }
+        checkpoint.finish(json!({
+            "_class_name": "MLPClassic",
+            "sample_size": size, "in_channels": 1, "out_channels": 1,
+            "hidden_sizes": hidden, "act_fn": "relu",
+            "num_train_timesteps": 20, "num_class_embeds": null,
+        }))
+    }
+
+    /// `ResidualMLP` on `size × size` pixels, with 3 classes and "no class".
+    pub fn residual(seed: u64, size: usize, hidden: usize, blocks: usize) -> Result<Self> {
+        let mut checkpoint = Self::new(seed)?;
+        let (pixels, cond, features) = (size * size, 12, 8);
+        checkpoint.linear("time_embed", cond, features);
+        checkpoint.normal("class_embed.weight", &[4, cond], 0.5, 0.0);
+        checkpoint.linear("input", hidden, pixels);
+        for i in 0..blocks {
+            checkpoint.norm(&format!("blocks.{i}.norm"), hidden);
+            checkpoint.linear(&format!("blocks.{i}.fc1"), hidden, hidden);
+            checkpoint.normal(
+                &format!("blocks.{i}.cond.weight"),
+                &[hidden, cond],
+                0.3,
+                0.0,
+            );
+            checkpoint.linear(&format!("blocks.{i}.fc2"), hidden, hidden);
+        }
+        checkpoint.norm("norm", hidden);
+        checkpoint.linear("output", pixels, hidden);
+        checkpoint.finish(json!({
+            "_class_name": "ResidualMLP",
+            "sample_size": size, "in_channels": 1, "out_channels": 1,
+            "hidden_size": hidden, "num_blocks": blocks, "time_features": features,
+            "cond_size": cond, "act_fn": "silu", "norm_eps": 1e-5,
+            "num_train_timesteps": 20, "num_class_embeds": 4,
+        }))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Compiles it.
+    pub fn compile(&self, tier: Tier) -> Result<Compiled> {
+        let settings = Settings {
+            steps: vec![1, 4],
+            runs: 40,
+        };
+        compile(&Checkpoint::open(self.path())?, tier, &settings, &|_, _| {})
+    }
+
+    fn new(seed: u64) -> Result<Self> {
+        Ok(Self {
+            folder: tempfile::tempdir()?,
+            tensors: Vec::new(),
+            rng: Rng::new(seed),
+        })
+    }
+
+    fn normal(&mut self, name: &str, shape: &[usize], deviation: f32, mean: f32) {
+        let count: usize = shape.iter().product();
+        let values = (0..count).map(|_| mean + deviation * self.rng.normal());
+        let bytes = values.flat_map(f32::to_le_bytes).collect();
+        self.tensors.push((name.to_owned(), shape.to_vec(), bytes));
+    }
+
+    fn linear(&mut self, name: &str, outputs: usize, inputs: usize) {
+        let deviation = 1.0 / (inputs as f32).sqrt();
+        self.normal(
+            &format!("{name}.weight"),
+            &[outputs, inputs],
+            deviation,
+            0.0,
+        );
+        self.normal(&format!("{name}.bias"), &[outputs], 0.2, 0.0);
+    }
+
+    fn norm(&mut self, name: &str, n: usize) {
+        self.normal(&format!("{name}.weight"), &[n], 0.2, 1.0);
+        self.normal(&format!("{name}.bias"), &[n], 0.2, 0.0);
+    }
+
+    fn finish(self, config: serde_json::Value) -> Result<Self> {
+        let views = self.tensors.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            Ok((name.as_str(), view?))
+        });
+        let views = views.collect::<Result<Vec<_>>>()?;
+        let weights = safetensors::serialize(views, None)?;
+        let scheduler = json!({
+            "_class_name": "DDPMScheduler", "num_train_timesteps": 20,
+            "beta_start": 0.001, "beta_end": 0.2, "timestep_spacing": "trailing",
+        });
+        let put = |name: &str, bytes: &[u8]| std::fs::write(self.path().join(name), bytes);
+        put("diffusion_pytorch_model.safetensors", &weights)?;
+        put("config.json", config.to_string().as_bytes())?;
+        put("scheduler_config.json", scheduler.to_string().as_bytes())?;
+        Ok(self)
+    }
+}

@@ -61,6 +61,7 @@ fn main() {
                 match kernel {
                     "f32" => linear_f32(&mut group, id, table, shapes),
                     "f16" => linear_f16(&mut group, id, table, shapes),
+                    "int8-f32" => linear_i8_f32(&mut group, id, table, shapes),
                     _ => linear_i8(&mut group, id, table, shapes),
                 }
             }
@@ -68,6 +69,7 @@ fn main() {
         group("f32");
         group("f16");
         group("int8");
+        group("int8-f32");
     }
     elementwise(&mut criterion);
     criterion.final_summary();
@@ -144,6 +146,35 @@ fn linear_i8(group: &mut Group<'_>, id: BenchmarkId, table: &Kernels, shapes: &[
                 std::mem::swap(&mut x, &mut y);
             }
             black_box(x[0])
+        });
+    });
+}
+
+/// int8 layers with f32 outputs: each has the same inputs.
+fn linear_i8_f32(
+    group: &mut Group<'_>,
+    id: BenchmarkId,
+    table: &Kernels,
+    shapes: &[(usize, usize)],
+) {
+    let layers = Layer::network(shapes, i8_len);
+    let (bias, scales, x) = ([0; MAX], [1e-3; MAX], [1; MAX]);
+    let (mut y, mut scratch) = ([0.0; MAX], [0; MAX]);
+    group.bench_function(id, |bencher| {
+        bencher.iter(|| {
+            for layer in &layers {
+                let rows = pad(layer.outputs, ROWS);
+                let op = LinearI8 {
+                    weights: layer
+                        .weights(|bytes| Some(bytes), i8_len(layer.outputs, layer.inputs)),
+                    bias: &bias[..rows],
+                    x: &x[..layer.inputs],
+                    scratch: &mut scratch[..pad(layer.inputs, COLUMNS)],
+                };
+                let y = &mut y[..layer.outputs];
+                table.linear_i8_f32(black_box(op), &scales[..rows], Finish::Accumulate, y);
+            }
+            black_box(y[0])
         });
     });
 }

@@ -1,6 +1,6 @@
 //! What every table must do: run it against the scalar one, on any target.
 //!
-//! [`check`] needs neither std nor a heap, and about 60 KB of stack, so that
+//! [`check`] needs neither std nor a heap, and about 66 KB of stack, so that
 //! it also runs as firmware. It covers sizes around every tile and chunk,
 //! operands one element off any alignment, weights and inputs that a
 //! saturating or narrow multiplication would get wrong, accumulators next to
@@ -72,8 +72,12 @@ pub enum What {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (table, kernel, case) = (self.table, self.kernel, self.case);
-        let (inputs, outputs, what) = (case.inputs, case.outputs, self.what);
-        write!(f, "{table} {kernel} {inputs}→{outputs}: {what:?}")
+        let (inputs, outputs, offset) = (case.inputs, case.outputs, case.offset);
+        let what = self.what;
+        write!(
+            f,
+            "{table} {kernel} {inputs}→{outputs}, offset {offset}: {what:?}"
+        )
     }
 }
 

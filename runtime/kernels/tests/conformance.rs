@@ -34,7 +34,7 @@ fn padded<T: Copy + Default>(values: &[T], unit: usize) -> Vec<T> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn linear_f32_is_a_matrix_product(outputs in 1..300usize, inputs in 0..600usize, seed: u64) {

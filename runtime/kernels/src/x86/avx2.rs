@@ -4,8 +4,8 @@
 use core::arch::x86_64::*;
 
 use super::int8::{self, linear_i8_kernels};
-use super::panels::{Panels, Pass, store};
-use crate::layout::PANEL;
+use super::panels::{Panels, prefetch, store};
+use crate::layout::{PANEL, ROWS};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
 /// Needs AVX2, FMA and F16C.
@@ -18,7 +18,7 @@ pub(super) static KERNELS: Kernels = Kernels {
 };
 
 fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
         let panels = Panels::new(op.weights, op.bias, y);
         walk_panels(panels, op.x, finish, |row| load(row));
@@ -45,35 +45,35 @@ fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
 }
 
 /// Four panels at a time: eight sums hide the latency of one.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn walk_panels<W>(
     mut panels: Panels<'_, W>,
     x: &[f32],
     finish: Finish,
     widen: impl Fn(&[W; PANEL]) -> [__m256; 2] + Copy,
 ) {
-    while let Some(pass) = panels.take::<4>(x.len()) {
-        sums(pass, x, finish, widen);
-    }
-    if let Some(pass) = panels.take::<2>(x.len()) {
-        sums(pass, x, finish, widen);
-    }
-    if let Some(pass) = panels.take::<1>(x.len()) {
-        sums(pass, x, finish, widen);
+    loop {
+        let pass = match panels.pass(4) {
+            4 => sums::<_, 4>(&mut panels, x, finish, widen),
+            3 => sums::<_, 3>(&mut panels, x, finish, widen),
+            2 => sums::<_, 2>(&mut panels, x, finish, widen),
+            _ => sums::<_, 1>(&mut panels, x, finish, widen),
+        };
+        if pass.is_none() {
+            return;
+        }
     }
 }
 
-/// The sums of a pass, each over the inputs in order.
-#[target_feature(enable = "avx2,fma")]
+/// The next `N` panels: sums over the inputs in order. None where no panels are left.
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sums<W, const N: usize>(
-    pass: Pass<'_, W, N>,
+    panels: &mut Panels<'_, W>,
     x: &[f32],
     finish: Finish,
     widen: impl Fn(&[W; PANEL]) -> [__m256; 2],
-) {
-    if pass.weights.len() != N * x.len() {
-        return;
-    }
+) -> Option<()> {
+    let pass = panels.take::<N>(x.len())?;
     let mut sums = [[_mm256_setzero_ps(); 2]; N];
     for (sum, bias) in sums.iter_mut().zip(pass.bias) {
         *sum = load(bias);
@@ -82,8 +82,10 @@ fn sums<W, const N: usize>(
         let x_k = _mm256_set1_ps(x_k);
         for (n, [low, high]) in sums.iter_mut().enumerate() {
             // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
-            // which is the number of rows.
-            let row = widen(unsafe { pass.weights.get_unchecked(n * x.len() + k) });
+            // the number of rows that `take` gave.
+            let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
+            prefetch(row);
+            let row = widen(row);
             *low = _mm256_fmadd_ps(row[0], x_k, *low);
             *high = _mm256_fmadd_ps(row[1], x_k, *high);
         }
@@ -97,6 +99,7 @@ fn sums<W, const N: usize>(
         }
     }
     store(&stored, finish, pass.y);
+    Some(())
 }
 
 #[target_feature(enable = "avx2")]
@@ -113,18 +116,18 @@ fn halves<W>(row: &[W; PANEL]) -> (*const W, *const W) {
     (low.as_ptr(), high.as_ptr())
 }
 
-linear_i8_kernels!("avx2", 4 2 1);
+linear_i8_kernels!("avx2", 4, 3 2 1);
 
-use int8::widen as prepare;
+use int8::{Words as Inputs, widen as prepare};
 
 /// The sums of `N` row blocks.
 #[target_feature(enable = "avx2")]
-fn dot<const N: usize>(weights: &[int8::Block], x: &[int8::Words]) -> [__m256i; N] {
+fn dot<const N: usize>(weights: &[int8::Block], x: &[Inputs]) -> [__m256i; N] {
     let mut sums = [[_mm256_setzero_si256(); 2]; N];
     if weights.len() == N * x.len() {
         for (k, x_k) in x.iter().enumerate() {
-            let even = _mm256_set1_epi64x(int8::quad(x_k, 0));
-            let odd = _mm256_set1_epi64x(int8::quad(x_k, 1));
+            let even = _mm256_set1_epi64x(int8::lane(&x_k[0]));
+            let odd = _mm256_set1_epi64x(int8::lane(&x_k[1]));
             for (n, [low, high]) in sums.iter_mut().enumerate() {
                 // SAFETY: n < N and k < x.len(), so the index is below
                 // N·x.len(), which is the number of blocks.

@@ -6,8 +6,8 @@
 use core::arch::x86_64::*;
 
 use super::int8::{self, linear_i8_kernels};
-use super::panels::{Panels, Pass, store};
-use crate::layout::PANEL;
+use super::panels::{Panels, prefetch, store};
+use crate::layout::{PANEL, ROWS};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
 /// Needs AVX-512 F, BW, VL and DQ, AVX2, FMA and F16C.
@@ -61,31 +61,32 @@ fn walk<W>(
     finish: Finish,
     widen: impl Fn(&[W; PANEL]) -> __m512 + Copy,
 ) {
-    while let Some(pass) = panels.take::<8>(x.len()) {
-        sums(pass, x, finish, widen);
-    }
-    if let Some(pass) = panels.take::<4>(x.len()) {
-        sums(pass, x, finish, widen);
-    }
-    if let Some(pass) = panels.take::<2>(x.len()) {
-        sums(pass, x, finish, widen);
-    }
-    if let Some(pass) = panels.take::<1>(x.len()) {
-        sums(pass, x, finish, widen);
+    loop {
+        let pass = match panels.pass(8) {
+            8 => sums::<_, 8>(&mut panels, x, finish, widen),
+            7 => sums::<_, 7>(&mut panels, x, finish, widen),
+            6 => sums::<_, 6>(&mut panels, x, finish, widen),
+            5 => sums::<_, 5>(&mut panels, x, finish, widen),
+            4 => sums::<_, 4>(&mut panels, x, finish, widen),
+            3 => sums::<_, 3>(&mut panels, x, finish, widen),
+            2 => sums::<_, 2>(&mut panels, x, finish, widen),
+            _ => sums::<_, 1>(&mut panels, x, finish, widen),
+        };
+        if pass.is_none() {
+            return;
+        }
     }
 }
 
-/// The sums of a pass, each over the inputs in order.
+/// The next `N` panels: sums over the inputs in order. None where no panels are left.
 #[target_feature(enable = "avx512f")]
 fn sums<W, const N: usize>(
-    pass: Pass<'_, W, N>,
+    panels: &mut Panels<'_, W>,
     x: &[f32],
     finish: Finish,
     widen: impl Fn(&[W; PANEL]) -> __m512,
-) {
-    if pass.weights.len() != N * x.len() {
-        return;
-    }
+) -> Option<()> {
+    let pass = panels.take::<N>(x.len())?;
     let mut sums = [_mm512_setzero_ps(); N];
     for (sum, bias) in sums.iter_mut().zip(pass.bias) {
         *sum = load(bias);
@@ -94,8 +95,9 @@ fn sums<W, const N: usize>(
         let x_k = _mm512_set1_ps(x_k);
         for (n, sum) in sums.iter_mut().enumerate() {
             // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
-            // which is the number of rows.
+            // the number of rows that `take` gave.
             let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
+            prefetch(row);
             *sum = _mm512_fmadd_ps(widen(row), x_k, *sum);
         }
     }
@@ -105,6 +107,7 @@ fn sums<W, const N: usize>(
         unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), sum) }
     }
     store(&stored, finish, pass.y);
+    Some(())
 }
 
 #[target_feature(enable = "avx512f")]
@@ -117,18 +120,18 @@ fn load(row: &[f32; PANEL]) -> __m512 {
 mod words {
     use super::*;
 
-    linear_i8_kernels!("avx2,avx512f,avx512bw", 8 4 2 1);
+    linear_i8_kernels!("avx2,avx512f,avx512bw", 8, 7 6 5 4 3 2 1);
 
-    pub(super) use int8::widen as prepare;
+    use int8::{Words as Inputs, widen as prepare};
 
     /// The sums of `N` row blocks.
     #[target_feature(enable = "avx2,avx512f,avx512bw")]
-    pub(super) fn dot<const N: usize>(weights: &[int8::Block], x: &[int8::Words]) -> [__m256i; N] {
+    fn dot<const N: usize>(weights: &[int8::Block], x: &[Inputs]) -> [__m256i; N] {
         let mut sums = [_mm512_setzero_si512(); N];
         if weights.len() == N * x.len() {
             for (k, x_k) in x.iter().enumerate() {
-                let even = _mm512_set1_epi64(int8::quad(x_k, 0));
-                let odd = _mm512_set1_epi64(int8::quad(x_k, 1));
+                let even = _mm512_set1_epi64(int8::lane(&x_k[0]));
+                let odd = _mm512_set1_epi64(int8::lane(&x_k[1]));
                 for (n, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: n < N and k < x.len(), so the index is below
                     // N·x.len(), which is the number of blocks.
@@ -150,19 +153,19 @@ mod words {
 mod bytes {
     use super::*;
 
-    linear_i8_kernels!("avx2,avx512f,avx512bw,avx512vnni", 8 4 2 1);
+    linear_i8_kernels!("avx2,avx512f,avx512bw,avx512vnni", 8, 7 6 5 4 3 2 1);
 
-    pub(super) use int8::pad as prepare;
+    use int8::{Bytes as Inputs, pad as prepare};
 
     /// The sums of `N` row blocks.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vnni")]
-    pub(super) fn dot<const N: usize>(weights: &[int8::Block], x: &[int8::Bytes]) -> [__m256i; N] {
+    fn dot<const N: usize>(weights: &[int8::Block], x: &[Inputs]) -> [__m256i; N] {
         // Bytes of odd inputs hold w; this adds 128, as even ones have it.
         let bias_odd = _mm512_set1_epi16(0x8000_u16 as i16);
         let mut sums = [_mm512_setzero_si512(); N];
         if weights.len() == N * x.len() {
             for (k, x_k) in x.iter().enumerate() {
-                let x_k = _mm512_set1_epi64(int8::quad(x_k, 0));
+                let x_k = _mm512_set1_epi64(int8::lane(x_k));
                 for (n, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: n < N and k < x.len(), so the index is below
                     // N·x.len(), which is the number of blocks.

@@ -11,10 +11,12 @@ use crate::table::Requantize;
 
 /// Eight rows of eight inputs.
 pub(super) type Block = [u8; ROWS * COLUMNS];
+/// 64 bits of prepared inputs.
+pub(super) type Quad = [i16; 4];
 /// Eight inputs as bytes, see [`pad`].
-pub(super) type Bytes = [i16; COLUMNS / 2];
+pub(super) type Bytes = Quad;
 /// Eight inputs as words, see [`widen`].
-pub(super) type Words = [i16; COLUMNS];
+pub(super) type Words = [Quad; 2];
 
 /// What is left to do of a layer, or one pass of it.
 pub(super) struct Blocks<'a, P, Y> {
@@ -29,6 +31,12 @@ pub(super) struct Blocks<'a, P, Y> {
 }
 
 impl<'a, P, Y> Blocks<'a, P, Y> {
+    /// How many row blocks the next pass should have, see [`super::even`].
+    #[inline]
+    pub(super) fn pass(&self, most: usize) -> usize {
+        super::even(self.bias.len(), most)
+    }
+
     /// Splits off the next `n` row blocks of `columns` blocks each, if there
     /// are that many.
     #[inline]
@@ -45,10 +53,10 @@ impl<'a, P, Y> Blocks<'a, P, Y> {
 
 /// The two int8 kernels of one instruction set, whose features are `$features`.
 ///
-/// Expects `prepare` and `dot` beside it; `$blocks` row blocks are walked side
-/// by side, then half as many, down to one.
+/// Expects `Inputs`, `prepare` and `dot` beside it; up to `$most` row blocks are walked
+/// side by side, or any number in `$fewer`.
 macro_rules! linear_i8_kernels {
-    ($features:literal, $($blocks:literal)+) => {
+    ($features:literal, $most:literal, $($fewer:literal)+) => {
         pub(super) fn linear_i8(
             op: $crate::table::LinearI8<'_>,
             requantize: $crate::table::Requantize<'_>,
@@ -99,7 +107,7 @@ macro_rules! linear_i8_kernels {
             op: $crate::table::LinearI8<'_>,
             parameters: &[P],
             y: &mut [Y],
-            convert: impl Fn(__m256i, &[P; 8]) -> [Y; 8] + Copy,
+            convert: impl Fn(__m256i, &[P; ROWS]) -> [Y; ROWS] + Copy,
             write: impl Fn(&mut Y, Y) + Copy,
         ) {
             let (x, excess) = prepare(op.x, op.scratch);
@@ -109,10 +117,30 @@ macro_rules! linear_i8_kernels {
                 parameters: parameters.as_chunks().0,
                 y,
             };
-            $(while let Some(pass) = blocks.take($blocks, x.len()) {
-                let sums = dot::<$blocks>(pass.weights, x);
-                int8::finish(sums, excess, pass, convert, write);
-            })+
+            loop {
+                let pass = match blocks.pass($most) {
+                    $($fewer => pass::<_, _, $fewer>(&mut blocks, x, excess, convert, write),)+
+                    _ => pass::<_, _, $most>(&mut blocks, x, excess, convert, write),
+                };
+                if pass.is_none() {
+                    return;
+                }
+            }
+        }
+
+        /// The next `N` row blocks. None where none are left.
+        #[target_feature(enable = $features)]
+        fn pass<P, Y: Copy + Default, const N: usize>(
+            blocks: &mut int8::Blocks<'_, P, Y>,
+            x: &[Inputs],
+            excess: i32,
+            convert: impl Fn(__m256i, &[P; ROWS]) -> [Y; ROWS],
+            write: impl Fn(&mut Y, Y),
+        ) -> Option<()> {
+            let pass = blocks.take(N, x.len())?;
+            let sums = dot::<N>(pass.weights, x);
+            int8::finish(sums, excess, pass, convert, write);
+            Some(())
         }
     };
 }
@@ -122,18 +150,18 @@ pub(super) use linear_i8_kernels;
 /// every weight adds to every sum.
 #[target_feature(enable = "avx2")]
 pub(super) fn pad<'a>(x: &[i8], scratch: &'a mut [i16]) -> (&'a [Bytes], i32) {
-    let padded = scratch.as_chunks_mut::<{ COLUMNS / 2 }>().0;
+    let padded = scratch.as_chunks_mut().0;
     let padded = padded
         .get_mut(..x.len().div_ceil(COLUMNS))
         .unwrap_or_default();
     for (padded, x) in padded.iter_mut().zip(x.chunks(COLUMNS)) {
         let bytes = eight(x).to_le_bytes();
-        for (word, bytes) in padded.iter_mut().zip(bytes.as_chunks().0) {
-            *word = i16::from_le_bytes(*bytes);
+        for (word, &bytes) in padded.iter_mut().zip(bytes.as_chunks().0) {
+            *word = i16::from_le_bytes(bytes);
         }
     }
     let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
-    (padded, 128 * sum)
+    (padded, sum.wrapping_mul(128))
 }
 
 /// `x` as words, padded with zeros to whole blocks, and what 128 added to
@@ -146,7 +174,7 @@ pub(super) fn pad<'a>(x: &[i8], scratch: &'a mut [i16]) -> (&'a [Bytes], i32) {
 /// `(w_even + 128)·x_even + w_odd·x_odd`: weights need no mask.
 #[target_feature(enable = "avx2")]
 pub(super) fn widen<'a>(x: &[i8], scratch: &'a mut [i16]) -> (&'a [Words], i32) {
-    let words = scratch.as_chunks_mut().0;
+    let words = scratch.as_chunks_mut().0.as_chunks_mut().0;
     let words = words
         .get_mut(..x.len().div_ceil(COLUMNS))
         .unwrap_or_default();
@@ -177,13 +205,11 @@ fn eight(x: &[i8]) -> i64 {
     i64::from_le_bytes(bytes)
 }
 
-/// Half `i` of eight prepared words, or all of eight bytes, as one lane.
+/// Prepared inputs as one lane, to be repeated for all rows.
 #[inline]
-pub(super) fn quad<const N: usize>(x: &[i16; N], i: usize) -> i64 {
-    const { assert!(N == 4 || N == 8) };
-    debug_assert!(i < N / 4);
-    // SAFETY: four words from 4·i on lie within `x`.
-    unsafe { x.as_ptr().add(4 * i).cast::<i64>().read_unaligned() }
+pub(super) fn lane(quad: &Quad) -> i64 {
+    // SAFETY: four words are 64 bits.
+    unsafe { quad.as_ptr().cast::<i64>().read_unaligned() }
 }
 
 /// Turns the sums of a pass into accumulators and those into outputs.

@@ -62,6 +62,13 @@ fn detect() -> usize {
     if has(leaf.ecx, AVX512_VNNI) { 3 } else { 2 }
 }
 
+/// The size of the next of the fewest, evenest passes of at most `most` over
+/// `left` things: a short last pass could not hide the latency of its sums.
+#[inline]
+fn even(left: usize, most: usize) -> usize {
+    left.div_ceil(left.div_ceil(most).max(1))
+}
+
 /// Runs a loop, which must be `#[inline(always)]`, compiled for the widest
 /// registers that the CPU has.
 ///

@@ -1,5 +1,7 @@
 //! f32 and f16 layers: how panels are walked, the same on every register width.
 
+use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
 use crate::layout::PANEL;
 use crate::table::Finish;
 
@@ -20,6 +22,12 @@ impl<'a, W> Panels<'a, W> {
             bias: bias.as_chunks().0,
             y,
         }
+    }
+
+    /// How many panels the next pass should have, see [`super::even`].
+    #[inline]
+    pub(super) fn pass(&self, most: usize) -> usize {
+        super::even(self.bias.len(), most)
     }
 
     /// Splits off the next `N` panels of `inputs` rows each, if there are that many.
@@ -48,4 +56,17 @@ pub(super) fn store<const N: usize>(sums: &[[f32; PANEL]; N], finish: Finish, y:
     for (y, &sum) in y.iter_mut().zip(sums.as_flattened()) {
         *y = finish.apply(*y, sum);
     }
+}
+
+/// Asks for the row that is needed six inputs after this one.
+///
+/// For weights beyond the second cache: the hardware's own prefetch stops at
+/// the end of every page, and each panel lies in pages of its own.
+#[inline]
+pub(super) fn prefetch<W>(row: &[W; PANEL]) {
+    const AHEAD: usize = 6;
+    let ahead = core::ptr::from_ref(row).wrapping_add(AHEAD);
+    // SAFETY: every x86-64 CPU has SSE, and a prefetch of any address is
+    // harmless.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
 }

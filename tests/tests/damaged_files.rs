@@ -1,0 +1,168 @@
+//! Damaged and hostile files: none panics, none is accepted silently.
+
+use anyhow::Result;
+use proptest::prelude::*;
+use quell::format::{Header, Tier, checksum};
+use quell::{Model, Request, Sampler};
+use quell_converter::model_file::{HostArena, ModelFile};
+use quell_tests::RandomCheckpoint;
+
+/// A small file of every tier and architecture.
+fn corpus() -> Result<Vec<Vec<u8>>> {
+    let mut files = Vec::new();
+    for tier in [Tier::F32, Tier::F16, Tier::Int8] {
+        files.push(
+            RandomCheckpoint::classic(1, 4, &[9, 8])?
+                .compile(tier)?
+                .bytes,
+        );
+        files.push(
+            RandomCheckpoint::residual(2, 4, 10, 2)?
+                .compile(tier)?
+                .bytes,
+        );
+    }
+    Ok(files)
+}
+
+/// Opens a copy; where that succeeds, runs it to its end as well.
+fn open_and_run(bytes: &[u8]) -> bool {
+    let file = ModelFile::from_bytes(bytes);
+    let Ok(model) = Model::open(file.bytes()) else {
+        return false;
+    };
+    if model.arena_bytes() > 1 << 24 {
+        return true; // valid, but no such buffer here
+    }
+    let mut arena = HostArena::new(&model);
+    let mut session = model.session(arena.bytes_mut()).unwrap();
+    for sampler in [Sampler::Ddpm, Sampler::Ddim { eta: 0.5 }] {
+        let request = Request {
+            sampler,
+            steps: 3,
+            seed: 1,
+            class: (model.head().classes > 0).then_some(0),
+        };
+        if let Ok(mut generation) = session.generate(request) {
+            while generation.step().is_some() {}
+        }
+    }
+    true
+}
+
+fn with_valid_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.len() >= Header::LEN {
+        let crc = checksum(&bytes);
+        bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn intact_files_open_and_run() -> Result<()> {
+    assert!(corpus()?.iter().all(|file| open_and_run(file)));
+    Ok(())
+}
+
+/// CRC-32 detects every burst of up to 32 bits, so every one of these.
+#[test]
+fn every_damaged_byte_is_noticed() -> Result<()> {
+    let mut damaged = 0;
+    for file in corpus()? {
+        // All of header and plan, and a part of the weights.
+        let dense = 700.min(file.len());
+        let sparse = (dense..file.len()).step_by(37);
+        for at in (0..dense).chain(sparse) {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut copy = file.clone();
+                copy[at] ^= flip;
+                assert!(
+                    !open_and_run(&copy),
+                    "byte {at} ^ {flip:#x} of {}",
+                    file.len()
+                );
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 10_000, "{damaged}");
+    Ok(())
+}
+
+#[test]
+fn truncated_and_extended_files_are_refused() -> Result<()> {
+    for file in corpus()? {
+        for len in (0..file.len()).step_by(7) {
+            assert!(!open_and_run(&file[..len]), "{len} bytes");
+        }
+        for extra in [1, 64] {
+            let mut longer = file.clone();
+            longer.resize(file.len() + extra, 0);
+            assert!(!open_and_run(&longer));
+        }
+    }
+    Ok(())
+}
+
+/// Every byte of header and plan changed by somebody who knows the checksum:
+/// whatever is still accepted must run without a panic and within its arena.
+#[test]
+fn hostile_plans_never_panic() -> Result<()> {
+    let mut accepted = 0;
+    let mut refused = 0;
+    for file in corpus()? {
+        let header = Header::parse(&file)?;
+        let end = (header.plan_offset + header.plan_len) as usize;
+        for at in 0..end {
+            for value in [
+                0,
+                1,
+                0x7f,
+                0x80,
+                0xff,
+                file[at].wrapping_add(1),
+                file[at] ^ 0x40,
+            ] {
+                let mut copy = file.clone();
+                copy[at] = value;
+                match open_and_run(&with_valid_checksum(copy)) {
+                    true => accepted += 1,
+                    false => refused += 1,
+                }
+            }
+        }
+    }
+    // Names and unused header bytes may change; most of the rest may not.
+    assert!(refused > accepted, "{accepted} accepted, {refused} refused");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Several bytes at once, a piece moved elsewhere, then a valid checksum.
+    #[test]
+    fn random_damage_never_panics(
+        which in 0usize..6,
+        edits in prop::collection::vec((0usize..4096, any::<u8>()), 0..6),
+        splice in prop::option::of((0usize..2048, 0usize..2048, 1usize..64)),
+    ) {
+        use std::sync::OnceLock;
+        static CORPUS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+        let mut file = CORPUS.get_or_init(|| corpus().unwrap())[which].clone();
+        let len = file.len();
+        if let Some((from, to, count)) = splice {
+            let (from, to) = (from % (len - 64), to % (len - 64));
+            file.copy_within(from..from + count, to);
+        }
+        for (at, value) in edits {
+            file[at % len] = value;
+        }
+        open_and_run(&with_valid_checksum(file));
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(!open_and_run(&bytes));
+    }
+}
