@@ -267,14 +267,13 @@ impl Layer<'_> {
     unsafe fn store(&self, first: usize, blocks: usize, store: Store) {
         let words = self.inputs.words.as_ptr_range();
         let stride = self.inputs.words.len() * ROWS * COLUMNS;
-        let weights = (self.weights.len() / stride).min(self.bias.len());
-        if blocks == 0 || first + blocks > weights {
+        let weights = self.weights.len().checked_div(stride).unwrap_or(0);
+        if blocks == 0 || first + blocks > weights.min(self.bias.len()) {
             return;
         }
-        let bias = self.bias.as_ptr().wrapping_add(first);
         let first_end = words.start.wrapping_add(self.inputs.first);
         let frame = Frame {
-            bias,
+            bias: self.bias.as_ptr().wrapping_add(first),
             multipliers: store.multipliers,
             y: store.y,
             // A pass ends one row block after its start, and the second quad of a
@@ -355,6 +354,139 @@ const STACK: usize = TOTALS + size_of::<[i32; QUAD]>();
 // The copy moves 21 words; with two registers saved, the stack stays aligned.
 const _: () = assert!(SUMS == 84 && (STACK + 8).is_multiple_of(8));
 
+macro_rules! smlad {
+    ($sum:literal, $weights:literal, $x:literal) => {
+        concat!("smlad ", $sum, ", ", $weights, ", ", $x, ", ", $sum, "\n")
+    };
+}
+
+/// A word of weights times four inputs: the raw lanes, then the even weights.
+macro_rules! word {
+    ($sum:literal, $weights:literal, $odd:literal, $even:literal) => {
+        concat!(
+            smlad!($sum, $weights, $odd),
+            concat!("uxtb16 ", $weights, ", ", $weights, "\n"),
+            smlad!($sum, $weights, $even),
+        )
+    };
+}
+
+/// Two words of a row's weights times the inputs in r2 to r5.
+macro_rules! row {
+    ($sum:literal, $first:literal, $second:literal) => {
+        concat!(
+            word!($sum, $first, "r2", "r3"),
+            word!($sum, $second, "r4", "r5"),
+        )
+    };
+}
+
+/// A block of four rows; moves the pointers r0 and r1 to the next.
+macro_rules! block {
+    () => {
+        concat!(
+            "ldm r1!, {{r2-r5}}\n",
+            "ldm r0!, {{r10-r12, lr}}\n",
+            row!("r6", "r10", "r11"),
+            row!("r7", "r12", "lr"),
+            "ldm r0, {{r10-r12, lr}}\n",
+            "adds r0, #48\n",
+            row!("r8", "r10", "r11"),
+            row!("r9", "r12", "lr"),
+        )
+    };
+}
+
+/// Adds the accumulators, shifted, to what is in r10 to r12 and lr.
+macro_rules! add_up {
+    () => {
+        "add r10, r10, r6, asr #8
+        add r11, r11, r7, asr #8
+        add r12, r12, r8, asr #8
+        add lr, lr, r9, asr #8"
+    };
+}
+
+/// Keeps the sums of a chunk, and begins the next one.
+macro_rules! next_chunk {
+    () => {
+        "add r2, sp, #{totals}
+        stm r2, {{r10-r12, lr}}
+        str r2, [sp, #{sums}]
+        add r4, r1, #{chunk}
+        str r4, [sp, #{chunk_end}]
+        movs r6, #0
+        movs r7, #0
+        mov r8, r6
+        mov r9, r6"
+    };
+}
+
+/// Takes off the excess after several chunks, and prepares them for the next
+/// pass: r1 points to its bias, r2 to r4 are `multipliers`, `y` and `back`.
+macro_rules! end_chunks {
+    () => {
+        "ldr r2, [sp, #{first_end}]
+        str r2, [sp, #{chunk_end}]
+        ldr r5, [sp, #{excess}]
+        sub r10, r10, r5
+        sub r11, r11, r5
+        sub r12, r12, r5
+        sub lr, lr, r5
+        ldm sp, {{r1-r4}}
+        adds r1, #16
+        str r1, [sp, #{sums}]"
+    };
+}
+
+/// Stores the sums as they are and advances all pointers.
+macro_rules! store_sums {
+    () => {
+        "subs r0, r0, r4
+        ldr r5, [sp, #{back_next}]
+        strd r5, r4, [sp, #{back}]
+        stm r3!, {{r10-r12, lr}}
+        stm sp, {{r1-r3}}
+        ldr r7, [sp, #{y_end}]
+        add r1, sp, #{pass}"
+    };
+}
+
+/// Requantizes the sums, stores them and advances all pointers. Most layers have
+/// no left shift.
+macro_rules! store_requantized {
+    () => {
+        "subs r0, r0, r4
+        ldrd r5, r7, [sp, #{back_next}] // and shift
+        strd r5, r4, [sp, #{back}]
+        ldm r2!, {{r5, r6, r8, r9}}
+        adds r3, #4
+        stm sp, {{r1-r3}}
+        cbz r7, 6f
+        lsl r10, r10, r7
+        lsl r11, r11, r7
+        lsl r12, r12, r7
+        lsl lr, lr, r7
+        6:
+        add r1, sp, #{zero_point}
+        ldm r1!, {{r2, r4, r7}} // and min and y_end; x, the pass's first, is next
+        smmlar r10, r10, r5, r2
+        smmlar r11, r11, r6, r2
+        smmlar r12, r12, r8, r2
+        smmlar lr, lr, r9, r2
+        ssat r10, #8, r10
+        ssat r11, #8, r11
+        ssat r12, #8, r12
+        ssat lr, #8, lr
+        bfi r10, r11, #8, #8
+        bfi r10, r12, #16, #8
+        bfi r10, lr, #24, #8
+        ssub8 r5, r10, r4 // the larger of each byte
+        sel r10, r10, r4
+        str r10, [r3, #-4]"
+    };
+}
+
 /// Computes and stores row blocks until `y` reaches `y_end`, in two passes each.
 ///
 /// Not inlined: the compiler takes a line of assembly for an instruction, so
@@ -366,166 +498,76 @@ const _: () = assert!(SUMS == 84 && (STACK + 8).is_multiple_of(8));
 #[inline(never)]
 unsafe fn multiply(frame: &Frame) {
     // SAFETY: reads what `frame` points to and writes `y`, which the caller has
-    // made sure of. Saves r6 and r7, which cannot be operands, and leaves the
-    // stack as it was.
+    // made sure of; STR needs no alignment. Saves r6 and r7, which cannot be
+    // operands, and leaves the stack as it was.
     unsafe {
         asm!(
-        "push {{r6, r7}}",
-        "sub sp, #{stack}",
-        "add lr, sp, #44",
-        "ldm r0!, {{r1-r11}}",
-        "stm sp, {{r1-r11}}",
-        "str r1, [sp, #{sums}]",
-        "ldm r0, {{r1-r10}}",
-        "stm lr, {{r1-r10}}",
-        "mov r0, r10",
-        "add r1, sp, #{pass}",
-        // A pass: r0 weights, r1 inputs, r6 to r9 accumulators.
-        "1:",
-        "ldm r1, {{r1, r5-r9}}",
-        "add pc, r5", // relative to the second instruction after this one
-        "nop",
-        "2:",
-        ".rept {unroll}",
-        "ldm r1!, {{r2-r5}}",
-        "ldm r0!, {{r10-r12, lr}}",
-        "smlad r6, r10, r2, r6",
-        "uxtb16 r10, r10",
-        "smlad r6, r10, r3, r6",
-        "smlad r6, r11, r4, r6",
-        "uxtb16 r11, r11",
-        "smlad r6, r11, r5, r6",
-        "smlad r7, r12, r2, r7",
-        "uxtb16 r12, r12",
-        "smlad r7, r12, r3, r7",
-        "smlad r7, lr, r4, r7",
-        "uxtb16 lr, lr",
-        "smlad r7, lr, r5, r7",
-        "ldm r0, {{r10-r12, lr}}",
-        "adds r0, #48",
-        "smlad r8, r10, r2, r8",
-        "uxtb16 r10, r10",
-        "smlad r8, r10, r3, r8",
-        "smlad r8, r11, r4, r8",
-        "uxtb16 r11, r11",
-        "smlad r8, r11, r5, r8",
-        "smlad r9, r12, r2, r9",
-        "uxtb16 r12, r12",
-        "smlad r9, r12, r3, r9",
-        "smlad r9, lr, r4, r9",
-        "uxtb16 lr, lr",
-        "smlad r9, lr, r5, r9",
-        ".endr",
-        ".org 2b + {unroll} * {body}", // an error where BODY is too small
-        "ldrd r2, r3, [sp, #{chunk_end}]",
-        "cmp r1, r2",
-        "bne 2b",
-        "cbnz r3, 4f",
-        // Not the plain case: add up the sums of chunks.
-        "ldr r2, [sp, #{sums}]",
-        "ldm r2, {{r10-r12, lr}}",
-        "add r10, r10, r6, asr #8",
-        "add r11, r11, r7, asr #8",
-        "add r12, r12, r8, asr #8",
-        "add lr, lr, r9, asr #8",
-        "ldr r3, [sp, #{x_end}]",
-        "cmp r1, r3",
-        "beq 3f",
-        // Begin the next one.
-        "add r2, sp, #{totals}",
-        "stm r2, {{r10-r12, lr}}",
-        "str r2, [sp, #{sums}]",
-        "add r4, r1, #{chunk}",
-        "str r4, [sp, #{chunk_end}]",
-        "movs r6, #0",
-        "movs r7, #0",
-        "mov r8, r6",
-        "mov r9, r6",
-        "b 2b",
-        // Or, after the last one, prepare for the next pass.
-        "3:",
-        "ldr r2, [sp, #{first_end}]",
-        "str r2, [sp, #{chunk_end}]",
-        "ldr r5, [sp, #{excess}]",
-        "sub r10, r10, r5",
-        "sub r11, r11, r5",
-        "sub r12, r12, r5",
-        "sub lr, lr, r5",
-        "ldm sp, {{r1-r4}}",
-        "adds r1, #16",
-        "str r1, [sp, #{sums}]",
-        "cbnz r2, 5f",
-        // No multipliers: store the sums, advance all pointers.
-        "subs r0, r0, r4",
-        "ldr r5, [sp, #{back_next}]",
-        "strd r5, r4, [sp, #{back}]",
-        "stm r3!, {{r10-r12, lr}}",
-        "stm sp, {{r1-r3}}",
-        "ldr r7, [sp, #{y_end}]",
-        "add r1, sp, #{pass}",
-        "b 7f",
-        // The plain case.
-        "4:",
-        "ldm sp, {{r1-r4}}",
-        "ldm r1!, {{r10-r12, lr}}",
-        "add r10, r10, r6, asr #8",
-        "add r11, r11, r7, asr #8",
-        "add r12, r12, r8, asr #8",
-        "add lr, lr, r9, asr #8",
-        // Requantize r10 to r12 and lr, advance all pointers.
-        "5:",
-        "subs r0, r0, r4",
-        "ldrd r5, r7, [sp, #{back_next}]", // and shift
-        "strd r5, r4, [sp, #{back}]",
-        "ldm r2!, {{r5, r6, r8, r9}}",
-        "adds r3, #4",
-        "stm sp, {{r1-r3}}",
-        "cbz r7, 6f", // the usual shift
-        "lsl r10, r10, r7",
-        "lsl r11, r11, r7",
-        "lsl r12, r12, r7",
-        "lsl lr, lr, r7",
-        "6:",
-        "add r1, sp, #{zero_point}",
-        "ldm r1!, {{r2, r4, r7}}", // and the smallest output and y_end
-        "smmlar r10, r10, r5, r2",
-        "smmlar r11, r11, r6, r2",
-        "smmlar r12, r12, r8, r2",
-        "smmlar lr, lr, r9, r2",
-        "ssat r10, #8, r10",
-        "ssat r11, #8, r11",
-        "ssat r12, #8, r12",
-        "ssat lr, #8, lr",
-        "bfi r10, r11, #8, #8",
-        "bfi r10, r12, #16, #8",
-        "bfi r10, lr, #24, #8",
-        "ssub8 r5, r10, r4",
-        "sel r10, r10, r4", // the larger of each byte
-        "str r10, [r3, #-4]",
-        // r1 points to what the next pass starts with.
-        "7:",
-        "cmp r3, r7",
-        "bne 1b",
-        "add sp, #{stack}",
-        "pop {{r6, r7}}",
-        stack = const STACK,
-        unroll = const UNROLL,
-        body = const BODY,
-        chunk = const CHUNK * size_of::<Words>(),
-        pass = const offset_of!(Frame, x),
-        chunk_end = const offset_of!(Frame, chunk_end),
-        sums = const SUMS,
-        x_end = const offset_of!(Frame, x_end),
-        totals = const TOTALS,
-        first_end = const offset_of!(Frame, first_end),
-        excess = const offset_of!(Frame, excess),
-        back = const offset_of!(Frame, back),
-        back_next = const offset_of!(Frame, back_next),
-        zero_point = const offset_of!(Frame, zero_point),
-        y_end = const offset_of!(Frame, y_end),
-        inout("r0") frame => _,
-        out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
-        out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("lr") _,
+            "push {{r6, r7}}",
+            "sub sp, #{stack}",
+            "add lr, sp, #44",
+            "ldm r0!, {{r1-r11}}",
+            "stm sp, {{r1-r11}}",
+            "str r1, [sp, #{sums}]",
+            "ldm r0, {{r1-r10}}",
+            "stm lr, {{r1-r10}}",
+            "mov r0, r10",
+            "add r1, sp, #{pass}",
+            // A pass: r0 weights, r1 inputs, r6 to r9 accumulators. The first turn
+            // begins `entry` bytes after the second instruction behind the jump.
+            "1: ldm r1, {{r1, r5-r9}}",
+            "add pc, r5",
+            "nop",
+            "2: .rept {unroll}",
+            block!(),
+            ".endr",
+            ".org 2b + {unroll} * {body}", // an error where BODY is too small
+            "ldrd r2, r3, [sp, #{chunk_end}]",
+            "cmp r1, r2",
+            "bne 2b",
+            "cbnz r3, 4f",
+            // Several chunks, or no multipliers.
+            "ldr r2, [sp, #{sums}]",
+            "ldm r2, {{r10-r12, lr}}",
+            add_up!(),
+            "ldr r3, [sp, #{x_end}]",
+            "cmp r1, r3",
+            "beq 3f",
+            next_chunk!(),
+            "b 2b",
+            "3:",
+            end_chunks!(),
+            "cbnz r2, 5f",
+            store_sums!(),
+            "b 7f",
+            // The plain case.
+            "4: ldm sp, {{r1-r4}}",
+            "ldm r1!, {{r10-r12, lr}}",
+            add_up!(),
+            "5:",
+            store_requantized!(),
+            // r1 points to what the next pass starts with, r7 is `y_end`.
+            "7: cmp r3, r7",
+            "bne 1b",
+            "add sp, #{stack}",
+            "pop {{r6, r7}}",
+            stack = const STACK,
+            unroll = const UNROLL,
+            body = const BODY,
+            chunk = const CHUNK * size_of::<Words>(),
+            pass = const offset_of!(Frame, x),
+            chunk_end = const offset_of!(Frame, chunk_end),
+            sums = const SUMS,
+            x_end = const offset_of!(Frame, x_end),
+            totals = const TOTALS,
+            first_end = const offset_of!(Frame, first_end),
+            excess = const offset_of!(Frame, excess),
+            back = const offset_of!(Frame, back),
+            back_next = const offset_of!(Frame, back_next),
+            zero_point = const offset_of!(Frame, zero_point),
+            y_end = const offset_of!(Frame, y_end),
+            inout("r0") frame => _,
+            out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("lr") _,
         )
     }
 }
