@@ -74,7 +74,7 @@ fn check_head(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
     let schedule = &head.schedule;
     let alphas = numbers::<f32>(file, schedule.alphas_cumprod, schedule.timesteps as usize)?;
     let in_range = alphas.iter().all(|&a| a > 0.0 && a < 1.0);
-    let falls = alphas.windows(2).all(|pair| pair[0] > pair[1]);
+    let falls = alphas.is_sorted_by(|earlier, later| earlier > later);
     let clip = schedule.clip.is_none_or(|c| c.is_finite() && c > 0.0);
     if alphas.is_empty() || !in_range || !falls || !clip {
         return Err(E::Schedule);

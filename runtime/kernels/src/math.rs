@@ -26,7 +26,11 @@ pub fn round_to_i32(x: f32) -> i32 {
 /// Square root, correctly rounded; NaN for negative numbers.
 #[inline]
 pub fn sqrt(x: f32) -> f32 {
-    libm::sqrtf(x)
+    // libm's root is exact too, but in software it costs 300 instructions.
+    #[cfg(all(quell_dsp, target_abi = "eabihf"))]
+    return crate::arm::fpu::sqrt(x);
+    #[cfg(not(all(quell_dsp, target_abi = "eabihf")))]
+    return libm::sqrtf(x);
 }
 
 /// `eˣ` for `x` in `-87..=88`, clamped outside; at most 1 ULP off.

@@ -43,7 +43,7 @@ impl Sampler {
         let previous = match self {
             Sampler::Ddpm if last => None,
             Sampler::Ddpm => Some(timestep(schedule, steps, i + 1)?),
-            Sampler::Ddim { .. } => t.checked_sub(schedule.timesteps / steps),
+            Sampler::Ddim { .. } => t.checked_sub(schedule.timesteps.checked_div(steps)?),
         };
         let before_first = match self {
             Sampler::Ddim { .. } if !schedule.set_alpha_to_one => alpha(0)?,

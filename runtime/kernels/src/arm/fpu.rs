@@ -181,3 +181,21 @@ unsafe fn panel_f16(weights: *const u16, x: &[f32], sums: &mut [f32; PANEL]) {
         );
     }
 }
+
+/// Square root, correctly rounded, as IEEE 754 has it.
+pub(crate) fn sqrt(x: f32) -> f32 {
+    let mut bits = x.to_bits();
+    // By way of a core register: stable Rust passes no operand in an FPU's.
+    // SAFETY: works on registers alone; every f32 is a valid operand.
+    unsafe {
+        asm!(
+            "vmov s0, {bits}",
+            "vsqrt.f32 s0, s0",
+            "vmov {bits}, s0",
+            bits = inout(reg) bits,
+            out("s0") _,
+            options(pure, nomem, nostack),
+        );
+    }
+    f32::from_bits(bits)
+}

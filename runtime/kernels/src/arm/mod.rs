@@ -6,7 +6,7 @@
 
 mod dsp;
 #[cfg(target_abi = "eabihf")]
-mod fpu;
+pub(crate) mod fpu;
 
 use crate::table::Kernels;
 
