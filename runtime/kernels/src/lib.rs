@@ -20,7 +20,7 @@
 //! - The f32 and f16 linear kernels sum over inputs in the same order
 //!   everywhere, but a table may fuse multiply and add. Against the scalar
 //!   table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where `K` is
-//!   the number of inputs and `ε = 2⁻²⁴`.
+//!   the number of inputs and `ε = 2⁻²⁴`; where it accumulates, by `2·ε·|y|` more.
 //!
 //! # Contract
 //!
