@@ -9,13 +9,14 @@
 //! Integer kernels must agree to the last bit, f32 and f16 ones within the
 //! bound that the crate documentation states.
 
+mod conv;
 mod int8;
 mod panels;
 
 use core::fmt;
 
 use crate::layout::{COLUMNS, PANEL, pad};
-use crate::table::Kernels;
+use crate::table::{ConvShape, Kernels};
 
 /// Around rows, panels, and passes of four and eight of them.
 const OUTPUTS: [usize; 17] = [
@@ -56,6 +57,9 @@ pub struct Case {
     pub inputs: usize,
     /// Elements, 0 or 1, by which every operand is off its buffer's alignment.
     pub offset: usize,
+    /// The geometry, where the layer is a convolution; its inputs are those of
+    /// one window.
+    pub shape: Option<ConvShape>,
 }
 
 /// What a kernel did wrong.
@@ -77,7 +81,11 @@ impl fmt::Display for Failure {
         write!(
             f,
             "{table} {kernel} {inputs}→{outputs}, offset {offset}: {what:?}"
-        )
+        )?;
+        match case.shape {
+            Some(shape) => write!(f, " of {shape:?}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -91,9 +99,11 @@ impl core::error::Error for Failure {}
 /// The first case that differs.
 pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
     type Check = fn(&Kernels) -> Result<u32, Failure>;
-    let kernels: [(&str, Check); 4] = [
+    let kernels: [(&str, Check); 6] = [
         ("linear_f32", panels::check_f32),
         ("linear_f16", panels::check_f16),
+        ("conv2d_f32", conv::check_f32),
+        ("conv2d_f16", conv::check_f16),
         ("linear_i8", int8::check_i8),
         ("linear_i8_f32", int8::check_i8_f32),
     ];
@@ -118,6 +128,7 @@ fn cases(weights: fn(usize, usize) -> usize) -> impl Iterator<Item = Case> {
             outputs,
             inputs,
             offset,
+            shape: None,
         })
     })
 }
