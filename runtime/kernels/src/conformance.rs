@@ -16,7 +16,7 @@ mod panels;
 use core::fmt;
 
 use crate::layout::{COLUMNS, PANEL, pad};
-use crate::table::{ConvShape, Kernels};
+use crate::table::Kernels;
 
 /// Around rows, panels, and passes of four and eight of them.
 const OUTPUTS: [usize; 17] = [
@@ -57,9 +57,28 @@ pub struct Case {
     pub inputs: usize,
     /// Elements, 0 or 1, by which every operand is off its buffer's alignment.
     pub offset: usize,
-    /// The geometry, where the layer is a convolution; its inputs are those of
-    /// one window.
-    pub shape: Option<ConvShape>,
+    /// Where the layer is a convolution, its image; the inputs are then those
+    /// of one window.
+    pub image: Option<Image>,
+}
+
+/// Image and windows of a convolution; small numbers keep [`Failure`] small.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Rows.
+    pub height: u8,
+    /// Columns.
+    pub width: u8,
+    /// Channels.
+    pub channels: u8,
+    /// Rows and columns of a window.
+    pub kernel: u8,
+    /// Rows and columns from one window to the next.
+    pub stride: u8,
+    /// Padding at the top and the left.
+    pub before: u8,
+    /// Padding at the bottom and the right.
+    pub after: u8,
 }
 
 /// What a kernel did wrong.
@@ -82,8 +101,8 @@ impl fmt::Display for Failure {
             f,
             "{table} {kernel} {inputs}→{outputs}, offset {offset}: {what:?}"
         )?;
-        match case.shape {
-            Some(shape) => write!(f, " of {shape:?}"),
+        match case.image {
+            Some(image) => write!(f, " of {image:?}"),
             None => Ok(()),
         }
     }
@@ -128,7 +147,7 @@ fn cases(weights: fn(usize, usize) -> usize) -> impl Iterator<Item = Case> {
             outputs,
             inputs,
             offset,
-            shape: None,
+            image: None,
         })
     })
 }

@@ -1,13 +1,13 @@
 //! Convolutions in f32 and f16, within their bound.
 
 use super::panels::{EPSILON, Layer, Paint};
-use super::{Case, Failure, Guarded, MAX_INPUTS, MAX_WEIGHTS, Random, WINDOW, What};
+use super::{Case, Failure, Guarded, Image, MAX_INPUTS, MAX_WEIGHTS, Random, WINDOW, What};
 use crate::layout::{PANEL, panel_index, panels_len};
 use crate::table::{Conv2d, ConvShape, Finish, Kernels};
 
 /// Rows and columns of the input: single pixels, odd borders, and rows around
 /// every tile of pixels.
-const SIZES: [(usize, usize); 9] = [
+const SIZES: [(u8, u8); 9] = [
     (1, 1),
     (1, 9),
     (2, 2),
@@ -19,11 +19,11 @@ const SIZES: [(usize, usize); 9] = [
     (3, 26),
 ];
 /// Around unrolled loops, and 0: an image without channels gives the bias.
-const CHANNELS: [usize; 8] = [0, 1, 3, 4, 8, 16, 17, 40];
+const CHANNELS: [u8; 8] = [0, 1, 3, 4, 8, 16, 17, 40];
 /// Around panels, and passes of several.
 const OUTPUTS: [usize; 9] = [1, 3, 15, 16, 17, 32, 33, 48, 65];
 /// Window, stride, padding: top and left, bottom and right.
-const GEOMETRIES: [(usize, usize, usize, usize); 6] = [
+const GEOMETRIES: [(u8, u8, u8, u8); 6] = [
     (1, 1, 0, 0),
     (1, 2, 0, 0),
     (3, 1, 1, 1),
@@ -109,19 +109,20 @@ impl<W: Copy + Default> Weights<W> {
 
 /// All shapes that fit the buffers, alternately aligned and not.
 fn cases() -> impl Iterator<Item = (Case, ConvShape)> {
-    let shapes = SIZES.iter().flat_map(|&size| {
+    let images = SIZES.iter().flat_map(|&size| {
         CHANNELS.iter().flat_map(move |&channels| {
             let geometries = GEOMETRIES.iter();
-            geometries.filter_map(move |&geometry| shape(size, channels, geometry))
+            geometries.map(move |&geometry| image(size, channels, geometry))
         })
     });
-    let layers = shapes.flat_map(|shape| OUTPUTS.map(|outputs| (shape, outputs)));
-    let layers = layers.enumerate().map(|(i, (shape, outputs))| {
+    let layers = images.filter_map(|image| Some((image, shape(image)?)));
+    let layers = layers.flat_map(|layer| OUTPUTS.map(|outputs| (layer, outputs)));
+    let layers = layers.enumerate().map(|(i, ((image, shape), outputs))| {
         let case = Case {
             outputs,
             inputs: shape.kernel * shape.kernel * shape.channels,
             offset: i % 2,
-            shape: Some(shape),
+            image: Some(image),
         };
         (case, shape)
     });
@@ -132,19 +133,30 @@ fn cases() -> impl Iterator<Item = (Case, ConvShape)> {
     })
 }
 
-/// The shape of a geometry on an image; `None` where the image is too small.
-fn shape(
-    (height, width): (usize, usize),
-    channels: usize,
-    (kernel, stride, before, after): (usize, usize, usize, usize),
-) -> Option<ConvShape> {
-    let out = |size: usize| Some((size + before + after).checked_sub(kernel)? / stride + 1);
-    Some(ConvShape {
+fn image((height, width): (u8, u8), channels: u8, geometry: (u8, u8, u8, u8)) -> Image {
+    let (kernel, stride, before, after) = geometry;
+    Image {
         height,
         width,
         channels,
-        out_height: out(height)?,
-        out_width: out(width)?,
+        kernel,
+        stride,
+        before,
+        after,
+    }
+}
+
+/// The shape of a convolution; `None` where the image is too small for it.
+fn shape(image: Image) -> Option<ConvShape> {
+    let [kernel, stride, before, after] =
+        [image.kernel, image.stride, image.before, image.after].map(usize::from);
+    let out = |size: usize| Some((size + before + after).checked_sub(kernel)? / stride + 1);
+    Some(ConvShape {
+        height: image.height.into(),
+        width: image.width.into(),
+        channels: image.channels.into(),
+        out_height: out(image.height.into())?,
+        out_width: out(image.width.into())?,
         kernel,
         stride,
         pad_top: before,
