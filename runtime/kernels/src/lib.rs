@@ -17,10 +17,11 @@
 //!   the same bits on every target and every table: integers, and f32
 //!   operations that IEEE 754 specifies to the last bit (add, sub, mul, div,
 //!   sqrt), in a fixed order, never fused.
-//! - The f32 and f16 linear kernels sum over inputs in the same order
-//!   everywhere, but a table may fuse multiply and add. Against the scalar
-//!   table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where `K` is
-//!   the number of inputs and `ε = 2⁻²⁴`; where it accumulates, by `2·ε·|y|` more.
+//! - The f32 and f16 linear and convolution kernels sum over inputs in the
+//!   same order everywhere, but a table may fuse multiply and add. Against the
+//!   scalar table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where
+//!   `K` is the number of inputs (of a window) and `ε = 2⁻²⁴`; where it
+//!   accumulates, by `2·ε·|y|` more.
 //!
 //! # Contract
 //!
@@ -45,4 +46,4 @@ mod table;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86;
 
-pub use table::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+pub use table::{Conv2d, ConvShape, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

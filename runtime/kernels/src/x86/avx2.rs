@@ -13,6 +13,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     name: "avx2",
     linear_f32,
     linear_f16,
+    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
+    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
     linear_i8,
     linear_i8_f32,
 };

@@ -15,6 +15,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512",
     linear_f32,
     linear_f16,
+    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
+    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
     linear_i8: words::linear_i8,
     linear_i8_f32: words::linear_i8_f32,
 };
@@ -24,6 +26,8 @@ pub(super) static VNNI_KERNELS: Kernels = Kernels {
     name: "avx512vnni",
     linear_f32,
     linear_f16,
+    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
+    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
     linear_i8: bytes::linear_i8,
     linear_i8_f32: bytes::linear_i8_f32,
 };
