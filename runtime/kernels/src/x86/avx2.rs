@@ -4,7 +4,7 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use super::conv::{Part, Pass, Strip, Tile, Windows, conv2d_kernels};
+use super::conv::{self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels};
 use super::int8::{self, linear_i8_kernels};
 use super::panels::{Panels, prefetch, store};
 use crate::layout::{PANEL, ROWS};
@@ -109,16 +109,16 @@ fn zero() -> Row {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(x: &f32) -> __m256 {
-    _mm256_set1_ps(*x)
+fn broadcast(x: &f32) -> Row {
+    [_mm256_set1_ps(*x); 2]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn fma(row: Row, x: __m256, sum: Row) -> Row {
+fn fma(row: Row, x: Row, sum: Row) -> Row {
     [
-        _mm256_fmadd_ps(row[0], x, sum[0]),
-        _mm256_fmadd_ps(row[1], x, sum[1]),
+        _mm256_fmadd_ps(row[0], x[0], sum[0]),
+        _mm256_fmadd_ps(row[1], x[1], sum[1]),
     ]
 }
 
@@ -138,6 +138,19 @@ fn finish_panel(y: &mut [f32], mut sum: Row, finish: Finish) {
         }
     }
     save(y, sum);
+}
+
+/// The sum of all lanes, by halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn total(sum: Row) -> f32 {
+    let eight = _mm256_add_ps(sum[0], sum[1]);
+    let four = _mm_add_ps(
+        _mm256_castps256_ps128(eight),
+        _mm256_extractf128_ps::<1>(eight),
+    );
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 #[inline]

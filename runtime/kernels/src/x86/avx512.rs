@@ -6,7 +6,7 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use super::conv::{Part, Pass, Strip, Tile, Windows, conv2d_kernels};
+use super::conv::{self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels};
 use super::int8::{self, linear_i8_kernels};
 use super::panels::{Panels, prefetch, store};
 use crate::layout::{PANEL, ROWS};
@@ -106,8 +106,7 @@ fn sums<W, const N: usize>(
     }
     let mut stored = [[0.0; PANEL]; N];
     for (stored, sum) in stored.iter_mut().zip(sums) {
-        // SAFETY: a panel is 64 bytes.
-        unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), sum) }
+        save(stored, sum);
     }
     store(&stored, finish, pass.y);
     Some(())
@@ -127,13 +126,13 @@ fn zero() -> Row {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn broadcast(x: &f32) -> __m512 {
+fn broadcast(x: &f32) -> Row {
     _mm512_set1_ps(*x)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fma(row: Row, x: __m512, sum: Row) -> Row {
+fn fma(row: Row, x: Row, sum: Row) -> Row {
     _mm512_fmadd_ps(row, x, sum)
 }
 
@@ -143,16 +142,28 @@ fn fma(row: Row, x: __m512, sum: Row) -> Row {
 fn finish_panel(y: &mut [f32], sum: Row, finish: Finish) {
     let Ok(y) = <&mut [f32; PANEL]>::try_from(&mut *y) else {
         let mut stored = [[0.0; PANEL]];
-        // SAFETY: a panel is 64 bytes.
-        unsafe { _mm512_storeu_ps(stored.as_mut_ptr().cast(), sum) };
+        save(&mut stored[0], sum);
         return store(&stored, finish, y);
     };
     let sum = match finish {
         Finish::Store => sum,
         Finish::Accumulate => _mm512_add_ps(load(y), sum),
     };
-    // SAFETY: a panel is 64 bytes.
-    unsafe { _mm512_storeu_ps(y.as_mut_ptr(), sum) };
+    save(y, sum);
+}
+
+/// The sum of all lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn total(sum: Row) -> f32 {
+    _mm512_reduce_add_ps(sum)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn save(row: &mut [f32; PANEL], sum: Row) {
+    // SAFETY: a row is 64 bytes.
+    unsafe { _mm512_storeu_ps(row.as_mut_ptr(), sum) }
 }
 
 #[inline]

@@ -19,30 +19,43 @@
 //! inputs. At the left and the right border one window of a tile sees nothing
 //! at one tap of a strip: the strip is cut there, and that piece is summed
 //! without the window. Rows above and below the image have no strips at all.
+//!
+//! # Few outputs
+//!
+//! One output would leave fifteen lanes of its panel idle. There the lanes are
+//! sixteen channels instead: a pixel is a vector, not one to broadcast, the weights
+//! of one output are transposed to match, and a sum's lanes are added in the end.
+//! Tiles and strips are the same, with a sixteenth of the channels.
 
 use core::ops::Range;
 
 use crate::layout::PANEL;
 use crate::table::{Conv2d, ConvShape};
 
-/// What is left to do of a convolution.
-pub(super) struct Windows<'a, W> {
+/// Outputs that are summed one by one, with channels in the lanes.
+pub(super) const FEW: usize = 4;
+/// The weights of one of [`FEW`] outputs, for up to 128 channels.
+pub(super) type Column = [[f32; PANEL]; 9 * 128 / PANEL];
+
+/// What is left to do of a convolution over inputs of type `X`.
+pub(super) struct Windows<'a, W, X> {
+    /// With channels counted in inputs.
     shape: ConvShape,
-    x: &'a [f32],
+    x: &'a [X],
     /// `[panels, taps, channels]` rows of sixteen weights.
     weights: &'a [[W; PANEL]],
     /// `[panels]`.
     bias: &'a [[f32; PANEL]],
     /// Outputs of a window, done or not.
     outputs: usize,
-    /// The first output of the next panel.
-    next: usize,
+    /// Those that are left to do.
+    range: Range<usize>,
 }
 
 /// One or more panels of a convolution.
-pub(super) struct Pass<'a, W> {
+pub(super) struct Pass<'a, W, X> {
     shape: ConvShape,
-    pub(super) x: &'a [f32],
+    pub(super) x: &'a [X],
     /// `[panels, inputs]` rows.
     pub(super) weights: &'a [[W; PANEL]],
     pub(super) bias: &'a [[f32; PANEL]],
@@ -88,11 +101,40 @@ pub(super) struct Strip<const S: usize> {
     pub(super) inputs: usize,
 }
 
-impl<'a, W> Windows<'a, W> {
+impl<'a, W> Windows<'a, W, f32> {
     /// None where the image is not as large as the shape says.
-    pub(super) fn new(op: Conv2d<'a, W>, y: usize) -> Option<Self> {
+    pub(super) fn new(op: Conv2d<'a, W>, outputs: usize) -> Option<Self> {
+        let (weights, bias) = (op.weights.as_chunks().0, op.bias.as_chunks().0);
+        Self::over(op.shape, op.x, outputs, weights, bias, 0..outputs)
+    }
+}
+
+impl<'a> Windows<'a, f32, [f32; PANEL]> {
+    /// Output `output` alone, whose weights are `column` and whose bias is the
+    /// sum of `bias`. None where the image is not as large as the shape says.
+    pub(super) fn of_one<W>(
+        op: &Conv2d<'a, W>,
+        outputs: usize,
+        output: usize,
+        column: &'a Column,
+        bias: &'a [[f32; PANEL]; 1],
+    ) -> Option<Self> {
         let mut shape = op.shape;
-        let outputs = y.checked_div(shape.out_height * shape.out_width)?;
+        shape.channels /= PANEL;
+        let (x, output) = (op.x.as_chunks().0, output..output + 1);
+        Self::over(shape, x, outputs, column, bias, output)
+    }
+}
+
+impl<'a, W, X> Windows<'a, W, X> {
+    fn over(
+        mut shape: ConvShape,
+        x: &'a [X],
+        outputs: usize,
+        weights: &'a [[W; PANEL]],
+        bias: &'a [[f32; PANEL]],
+        range: Range<usize>,
+    ) -> Option<Self> {
         if shape.kernel == 1 && shape.stride == 1 && shape.out_width == shape.width {
             // Windows of one pixel have no borders: all rows are one.
             shape.width = shape.width.checked_mul(shape.height)?;
@@ -100,25 +142,25 @@ impl<'a, W> Windows<'a, W> {
             (shape.height, shape.out_height) = (1, 1);
         }
         let pixels = shape.width.checked_mul(shape.height)?;
-        (op.x.len() == pixels.checked_mul(shape.channels)?).then_some(Self {
+        (x.len() == pixels.checked_mul(shape.channels)?).then_some(Self {
             shape,
-            x: op.x,
-            weights: op.weights.as_chunks().0,
-            bias: op.bias.as_chunks().0,
+            x,
+            weights,
+            bias,
             outputs,
-            next: 0,
+            range,
         })
     }
 
     /// Splits off the next panels, at most `most`, if there are any.
-    pub(super) fn take(&mut self, most: usize) -> Option<Pass<'a, W>> {
+    pub(super) fn take(&mut self, most: usize) -> Option<Pass<'a, W, X>> {
         let panels = self.bias.len().min(most);
         if panels == 0 {
             return None;
         }
         let inputs = self.shape.kernel * self.shape.kernel * self.shape.channels;
-        let first = self.next;
-        self.next += panels * PANEL;
+        let first = self.range.start;
+        self.range.start += panels * PANEL;
         Some(Pass {
             shape: self.shape,
             x: self.x,
@@ -126,12 +168,12 @@ impl<'a, W> Windows<'a, W> {
             bias: self.bias.split_off(..panels)?,
             inputs,
             outputs: self.outputs,
-            range: first..self.outputs.min(self.next),
+            range: first..self.range.end.min(self.range.start),
         })
     }
 }
 
-impl<W> Pass<'_, W> {
+impl<W, X> Pass<'_, W, X> {
     /// Ranges of columns, at most `most` each, that make up a row of windows.
     ///
     /// Columns whose middle tap lies outside of the image stand alone, so that
@@ -249,12 +291,17 @@ impl<W> Pass<'_, W> {
     }
 }
 
+/// The outputs of a window, if the shape has windows.
+#[inline]
+pub(super) fn outputs(shape: ConvShape, y: usize) -> Option<usize> {
+    y.checked_div(shape.out_height * shape.out_width)
+}
+
 /// The two convolutions of one instruction set, whose features are `$features`.
 ///
-/// Expects `Row` (sixteen lanes), `Input`, `zero`, `load`, `load_f16`,
-/// `broadcast`, `fma` and `finish_panel` beside it. A tile has `$sums` registers
-/// per window and up to `$most` columns; the numbers after that are all smaller
-/// ones.
+/// Expects `Row` (sixteen lanes), `zero`, `load`, `load_f16`, `broadcast`, `fma`,
+/// `save`, `finish_panel` and `total` beside it. A tile has `$sums` registers per
+/// window and up to `$most` columns; the numbers after that are all smaller ones.
 macro_rules! conv2d_kernels {
     ($features:literal, $sums:literal, $most:literal, $($fewer:literal)+) => {
         fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
@@ -283,14 +330,66 @@ macro_rules! conv2d_kernels {
             y: &mut [f32],
             widen: impl Fn(&[W; PANEL]) -> Row + Copy,
         ) {
-            let Some(mut windows) = Windows::new(op, y.len()) else {
+            let Some(outputs) = conv::outputs(op.shape, y.len()) else {
                 return;
             };
+            let rows = op.weights.len() / PANEL / PANEL;
+            if outputs <= FEW
+                && op.shape.channels.is_multiple_of(PANEL)
+                && rows <= size_of::<Column>() / size_of::<Row>()
+            {
+                for output in 0..outputs {
+                    convolve_one(&op, (output, outputs), finish, y, widen);
+                }
+            } else if let Some(windows) = Windows::new(op, outputs) {
+                let write = |y: &mut [f32], sum| finish_panel(y, sum, finish);
+                walk_windows(windows, y, widen, |x| broadcast(x), write);
+            }
+        }
+
+        /// One output, with channels in the lanes.
+        #[target_feature(enable = $features)]
+        fn convolve_one<W>(
+            op: &Conv2d<'_, W>,
+            (output, outputs): (usize, usize),
+            finish: Finish,
+            y: &mut [f32],
+            widen: impl Fn(&[W; PANEL]) -> Row,
+        ) {
+            let mut column: Column = [[0.0; PANEL]; _];
+            let rows = op.weights.as_chunks().0;
+            for (weight, row) in column.as_flattened_mut().iter_mut().zip(rows) {
+                let mut lanes = [0.0; PANEL];
+                save(&mut lanes, widen(row));
+                *weight = lanes.get(output).copied().unwrap_or_default();
+            }
+            let mut bias = [[0.0; PANEL]];
+            bias[0][0] = op.bias.get(output).copied().unwrap_or_default();
+            let windows = Windows::of_one(op, outputs, output, &column, &bias);
+            if let Some(windows) = windows {
+                let write = |y: &mut [f32], sum| {
+                    if let [y] = y {
+                        *y = finish.apply(*y, total(sum));
+                    }
+                };
+                walk_windows(windows, y, |row| load(row), |x| load(x), write);
+            }
+        }
+
+        /// All panels: `read` makes an input's register, `write` gets the sums.
+        #[target_feature(enable = $features)]
+        fn walk_windows<W, X>(
+            mut windows: Windows<'_, W, X>,
+            y: &mut [f32],
+            widen: impl Fn(&[W; PANEL]) -> Row + Copy,
+            read: impl Fn(&X) -> Row + Copy,
+            write: impl Fn(&mut [f32], Row) + Copy,
+        ) {
             while let Some(pass) = windows.take($sums) {
                 for columns in pass.columns($most) {
                     match columns.len() {
-                        $($fewer => tiles::<_, $fewer>(&pass, columns, finish, y, widen),)+
-                        _ => tiles::<_, $most>(&pass, columns, finish, y, widen),
+                        $($fewer => tiles::<_, _, $fewer>(&pass, columns, y, widen, read, write),)+
+                        _ => tiles::<_, _, $most>(&pass, columns, y, widen, read, write),
                     }
                 }
             }
@@ -298,18 +397,19 @@ macro_rules! conv2d_kernels {
 
         /// All windows of `P` columns.
         #[target_feature(enable = $features)]
-        fn tiles<W, const P: usize>(
-            pass: &Pass<'_, W>,
+        fn tiles<W, X, const P: usize>(
+            pass: &Pass<'_, W, X>,
             columns: Range<usize>,
-            finish: Finish,
             y: &mut [f32],
             widen: impl Fn(&[W; PANEL]) -> Row + Copy,
+            read: impl Fn(&X) -> Row + Copy,
+            write: impl Fn(&mut [f32], Row),
         ) {
             for tile in pass.tiles(columns, $sums) {
-                let sums = tile_sums::<_, P>(pass, tile, widen);
+                let sums = tile_sums::<_, _, P>(pass, tile, widen, read);
                 for (column, sums) in sums.into_iter().enumerate() {
                     for (s, sum) in sums.into_iter().enumerate() {
-                        finish_panel(pass.outputs(tile, column, s, y), sum, finish);
+                        write(pass.outputs(tile, column, s, y), sum);
                     }
                 }
             }
@@ -318,10 +418,11 @@ macro_rules! conv2d_kernels {
         /// The sums of `P` columns of windows.
         #[inline]
         #[target_feature(enable = $features)]
-        fn tile_sums<W, const P: usize>(
-            pass: &Pass<'_, W>,
+        fn tile_sums<W, X, const P: usize>(
+            pass: &Pass<'_, W, X>,
             tile: Tile,
             widen: impl Fn(&[W; PANEL]) -> Row + Copy,
+            read: impl Fn(&X) -> Row + Copy,
         ) -> Sums<P> {
             let mut bias = [zero(); $sums];
             for (sum, bias) in bias.iter_mut().zip(pass.bias.iter().cycle()) {
@@ -330,9 +431,9 @@ macro_rules! conv2d_kernels {
             let mut sums = [bias; P];
             for strip in pass.strips(tile) {
                 sums = match strip.part {
-                    Part::All => add::<_, P, 0, 0>(sums, pass, &strip, widen),
-                    Part::First => add::<_, P, 0, 1>(sums, pass, &strip, widen),
-                    Part::Last => add::<_, P, 1, 0>(sums, pass, &strip, widen),
+                    Part::All => add::<_, _, P, 0, 0>(sums, pass, &strip, widen, read),
+                    Part::First => add::<_, _, P, 0, 1>(sums, pass, &strip, widen, read),
+                    Part::Last => add::<_, _, P, 1, 0>(sums, pass, &strip, widen, read),
                 };
             }
             sums
@@ -342,17 +443,18 @@ macro_rules! conv2d_kernels {
         /// first and the `BELOW` last ones.
         #[inline]
         #[target_feature(enable = $features)]
-        fn add<W, const P: usize, const ABOVE: usize, const BELOW: usize>(
+        fn add<W, X, const P: usize, const ABOVE: usize, const BELOW: usize>(
             sums: Sums<P>,
-            pass: &Pass<'_, W>,
+            pass: &Pass<'_, W, X>,
             strip: &Strip<$sums>,
             widen: impl Fn(&[W; PANEL]) -> Row + Copy,
+            read: impl Fn(&X) -> Row + Copy,
         ) -> Sums<P> {
             let Range { start, end } = strip.whole;
-            let right = end..strip.inputs;
-            let sums = piece::<_, P, ABOVE, BELOW, 1, 0>(sums, pass, strip, 0..start, widen);
-            let sums = piece::<_, P, ABOVE, BELOW, 0, 0>(sums, pass, strip, start..end, widen);
-            piece::<_, P, ABOVE, BELOW, 0, 1>(sums, pass, strip, right, widen)
+            let (left, whole, right) = (0..start, start..end, end..strip.inputs);
+            let sums = piece::<_, _, P, ABOVE, BELOW, 1, 0>(sums, pass, strip, left, widen, read);
+            let sums = piece::<_, _, P, ABOVE, BELOW, 0, 0>(sums, pass, strip, whole, widen, read);
+            piece::<_, _, P, ABOVE, BELOW, 0, 1>(sums, pass, strip, right, widen, read)
         }
 
         /// Adds the products of some inputs of a strip, in all columns but the
@@ -361,6 +463,7 @@ macro_rules! conv2d_kernels {
         #[target_feature(enable = $features)]
         fn piece<
             W,
+            X,
             const P: usize,
             const ABOVE: usize,
             const BELOW: usize,
@@ -368,10 +471,11 @@ macro_rules! conv2d_kernels {
             const RIGHT: usize,
         >(
             mut sums: Sums<P>,
-            pass: &Pass<'_, W>,
+            pass: &Pass<'_, W, X>,
             strip: &Strip<$sums>,
             inputs: Range<usize>,
             widen: impl Fn(&[W; PANEL]) -> Row,
+            read: impl Fn(&X) -> Row,
         ) -> Sums<P> {
             for k in inputs {
                 let mut rows = [zero(); $sums];
@@ -384,7 +488,7 @@ macro_rules! conv2d_kernels {
                     let input = strip.start.wrapping_add(column * strip.step + k);
                     // SAFETY: k is in the piece of the strip that these columns
                     // see, so that this input exists, see `Strip`.
-                    let x = broadcast(unsafe { pass.x.get_unchecked(input) });
+                    let x = read(unsafe { pass.x.get_unchecked(input) });
                     for s in ABOVE..$sums - BELOW {
                         sums[column][s] = fma(rows[s], x, sums[column][s]);
                     }
