@@ -301,9 +301,10 @@ pub(super) fn outputs(shape: ConvShape, y: usize) -> Option<usize> {
 ///
 /// Expects `Row` (sixteen lanes), `zero`, `load`, `load_f16`, `broadcast`, `fma`,
 /// `save`, `finish_panel` and `total` beside it. A tile has `$sums` registers per
-/// window and up to `$most` columns; the numbers after that are all smaller ones.
+/// window and up to `$most` columns, or `$most_of_one` where lanes are channels;
+/// `$fewer` are all numbers of columns but the largest one and 1.
 macro_rules! conv2d_kernels {
-    ($features:literal, $sums:literal, $most:literal, $($fewer:literal)+) => {
+    ($features:literal, $sums:literal, $most_of_one:literal, $most:literal, $($fewer:literal)+) => {
         fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
             #[target_feature(enable = $features)]
             fn conv(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
@@ -343,7 +344,7 @@ macro_rules! conv2d_kernels {
                 }
             } else if let Some(windows) = Windows::new(op, outputs) {
                 let write = |y: &mut [f32], sum| finish_panel(y, sum, finish);
-                walk_windows(windows, y, widen, |x| broadcast(x), write);
+                walk_windows::<_, _, $most>(windows, y, widen, |x| broadcast(x), write);
             }
         }
 
@@ -372,13 +373,14 @@ macro_rules! conv2d_kernels {
                         *y = finish.apply(*y, total(sum));
                     }
                 };
-                walk_windows(windows, y, |row| load(row), |x| load(x), write);
+                walk_windows::<_, _, $most_of_one>(windows, y, |row| load(row), |x| load(x), write);
             }
         }
 
-        /// All panels: `read` makes an input's register, `write` gets the sums.
+        /// All panels, up to `MOST` columns at a time: `read` makes the register of
+        /// an input, `write` gets the sums.
         #[target_feature(enable = $features)]
-        fn walk_windows<W, X>(
+        fn walk_windows<W, X, const MOST: usize>(
             mut windows: Windows<'_, W, X>,
             y: &mut [f32],
             widen: impl Fn(&[W; PANEL]) -> Row + Copy,
@@ -386,10 +388,15 @@ macro_rules! conv2d_kernels {
             write: impl Fn(&mut [f32], Row) + Copy,
         ) {
             while let Some(pass) = windows.take($sums) {
-                for columns in pass.columns($most) {
+                for columns in pass.columns(MOST) {
                     match columns.len() {
-                        $($fewer => tiles::<_, _, $fewer>(&pass, columns, y, widen, read, write),)+
-                        _ => tiles::<_, _, $most>(&pass, columns, y, widen, read, write),
+                        $most if $most <= MOST => {
+                            tiles::<_, _, $most>(&pass, columns, y, widen, read, write)
+                        }
+                        $($fewer if $fewer <= MOST => {
+                            tiles::<_, _, $fewer>(&pass, columns, y, widen, read, write)
+                        })+
+                        _ => tiles::<_, _, 1>(&pass, columns, y, widen, read, write),
                     }
                 }
             }
