@@ -13,8 +13,8 @@
 //!
 //! # What is exact
 //!
-//! - Everything in [`math`] and [`elementwise`] and every `int8` kernel gives
-//!   the same bits on every target and every table: integers, and f32
+//! - Everything in [`math`], [`elementwise`], [`norm`], [`attention`] and
+//!   [`image`] and every `int8` kernel gives the same bits on every target and every table: integers, and f32
 //!   operations that IEEE 754 specifies to the last bit (add, sub, mul, div,
 //!   sqrt), in a fixed order, never fused.
 //! - The f32 and f16 linear and convolution kernels sum over inputs in the
@@ -35,12 +35,15 @@
 
 #[cfg(quell_dsp)]
 mod arm;
+pub mod attention;
 pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod elementwise;
+pub mod image;
 pub mod layout;
 pub mod math;
+pub mod norm;
 mod scalar;
 mod table;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.

@@ -121,9 +121,9 @@ impl ConvShape {
         (row < self.height && column < self.width).then(|| row * self.width + column)
     }
 
-    /// Whether a kernel may be asked for it: known window, and every window
-    /// begins within the padded input.
-    fn is_known(&self) -> bool {
+    /// Whether a kernel may be asked for it: a known window, and every window
+    /// begins above the padding at the bottom and left of that at the right.
+    pub fn is_known(&self) -> bool {
         let begins_inside = |outputs: usize, size: usize, pad: usize| {
             outputs > 0
                 && pad < self.kernel
