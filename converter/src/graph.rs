@@ -64,6 +64,120 @@ pub enum Op {
     Add,
     /// Values one behind the other.
     Concat,
+    /// 2-D convolution of a channels-last image.
+    Conv2d(Conv2d),
+    /// Group normalisation of a channels-last image.
+    GroupNorm(GroupNorm),
+    /// Multi-head self-attention; queries, keys and values.
+    Attention {
+        /// Pixels.
+        tokens: usize,
+        /// Heads, side by side in a token's channels.
+        heads: usize,
+    },
+    /// A channels-last image, every pixel made four.
+    Upsample(Image),
+    /// A channels-last image, the mean of every four pixels.
+    AveragePool(Image),
+    /// A matrix transposed.
+    Transpose {
+        /// Rows of the input.
+        rows: usize,
+        /// Columns of the input.
+        columns: usize,
+    },
+    /// `x·factor + offset`; of two values, the first times the only element of
+    /// the second as well.
+    Scale {
+        /// What the value is multiplied by.
+        factor: f32,
+        /// What is added.
+        offset: f32,
+    },
+}
+
+/// Size of a channels-last image, `[height, width, channels]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Channels.
+    pub channels: usize,
+}
+
+impl Image {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.pixels() * self.channels
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of pixels.
+    pub fn pixels(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// The same size with other channels.
+    pub fn with_channels(self, channels: usize) -> Self {
+        Self { channels, ..self }
+    }
+}
+
+/// A 2-D convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv2d {
+    /// Size of its input.
+    pub input: Image,
+    /// Size of its output.
+    pub output: Image,
+    /// Rows and columns of a window: 1 or 3.
+    pub kernel: usize,
+    /// Rows and columns from one window to the next.
+    pub stride: usize,
+    /// Rows and columns of zeros above and left of the input; those below and
+    /// to the right follow from the sizes.
+    pub padding: usize,
+    /// `[outputs, channels, kernel, kernel]`.
+    pub weight: Vec<f32>,
+    /// `[outputs]`.
+    pub bias: Vec<f32>,
+}
+
+/// Group normalisation of one image, or of two side by side in their channels,
+/// and what is fused with it.
+///
+/// The last input is the vector of `condition`, where there is one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupNorm {
+    /// All channels.
+    pub channels: usize,
+    /// Groups of neighbouring channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Scale and shift.
+    pub affine: Affine,
+    /// What timestep and class change.
+    pub condition: Condition,
+    /// What follows.
+    pub function: Option<Function>,
+}
+
+/// What a vector does to the image that it conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// There is none.
+    None,
+    /// Added to every pixel before the normalisation.
+    Add,
+    /// Factors, then offsets, of the normalised channels.
+    Modulate,
 }
 
 /// One step of the network.
@@ -144,6 +258,10 @@ impl Graph {
             Op::Linear { weight, .. } if i == self.output() || !users[i].is_empty() => {
                 weight.data.len() as u64
             }
+            Op::Conv2d(op) if i == self.output() || !users[i].is_empty() => {
+                (op.output.pixels() * op.weight.len()) as u64
+            }
+            Op::Attention { tokens, .. } => 2 * (tokens * node.len) as u64,
             _ => 0,
         };
         self.nodes.iter().enumerate().map(linear).sum()

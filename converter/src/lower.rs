@@ -4,6 +4,8 @@
 //! nothing because a layer accumulates or clamps on its way out, and, in the
 //! int8 tier, which values are integers.
 
+mod image;
+
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
@@ -32,6 +34,8 @@ pub struct Lowered {
     pub output: u32,
     /// Bytes of the arena.
     pub arena_bytes: usize,
+    /// Bytes that no placement of the same values could do without.
+    pub arena_bound: usize,
 }
 
 /// Lowers `graph`; the int8 tier needs a grid for every input of a linear layer.
@@ -72,7 +76,10 @@ fn absorbed(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
         };
         let (old, layer) = (*a.min(b), *a.max(b));
         let producer = &graph.nodes[layer].op;
-        let can_add = matches!(producer, Op::Linear { .. } | Op::Time(_) | Op::Class(_));
+        let can_add = matches!(
+            producer,
+            Op::Linear { .. } | Op::Time(_) | Op::Class(_) | Op::Conv2d(_) | Op::Scale { .. }
+        );
         let only_reader = users[layer] == [sum];
         let old_is_free = users[old].iter().all(|&user| user == sum || user < layer);
         let writable = !matches!(graph.nodes[old].op, Op::Sample | Op::Concat);
@@ -168,14 +175,27 @@ impl Lowering<'_> {
             }
             Op::Function(function) => self.function(i, *function),
             Op::Add if self.homes.contains_key(&i) => Ok(()),
-            Op::Add => bail!("{}: an addition that no layer can absorb", node.name),
+            Op::Add => self.add(i),
+            Op::Conv2d(op) => self.conv2d(i, op),
+            Op::GroupNorm(op) => self.group_norm(i, op),
+            Op::Attention { tokens, heads } => self.attention(i, *tokens, *heads),
+            Op::Upsample(size) => self.resize(i, *size, PlanOp::Upsample),
+            Op::AveragePool(size) => self.resize(i, *size, PlanOp::AveragePool),
+            Op::Transpose { rows, columns } => self.transpose(i, *rows, *columns),
+            Op::Scale { factor, offset } => self.scale(i, *factor, *offset),
         }
     }
 
     fn embed(&mut self, i: ValueId, index: Index, table: &Matrix) -> Result<()> {
         let (rows, columns) = (table.rows as u32, table.columns as u32);
-        let weight_type = self.weight_type();
-        let table = self.weights(&self.graph.nodes[i].name, &table.data)?;
+        // A lone number is a factor of everything: it keeps all its digits.
+        let (weight_type, table) = match table.columns {
+            1 if self.tier != Tier::Int8 => (WeightType::F32, self.slabs.push(&table.data)?),
+            _ => {
+                let table = self.weights(&self.graph.nodes[i].name, &table.data)?;
+                (self.weight_type(), table)
+            }
+        };
         let (value, home, accumulate) = self.result_f32(i);
         let build = move |at: &[u32]| {
             PlanOp::Embed(format::Embed {
@@ -285,11 +305,8 @@ impl Lowering<'_> {
             return Ok(()); // clamped by the layer before
         }
         let node = &self.graph.nodes[i];
-        let before = node.inputs[0];
-        let last_reader = self.users[before].iter().all(|&user| user <= i);
-        let sample = matches!(self.graph.nodes[before].op, Op::Sample | Op::Concat);
         ensure!(
-            last_reader && !sample,
+            self.can_overwrite(i, node.inputs[0]),
             "{}: its input is still needed",
             node.name
         );
@@ -305,6 +322,13 @@ impl Lowering<'_> {
         };
         self.emit(i, i, None, vec![home], build);
         Ok(())
+    }
+
+    /// Whether node `i` may leave its result where its input `before` lies.
+    fn can_overwrite(&self, i: ValueId, before: ValueId) -> bool {
+        let last_reader = self.users[before].iter().all(|&user| user <= i);
+        let fixed = matches!(self.graph.nodes[before].op, Op::Sample | Op::Concat);
+        last_reader && !fixed
     }
 
     /// Where an f32 result goes, which value it then is, and whether it is added
@@ -453,6 +477,7 @@ impl Lowering<'_> {
             values: self.values,
             slabs: self.slabs,
             arena_bytes,
+            arena_bound: memory::lower_bound(&self.buffers),
         })
     }
 }

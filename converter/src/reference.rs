@@ -2,6 +2,8 @@
 //!
 //! Shares no code with the runtime or its kernels, and is never fast.
 
+mod image;
+
 use anyhow::{Result, bail};
 use quell::format::{Function, Prediction};
 
@@ -19,7 +21,6 @@ pub fn evaluate(
 ) -> Result<Vec<Vec<f64>>> {
     let mut values: Vec<Vec<f64>> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
-        let input = |i: usize| &values[node.inputs[i]];
         let value = match &node.op {
             Op::Sample => sample.to_vec(),
             Op::Time(table) => row(table, timestep),
@@ -27,30 +28,66 @@ pub fn evaluate(
                 Some(class) => row(table, class),
                 None => bail!("{}: a class is needed", node.name),
             },
-            Op::Linear { weight, bias } => linear(weight, bias, input(0)),
-            Op::LayerNorm { epsilon, affine } => {
-                let mut value = layer_norm(input(0), f64::from(*epsilon));
-                if let Some(affine) = affine {
-                    for ((v, &w), &b) in value.iter_mut().zip(&affine.weight).zip(&affine.bias) {
-                        *v = *v * f64::from(w) + f64::from(b);
-                    }
-                }
-                value
+            op => {
+                let inputs: Vec<&[f64]> = node.inputs.iter().map(|&i| &values[i][..]).collect();
+                operation(op, &inputs)
             }
-            Op::Function(Function::Relu) => input(0).iter().map(|x| x.max(0.0)).collect(),
-            Op::Function(Function::Silu) => {
-                input(0).iter().map(|x| x / (1.0 + (-x).exp())).collect()
-            }
-            Op::Add => input(0).iter().zip(input(1)).map(|(a, b)| a + b).collect(),
-            Op::Concat => node
-                .inputs
-                .iter()
-                .flat_map(|&i| values[i].clone())
-                .collect(),
         };
         values.push(value);
     }
     Ok(values)
+}
+
+/// What an operation makes of its inputs; nothing, where it has none.
+pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
+    let input = |i: usize| inputs[i];
+    match op {
+        Op::Sample | Op::Time(_) | Op::Class(_) => Vec::new(),
+        Op::Linear { weight, bias } => linear(weight, bias, input(0)),
+        Op::LayerNorm { epsilon, affine } => {
+            let mut value = layer_norm(input(0), f64::from(*epsilon));
+            if let Some(affine) = affine {
+                for ((v, &w), &b) in value.iter_mut().zip(&affine.weight).zip(&affine.bias) {
+                    *v = *v * f64::from(w) + f64::from(b);
+                }
+            }
+            value
+        }
+        Op::Function(function) => input(0).iter().map(|&x| apply(*function, x)).collect(),
+        Op::Add => input(0).iter().zip(input(1)).map(|(a, b)| a + b).collect(),
+        Op::Concat => inputs.concat(),
+        Op::Conv2d(op) => image::conv2d(op, input(0)),
+        Op::GroupNorm(op) => image::group_norm(op, inputs),
+        Op::Attention { tokens, heads } => {
+            image::attention(*tokens, *heads, [input(0), input(1), input(2)])
+        }
+        Op::Upsample(size) => image::upsample(*size, input(0)),
+        Op::AveragePool(size) => image::average_pool(*size, input(0)),
+        Op::Transpose { rows, columns } => {
+            let column = |j: usize| (0..*rows).map(move |i| i * columns + j);
+            (0..*columns)
+                .flat_map(column)
+                .map(|at| input(0)[at])
+                .collect()
+        }
+        Op::Scale { factor, offset } => {
+            let stored = inputs.get(1).map_or(1.0, |stored| stored[0]);
+            let factor = stored * f64::from(*factor);
+            input(0)
+                .iter()
+                .map(|x| x * factor + f64::from(*offset))
+                .collect()
+        }
+    }
+}
+
+fn apply(function: Function, x: f64) -> f64 {
+    match function {
+        Function::Relu => x.max(0.0),
+        Function::Silu => x / (1.0 + (-x).exp()),
+        Function::Gelu => x * image::normal_distribution(x),
+        Function::Mish => x * x.exp().ln_1p().tanh(),
+    }
 }
 
 fn row(table: &Matrix, i: usize) -> Vec<f64> {

@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use quell_format::{I8Output, Op};
+use quell_format::{Condition, Factor, GroupNorm, I8Output, Op};
 use quell_kernels::layout;
 
 use crate::arena::span;
@@ -72,8 +72,9 @@ impl Region {
 /// What one operation reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Read only.
-    pub input: Option<Region>,
+    /// Read only; the first one is what the operation transforms, if it does
+    /// not work in place.
+    pub inputs: [Option<Region>; 3],
     /// Written.
     pub output: Region,
     /// Whether the output's old contents are read too.
@@ -87,7 +88,7 @@ impl Access {
     pub fn of(op: &Op) -> Option<Self> {
         use Element::{F32, I8, Scratch};
         let simple = |input, output, updates| Self {
-            input,
+            inputs: [input, None, None],
             output,
             updates,
             scratch: None,
@@ -127,13 +128,103 @@ impl Access {
                 false,
             ),
             Op::Activation(op) => simple(None, Region::new(op.data, op.len, F32), true),
+            Op::Conv2d(op) => {
+                let input = product([op.height, op.width, op.channels])?;
+                let output = product([op.out_height, op.out_width, op.outputs])?;
+                simple(
+                    Some(Region::new(op.input, input, F32)),
+                    Region::new(op.output, output, F32),
+                    op.accumulate,
+                )
+            }
+            Op::GroupNorm(op) => Self::of_group_norm(op)?,
+            Op::Attention(op) => {
+                let count = product([op.tokens, op.heads, op.head_channels])?;
+                let read = |offset| Some(Region::new(offset, count, F32));
+                Self {
+                    inputs: [read(op.key), read(op.value), None],
+                    output: Region::new(op.query, count, F32),
+                    updates: true,
+                    scratch: Some(Region::new(op.scratch, op.tokens, F32)),
+                }
+            }
+            Op::Upsample(op) => {
+                let input = product([op.height, op.width, op.channels])?;
+                simple(
+                    Some(Region::new(op.input, input, F32)),
+                    Region::new(op.output, input.checked_mul(4)?, F32),
+                    false,
+                )
+            }
+            Op::AveragePool(op) => {
+                let input = product([op.height, op.width, op.channels])?;
+                let output = product([op.height / 2, op.width / 2, op.channels])?;
+                simple(
+                    Some(Region::new(op.input, input, F32)),
+                    Region::new(op.output, output, F32),
+                    false,
+                )
+            }
+            Op::Transpose(op) => {
+                let count = product([op.rows, op.columns])?;
+                simple(
+                    Some(Region::new(op.input, count, F32)),
+                    Region::new(op.output, count, F32),
+                    false,
+                )
+            }
+            Op::Scale(op) => {
+                let factor = match op.factor {
+                    Factor::Constant(_) => None,
+                    Factor::Stored(offset) => Some(Region::new(offset, 1, F32)),
+                };
+                Self {
+                    inputs: [Some(Region::new(op.input, op.len, F32)), factor, None],
+                    output: Region::new(op.output, op.len, F32),
+                    updates: op.accumulate,
+                    scratch: None,
+                }
+            }
+        })
+    }
+
+    fn of_group_norm(op: &GroupNorm) -> Option<Self> {
+        use Element::F32;
+        let second = op.second.map_or(0, |part| part.channels);
+        let channels = op.channels.checked_add(second)?;
+        let first = Region::new(op.input, product([op.pixels, op.channels])?, F32);
+        let output = Region::new(op.output, product([op.pixels, channels])?, F32);
+        let second = match op.second {
+            Some(part) => {
+                let count = product([op.pixels, part.channels])?;
+                Some(Region::new(part.input, count, F32))
+            }
+            None => None,
+        };
+        let twice = channels.checked_mul(2)?;
+        let condition = match op.condition {
+            Condition::None => None,
+            Condition::Add(offset) => Some(Region::new(offset, channels, F32)),
+            Condition::Modulate(offset) => Some(Region::new(offset, twice, F32)),
+        };
+        let in_place = first == output;
+        Some(Self {
+            inputs: [(!in_place).then_some(first), second, condition],
+            output,
+            updates: in_place,
+            scratch: Some(Region::new(op.scratch, twice, F32)),
         })
     }
 
     /// All regions.
     pub fn regions(&self) -> impl Iterator<Item = Region> {
-        [self.input, Some(self.output), self.scratch]
-            .into_iter()
-            .flatten()
+        let written = [Some(self.output), self.scratch];
+        self.inputs.into_iter().chain(written).flatten()
     }
+}
+
+fn product<const N: usize>(sizes: [u32; N]) -> Option<u32> {
+    sizes
+        .into_iter()
+        .try_fold(1u32, |product, size| product.checked_mul(size))
 }

@@ -4,6 +4,8 @@
 //! that [`crate::Model::open`] accepted none does: validation has computed the
 //! same regions and slabs before.
 
+mod image;
+
 use half::f16;
 use quell_format::{
     Activation, Embed, File, Function, I8Output, Index, LayerNorm, Linear, LinearI8, Op, Quantize,
@@ -15,6 +17,8 @@ use quell_kernels::{
 };
 
 use crate::arena::{disjoint, f32s, span, view_f32_mut};
+
+pub(crate) use image::conv_shape;
 
 /// What operations need besides the arena.
 pub(crate) struct Context<'m> {
@@ -34,6 +38,13 @@ impl Context<'_> {
             Op::LinearI8(op) => self.linear_i8(op, arena),
             Op::LayerNorm(op) => layer_norm(op, arena),
             Op::Activation(op) => activation(op, arena),
+            Op::Conv2d(op) => self.conv2d(op, arena),
+            Op::GroupNorm(op) => self.group_norm(op, arena),
+            Op::Attention(op) => image::attention(op, arena),
+            Op::Upsample(op) => image::upsample(op, arena),
+            Op::AveragePool(op) => image::average_pool(op, arena),
+            Op::Transpose(op) => image::transpose(op, arena),
+            Op::Scale(op) => image::scale(op, arena),
         }
     }
 
@@ -153,11 +164,17 @@ fn layer_norm(op: &LayerNorm, arena: &mut [u8]) -> Option<()> {
 
 fn activation(op: &Activation, arena: &mut [u8]) -> Option<()> {
     let x = view_f32_mut(arena, f32s(op.data, op.len)?)?;
-    match op.function {
+    apply(op.function, x);
+    Some(())
+}
+
+fn apply(function: Function, x: &mut [f32]) {
+    match function {
         Function::Relu => elementwise::relu(x),
         Function::Silu => elementwise::silu(x),
+        Function::Gelu => elementwise::gelu(x),
+        Function::Mish => elementwise::mish(x),
     }
-    Some(())
 }
 
 fn finish(accumulate: bool) -> Finish {

@@ -6,13 +6,14 @@
 //! that its numbers are in range; and that no i32 accumulator can overflow.
 
 use quell_format::{
-    ARENA_ALIGN, Embed, File, Head, I8Output, Index, Linear, LinearI8, Op, SLAB_ALIGN, Slab,
-    WeightType,
+    ARENA_ALIGN, Conv2d, Embed, Factor, File, GroupNorm, Head, I8Output, Index, Linear, LinearI8,
+    Op, SLAB_ALIGN, Scale, Slab, WeightType,
 };
 use quell_kernels::{cast, layout};
 use thiserror::Error;
 
 use crate::access::{Access, Element, Region};
+use crate::execute::conv_shape;
 
 /// What is wrong with an operation, or with the plan's head.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -95,7 +96,15 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
         Op::Linear(op) => check_linear(file, op),
         Op::LinearI8(op) => check_linear_i8(file, op),
         Op::LayerNorm(op) => require(op.epsilon.is_finite() && op.epsilon > 0.0, E::Range),
-        Op::Activation(_) => Ok(()),
+        Op::Conv2d(op) => check_conv2d(file, op),
+        Op::GroupNorm(op) => check_group_norm(file, op),
+        Op::Scale(op) => check_scale(op),
+        // Their regions say it all.
+        Op::Activation(_)
+        | Op::Attention(_)
+        | Op::Upsample(_)
+        | Op::AveragePool(_)
+        | Op::Transpose(_) => Ok(()),
     }
 }
 
@@ -105,24 +114,21 @@ fn check_regions(file: &File<'_>, index: u32, access: &Access) -> Result<(), Pla
     for region in access.regions() {
         check_region(file, region)?;
     }
-    let (input, output, scratch) = (access.input, access.output, access.scratch);
+    let (output, scratch) = (access.output, access.scratch);
+    let inputs = || access.inputs.into_iter().flatten();
     let sample = sample(file)?;
     for written in [Some(output), scratch].into_iter().flatten() {
-        if overlap(written, sample)? {
-            return Err(E::Overlap);
-        }
-        if let Some(input) = input
-            && overlap(written, input)?
-        {
-            return Err(E::Overlap);
+        for other in inputs().chain([sample]) {
+            require(!overlap(written, other)?, E::Overlap)?;
         }
     }
-    if let Some(scratch) = scratch
-        && overlap(output, scratch)?
-    {
-        return Err(E::Overlap);
+    if let Some(scratch) = scratch {
+        require(!overlap(output, scratch)?, E::Overlap)?;
     }
-    if let Some(input) = input {
+    for (i, input) in inputs().enumerate() {
+        for other in inputs().skip(i + 1) {
+            require(!overlap(input, other)?, E::Overlap)?;
+        }
         check_written(file, index, input)?;
     }
     if access.updates {
@@ -225,6 +231,35 @@ fn check_linear_i8(file: &File<'_>, op: &LinearI8) -> Result<(), PlanError> {
         }
     };
     require(bound << shift <= i32::MAX as u64, E::Overflow)
+}
+
+fn check_conv2d(file: &File<'_>, op: &Conv2d) -> Result<(), PlanError> {
+    require(conv_shape(op).is_known(), E::Shape)?;
+    let outputs = padded(op.outputs, layout::PANEL)?;
+    let window = (op.channels as usize).checked_mul(usize::from(op.kernel).pow(2));
+    let elements = window.and_then(|window| window.checked_mul(outputs));
+    check_weights(file, op.weights, op.weight_type, elements)?;
+    numbers::<f32>(file, op.bias, outputs).map(drop)
+}
+
+fn check_group_norm(file: &File<'_>, op: &GroupNorm) -> Result<(), PlanError> {
+    let second = op.second.map_or(0, |part| part.channels);
+    let channels = op.channels.checked_add(second).ok_or(E::Shape)?;
+    require(
+        op.groups > 0 && channels.is_multiple_of(op.groups),
+        E::Shape,
+    )?;
+    require(op.epsilon.is_finite() && op.epsilon > 0.0, E::Range)?;
+    numbers::<f32>(file, op.weight, channels as usize)?;
+    numbers::<f32>(file, op.bias, channels as usize).map(drop)
+}
+
+fn check_scale(op: &Scale) -> Result<(), PlanError> {
+    let factor = match op.factor {
+        Factor::Constant(factor) => factor,
+        Factor::Stored(_) => 1.0,
+    };
+    require(factor.is_finite() && op.offset.is_finite(), E::Range)
 }
 
 fn check_weights(

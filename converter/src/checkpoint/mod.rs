@@ -9,6 +9,7 @@ mod mlp_classic;
 mod residual_mlp;
 mod scheduler;
 mod tensors;
+mod unet2d;
 
 use std::path::{Path, PathBuf};
 
@@ -55,9 +56,12 @@ impl Checkpoint {
         }
         let config = find(folder, "config.json", "unet")?;
         let scheduler = find(folder, "scheduler_config.json", "scheduler")?;
-        let weights = find(folder, "diffusion_pytorch_model.safetensors", "unet")?;
         let schedule = NoiseSchedule::read(&scheduler)?;
-        let tensors = Tensors::read(&weights)?;
+        let weights = "diffusion_pytorch_model.safetensors";
+        let tensors = match find(folder, &format!("{weights}.index.json"), "unet") {
+            Ok(index) => Tensors::read_shards(&index)?,
+            Err(_) => Tensors::read(&find(folder, weights, "unet")?)?,
+        };
         let network = network(&config, &tensors, &schedule)?;
         tensors.refuse_unused()?;
         Ok(Self {
@@ -73,8 +77,9 @@ fn network(config: &Path, tensors: &Tensors, schedule: &NoiseSchedule) -> Result
     let network = match class.as_str() {
         "MLPClassic" => mlp_classic::network(fields, tensors),
         "ResidualMLP" => residual_mlp::network(fields, tensors),
+        "UNet2DModel" => unet2d::network(fields, tensors, schedule.alphas_cumprod.len()),
         other => bail!(
-            "{}: `_class_name` is `{other}`; supported are MLPClassic and ResidualMLP",
+            "{}: `_class_name` is `{other}`; supported are UNet2DModel, MLPClassic and ResidualMLP",
             config.display()
         ),
     };

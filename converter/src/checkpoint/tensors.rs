@@ -1,45 +1,99 @@
-//! Tensors of a safetensors file, checked as they are taken.
+//! Tensors of safetensors files, checked as they are taken.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::Deserialize;
 
 use crate::graph::{Affine, Matrix};
 
-/// A safetensors file in memory.
+/// The tensors of one safetensors file, or of several.
 pub struct Tensors {
+    /// What people know them by: the file, or the index of several.
     path: PathBuf,
-    bytes: Vec<u8>,
+    files: Vec<Vec<u8>>,
     taken: RefCell<BTreeSet<String>>,
+}
+
+/// `*.safetensors.index.json`: which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 impl Tensors {
     /// Reads a file and checks its index.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
         let tensors = Self {
             path: path.to_owned(),
-            bytes,
+            files: vec![read(path)?],
             taken: RefCell::default(),
         };
-        tensors.index()?;
+        tensors.views()?;
         Ok(tensors)
     }
 
-    fn index(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.bytes)
-            .with_context(|| format!("{}: not a readable safetensors file", self.path.display()))
+    /// Reads all files that an index names; they lie beside it.
+    pub fn read_shards(path: &Path) -> Result<Self> {
+        let name = || path.display().to_string();
+        let index: Index = serde_json::from_slice(&read(path)?).with_context(name)?;
+        let mut files = Vec::new();
+        for file in index.weight_map.values().collect::<BTreeSet<_>>() {
+            // A name, not a way out of the folder.
+            let plain = Path::new(file).file_name() == Some(file.as_ref());
+            ensure!(plain, "{}: `{file}` is not a file name", name());
+            files.push(read(&path.with_file_name(file))?);
+        }
+        let tensors = Self {
+            path: path.to_owned(),
+            files,
+            taken: RefCell::default(),
+        };
+        let found = tensors.views()?;
+        let missing = index
+            .weight_map
+            .keys()
+            .find(|&name| !found.contains_key(name));
+        if let Some(missing) = missing {
+            bail!("{}: no file holds `{missing}`", name());
+        }
+        Ok(tensors)
+    }
+
+    /// All tensors by name.
+    fn views(&self) -> Result<BTreeMap<String, TensorView<'_>>> {
+        let mut views = BTreeMap::new();
+        for file in &self.files {
+            let file = SafeTensors::deserialize(file).with_context(|| {
+                format!("{}: not a readable safetensors file", self.path.display())
+            })?;
+            for (name, view) in file.tensors() {
+                let twice = views.insert(name.clone(), view).is_some();
+                ensure!(!twice, "{}: `{name}` is there twice", self.path.display());
+            }
+        }
+        Ok(views)
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.view(name).is_some()
+    }
+
+    fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        self.files
+            .iter()
+            .find_map(|file| SafeTensors::deserialize(file).ok()?.tensor(name).ok())
     }
 
     /// The tensor `name` of exactly `shape`, as f32; every element finite.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let file = self.path.display();
-        let index = self.index()?;
-        let Ok(view) = index.tensor(name) else {
+        let Some(view) = self.view(name) else {
             bail!("{file}: tensor `{name}` is missing (expected f32 {shape:?})");
         };
         ensure!(
@@ -91,11 +145,8 @@ impl Tensors {
     /// to compute something else than the checkpoint does.
     pub fn refuse_unused(&self) -> Result<()> {
         let taken = self.taken.borrow();
-        let index = self.index()?;
-        let unused = index
-            .names()
-            .into_iter()
-            .find(|name| !taken.contains(*name));
+        let views = self.views()?;
+        let unused = views.keys().find(|&name| !taken.contains(name));
         match unused {
             Some(name) => bail!(
                 "{}: tensor `{name}` has no place in this architecture",
@@ -104,6 +155,10 @@ impl Tensors {
             None => Ok(()),
         }
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| path.display().to_string())
 }
 
 fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {

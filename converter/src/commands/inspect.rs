@@ -60,7 +60,7 @@ impl Row {
             op: layer.op.name(),
             types: types(&layer.op, access.as_ref()),
             input: access
-                .and_then(|access| access.input)
+                .and_then(|access| access.inputs[0])
                 .map(|region| region.count),
             output: access.map_or(0, |access| access.output.count),
             weight_bytes,
@@ -87,7 +87,24 @@ fn weights(op: &Op) -> (u32, u64) {
             (op.weights.len + op.bias.len + result, macs)
         }
         Op::Quantize(op) => (op.inverse_scales.len, 0),
-        Op::LayerNorm(_) | Op::Activation(_) => (0, 0),
+        Op::Conv2d(op) => {
+            let pixels = u64::from(op.out_height) * u64::from(op.out_width);
+            let window = u64::from(op.kernel).pow(2) * u64::from(op.channels);
+            let macs = pixels * window * u64::from(op.outputs);
+            (op.weights.len + op.bias.len, macs)
+        }
+        Op::GroupNorm(op) => (op.weight.len + op.bias.len, 0),
+        Op::Attention(op) => {
+            let pairs = u64::from(op.tokens).pow(2);
+            let channels = u64::from(op.heads) * u64::from(op.head_channels);
+            (0, 2 * pairs * channels)
+        }
+        Op::LayerNorm(_)
+        | Op::Activation(_)
+        | Op::Upsample(_)
+        | Op::AveragePool(_)
+        | Op::Transpose(_)
+        | Op::Scale(_) => (0, 0),
     }
 }
 
@@ -103,7 +120,7 @@ fn types(op: &Op, access: Option<&Access>) -> String {
         WeightType::F16 => "f16",
     };
     let mut text = String::new();
-    if let Some(input) = access.and_then(|access| access.input) {
+    if let Some(input) = access.and_then(|access| access.inputs[0]) {
         text += element(input.element);
         text += " ";
     }
@@ -114,7 +131,22 @@ fn types(op: &Op, access: Option<&Access>) -> String {
         Op::Linear(op) => text += &format!("x {} ", weight(op.weight_type)),
         Op::LinearI8(_) => text += "x int8 ",
         Op::Activation(op) => text += &format!("{:?} ", op.function).to_lowercase(),
-        Op::Quantize(_) | Op::LayerNorm(_) => {}
+        Op::Conv2d(op) => {
+            let (kernel, stride) = (op.kernel, op.stride);
+            text += &format!("x {} {kernel}x{kernel}/{stride} ", weight(op.weight_type));
+        }
+        Op::GroupNorm(op) => {
+            if let Some(function) = op.function {
+                text += &format!("{function:?} ").to_lowercase();
+            }
+        }
+        Op::Quantize(_)
+        | Op::LayerNorm(_)
+        | Op::Attention(_)
+        | Op::Upsample(_)
+        | Op::AveragePool(_)
+        | Op::Transpose(_)
+        | Op::Scale(_) => {}
     }
     if let Some(access) = access {
         text += if access.updates && !matches!(op, Op::Activation(_)) {

@@ -17,8 +17,9 @@ mod schedule;
 pub use file::{File, FormatError, Records, checksum};
 pub use header::{Header, HeaderError, MAGIC, MAJOR, MINOR, Tier};
 pub use plan::{
-    Activation, Embed, Function, Head, I8Output, Index, Layer, LayerNorm, Linear, LinearI8, Op,
-    Quantize, SelfTest, Slab, WeightType,
+    Activation, Attention, Condition, Conv2d, Embed, Factor, Function, GroupNorm, Head, I8Output,
+    Index, Layer, LayerNorm, Linear, LinearI8, Op, Part, Quantize, Resize, Scale, SelfTest, Slab,
+    Transpose, WeightType,
 };
 pub use schedule::{Prediction, Schedule, Spacing, Variance};
 

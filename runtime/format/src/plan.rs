@@ -79,6 +79,20 @@ pub enum Op {
     LayerNorm(LayerNorm),
     /// 5: an activation function, in place.
     Activation(Activation),
+    /// 6: 2-D convolution with f32 or f16 weights.
+    Conv2d(Conv2d),
+    /// 7: group normalisation of an image, and what is fused with it.
+    GroupNorm(GroupNorm),
+    /// 8: multi-head self-attention, in place of its queries.
+    Attention(Attention),
+    /// 9: an image enlarged twofold.
+    Upsample(Resize),
+    /// 10: an image shrunk twofold.
+    AveragePool(Resize),
+    /// 11: a matrix transposed.
+    Transpose(Transpose),
+    /// 12: a value scaled, shifted, or added to another.
+    Scale(Scale),
 }
 
 impl Op {
@@ -91,11 +105,18 @@ impl Op {
             Op::LinearI8(_) => 3,
             Op::LayerNorm(_) => 4,
             Op::Activation(_) => 5,
+            Op::Conv2d(_) => 6,
+            Op::GroupNorm(_) => 7,
+            Op::Attention(_) => 8,
+            Op::Upsample(_) => 9,
+            Op::AveragePool(_) => 10,
+            Op::Transpose(_) => 11,
+            Op::Scale(_) => 12,
         }
     }
 
     /// Bits of all operations that this version knows.
-    pub const KNOWN: u64 = (1 << 6) - 1;
+    pub const KNOWN: u64 = (1 << 13) - 1;
 
     /// The operation's name, for people.
     pub const fn name(&self) -> &'static str {
@@ -106,6 +127,13 @@ impl Op {
             Op::LinearI8(_) => "linear_i8",
             Op::LayerNorm(_) => "layer_norm",
             Op::Activation(_) => "activation",
+            Op::Conv2d(_) => "conv2d",
+            Op::GroupNorm(_) => "group_norm",
+            Op::Attention(_) => "attention",
+            Op::Upsample(_) => "upsample",
+            Op::AveragePool(_) => "average_pool",
+            Op::Transpose(_) => "transpose",
+            Op::Scale(_) => "scale",
         }
     }
 }
@@ -254,6 +282,10 @@ pub enum Function {
     Relu,
     /// x / (1 + e⁻ˣ).
     Silu,
+    /// x·Φ(x), Φ the normal distribution.
+    Gelu,
+    /// x·tanh(ln(1 + eˣ)).
+    Mish,
 }
 
 /// `x = f(x)` in place; x is f32 `[len]`.
@@ -265,4 +297,175 @@ pub struct Activation {
     pub len: u32,
     /// Region of x.
     pub data: u32,
+}
+
+/// 2-D convolution: x is f32 `[height, width, channels]`, y f32 `[out_height,
+/// out_width, outputs]`.
+///
+/// `y[r, c] = b + Σ W[i, j]·x[r·stride + i − pad_top, c·stride + j − pad_left]`
+/// (or `y += …`); pixels outside of x are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conv2d {
+    /// Type of the weights.
+    pub weight_type: WeightType,
+    /// Rows of x.
+    pub height: u32,
+    /// Columns of x.
+    pub width: u32,
+    /// Channels of x.
+    pub channels: u32,
+    /// Rows of y.
+    pub out_height: u32,
+    /// Columns of y.
+    pub out_width: u32,
+    /// Channels of y.
+    pub outputs: u32,
+    /// Rows and columns of a window: 1 or 3.
+    pub kernel: u8,
+    /// Rows and columns from one window to the next: 1 or 2.
+    pub stride: u8,
+    /// Rows of zeros above x, fewer than `kernel`.
+    pub pad_top: u8,
+    /// Columns of zeros left of x, fewer than `kernel`.
+    pub pad_left: u8,
+    /// Panels of 16 outputs: `[⌈outputs/16⌉, kernel·kernel, channels, 16]`.
+    pub weights: Slab,
+    /// f32 `[outputs]`, zero-padded to a multiple of 16.
+    pub bias: Slab,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+    /// Whether the result is added to what y holds.
+    pub accumulate: bool,
+}
+
+/// Group normalisation: `y = f((x − mean) / sqrt(variance + epsilon)·w + b)`.
+///
+/// x is f32 `[pixels, channels]`, or two such images side by side in their
+/// channels, which need not be copied together. Each group has a mean and a
+/// variance of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupNorm {
+    /// Pixels.
+    pub pixels: u32,
+    /// Channels of the first image.
+    pub channels: u32,
+    /// Region of the first image.
+    pub input: u32,
+    /// The second image.
+    pub second: Option<Part>,
+    /// Groups of neighbouring channels; a divisor of all channels.
+    pub groups: u32,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// w: f32 `[all channels]`.
+    pub weight: Slab,
+    /// b: f32 `[all channels]`.
+    pub bias: Slab,
+    /// What timestep and class change.
+    pub condition: Condition,
+    /// f.
+    pub function: Option<Function>,
+    /// Region of y, `[pixels, all channels]`; that of x, where there is no
+    /// second image, to work in place.
+    pub output: u32,
+    /// Region of two f32 per channel that the operation may write.
+    pub scratch: u32,
+}
+
+/// An image whose channels follow those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its channels.
+    pub channels: u32,
+    /// Its region.
+    pub input: u32,
+}
+
+/// A vector that conditions a [`GroupNorm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// None.
+    None,
+    /// The region of f32 `[all channels]`: added to every pixel of x.
+    Add(u32),
+    /// The region of f32 `[2, all channels]`: what the normalised pixels are
+    /// multiplied by, and what is added to them then, before f.
+    Modulate(u32),
+}
+
+/// `q = softmax(q·kᵀ / sqrt(d))·v` for each head; all are f32 `[tokens, heads·d]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attention {
+    /// Tokens: pixels of an image.
+    pub tokens: u32,
+    /// Heads.
+    pub heads: u32,
+    /// d, channels of a head.
+    pub head_channels: u32,
+    /// Region of q.
+    pub query: u32,
+    /// Region of k.
+    pub key: u32,
+    /// Region of v.
+    pub value: u32,
+    /// Region of one f32 per token that the operation may write.
+    pub scratch: u32,
+}
+
+/// Twofold enlargement (every pixel becomes four) or shrinking (the mean of
+/// four; an odd last row or column is left out); x is f32 `[height, width,
+/// channels]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resize {
+    /// Rows of x.
+    pub height: u32,
+    /// Columns of x.
+    pub width: u32,
+    /// Channels.
+    pub channels: u32,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+}
+
+/// y is x transposed; x is f32 `[rows, columns]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transpose {
+    /// Rows of x.
+    pub rows: u32,
+    /// Columns of x.
+    pub columns: u32,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+}
+
+/// `y = x·factor + offset`, or `y += x·factor + offset`; both f32 `[len]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scale {
+    /// Elements.
+    pub len: u32,
+    /// What x is multiplied by.
+    pub factor: Factor,
+    /// What is added.
+    pub offset: f32,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+    /// Whether the result is added to what y holds.
+    pub accumulate: bool,
+}
+
+/// A factor that is the same for all elements.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Factor {
+    /// Known when the file was made.
+    Constant(f32),
+    /// The region of one f32.
+    Stored(u32),
 }

@@ -9,6 +9,7 @@
 //! Integer kernels must agree to the last bit, f32 and f16 ones within the
 //! bound that the crate documentation states.
 
+mod conv;
 mod int8;
 mod panels;
 
@@ -56,6 +57,28 @@ pub struct Case {
     pub inputs: usize,
     /// Elements, 0 or 1, by which every operand is off its buffer's alignment.
     pub offset: usize,
+    /// Where the layer is a convolution, its image; the inputs are then those
+    /// of one window.
+    pub image: Option<Image>,
+}
+
+/// Image and windows of a convolution; small numbers keep [`Failure`] small.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Rows.
+    pub height: u8,
+    /// Columns.
+    pub width: u8,
+    /// Channels.
+    pub channels: u8,
+    /// Rows and columns of a window.
+    pub kernel: u8,
+    /// Rows and columns from one window to the next.
+    pub stride: u8,
+    /// Padding at the top and the left.
+    pub before: u8,
+    /// Padding at the bottom and the right.
+    pub after: u8,
 }
 
 /// What a kernel did wrong.
@@ -77,7 +100,11 @@ impl fmt::Display for Failure {
         write!(
             f,
             "{table} {kernel} {inputs}→{outputs}, offset {offset}: {what:?}"
-        )
+        )?;
+        match case.image {
+            Some(image) => write!(f, " of {image:?}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -91,9 +118,11 @@ impl core::error::Error for Failure {}
 /// The first case that differs.
 pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
     type Check = fn(&Kernels) -> Result<u32, Failure>;
-    let kernels: [(&str, Check); 4] = [
+    let kernels: [(&str, Check); 6] = [
         ("linear_f32", panels::check_f32),
         ("linear_f16", panels::check_f16),
+        ("conv2d_f32", conv::check_f32),
+        ("conv2d_f16", conv::check_f16),
         ("linear_i8", int8::check_i8),
         ("linear_i8_f32", int8::check_i8_f32),
     ];
@@ -118,6 +147,7 @@ fn cases(weights: fn(usize, usize) -> usize) -> impl Iterator<Item = Case> {
             outputs,
             inputs,
             offset,
+            image: None,
         })
     })
 }

@@ -10,12 +10,12 @@ use crate::math;
 
 /// Runs a loop in the widest registers of the CPU.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
-use crate::x86::widest;
+pub(crate) use crate::x86::widest;
 
 /// Runs a loop: these targets know their registers when they compile.
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
 #[inline]
-fn widest<O>(run: impl FnOnce(O), operands: O) {
+pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
     run(operands)
 }
 
@@ -56,6 +56,42 @@ pub fn relu(x: &mut [f32]) {
     }
 }
 
+/// GELU in place.
+pub fn gelu(x: &mut [f32]) {
+    #[inline(always)]
+    fn run(x: &mut [f32]) {
+        for x in x {
+            *x = math::gelu(*x);
+        }
+    }
+    widest(run, x);
+}
+
+/// Mish in place.
+pub fn mish(x: &mut [f32]) {
+    #[inline(always)]
+    fn run(x: &mut [f32]) {
+        for x in x {
+            *x = math::mish(*x);
+        }
+    }
+    widest(run, x);
+}
+
+/// `y = x·factor + offset`; the shorter one decides.
+pub fn scale(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = x * factor + offset;
+    }
+}
+
+/// `y += x·factor + offset`; the shorter one decides.
+pub fn add_scaled(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += x * factor + offset;
+    }
+}
+
 /// Layer normalisation without affine parameters (Ba et al. 2016):
 /// `y = (x - mean) / sqrt(variance + epsilon)`, biased variance.
 ///
@@ -76,6 +112,23 @@ pub fn layer_norm(x: &[f32], epsilon: f32, y: &mut [f32]) {
     widest(run, (x, epsilon, y));
 }
 
+/// Σ x·y in eight lanes, as [`sum`]; the shorter one decides.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    let (x, x_rest) = x.as_chunks::<8>();
+    let (y, y_rest) = y.split_at_checked(8 * x.len()).unwrap_or_default();
+    for (x, y) in x.iter().zip(y.as_chunks::<8>().0) {
+        for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += x * y;
+        }
+    }
+    for (lane, (&x, &y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *lane += x * y;
+    }
+    halves(lanes)
+}
+
 /// Σ f(x) in eight lanes (element `i` in lane `i mod 8`), then by halves.
 #[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
@@ -89,7 +142,11 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane += f(x);
     }
-    let [a, b, c, d, e, f, g, h] = lanes;
+    halves(lanes)
+}
+
+#[inline(always)]
+fn halves([a, b, c, d, e, f, g, h]: [f32; 8]) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 

@@ -53,6 +53,34 @@ pub fn pack_panels<T: Copy>(weights: &[T], outputs: usize, inputs: usize, packed
     }
 }
 
+/// Packs `[outputs, channels, taps]` row-major weights of a convolution into
+/// panels: `[⌈outputs/16⌉, taps, channels, 16]`, padded outputs zero. A window
+/// is thus `taps · channels` inputs of a linear layer, a tap's channels side by
+/// side as they are in a channels-last image.
+///
+/// # Panics
+/// Where `weights` is not `outputs × channels × taps` or `packed` not
+/// [`panels_len`]`(outputs, taps · channels)` long. Packing happens on the host.
+pub fn pack_conv<T: Copy>(
+    weights: &[T],
+    outputs: usize,
+    channels: usize,
+    taps: usize,
+    packed: &mut [T],
+) {
+    let inputs = taps * channels;
+    assert_eq!(weights.len(), outputs * inputs);
+    assert_eq!(packed.len(), panels_len(outputs, inputs));
+    for o in 0..outputs {
+        for c in 0..channels {
+            for tap in 0..taps {
+                let weight = weights[(o * channels + c) * taps + tap];
+                packed[panel_index(o, tap * channels + c, inputs)] = weight;
+            }
+        }
+    }
+}
+
 /// Packs `[outputs, inputs]` row-major int8 weights into row blocks:
 /// `[⌈outputs/8⌉, ⌈inputs/8⌉, 8 rows, 8 inputs]`, one byte per weight.
 ///

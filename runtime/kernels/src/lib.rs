@@ -13,14 +13,16 @@
 //!
 //! # What is exact
 //!
-//! - Everything in [`math`] and [`elementwise`] and every `int8` kernel gives
-//!   the same bits on every target and every table: integers, and f32
+//! - Everything in [`math`], [`elementwise`], [`norm`], [`attention`] and
+//!   [`image`] and every `int8` kernel gives the same bits on every target and every table: integers, and f32
 //!   operations that IEEE 754 specifies to the last bit (add, sub, mul, div,
 //!   sqrt), in a fixed order, never fused.
-//! - The f32 and f16 linear kernels sum over inputs in the same order
-//!   everywhere, but a table may fuse multiply and add. Against the scalar
-//!   table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where `K` is
-//!   the number of inputs and `ε = 2⁻²⁴`; where it accumulates, by `2·ε·|y|` more.
+//! - The f32 and f16 linear and convolution kernels sum over inputs in the
+//!   same order everywhere, but a table may fuse multiply and add, and sum the
+//!   channels of a convolution to few outputs side by side. Against the
+//!   scalar table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where
+//!   `K` is the number of inputs (of a window) and `ε = 2⁻²⁴`; where it
+//!   accumulates, by `2·ε·|y|` more.
 //!
 //! # Contract
 //!
@@ -33,16 +35,19 @@
 
 #[cfg(quell_dsp)]
 mod arm;
+pub mod attention;
 pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod elementwise;
+pub mod image;
 pub mod layout;
 pub mod math;
+pub mod norm;
 mod scalar;
 mod table;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86;
 
-pub use table::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+pub use table::{Conv2d, ConvShape, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

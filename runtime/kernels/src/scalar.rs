@@ -4,12 +4,14 @@
 //! right. It is also the table of targets without a variant of their own.
 
 use crate::layout::{COLUMNS, PANEL, ROWS, bias_of};
-use crate::table::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
 
 pub(crate) static KERNELS: Kernels = Kernels {
     name: "scalar",
     linear_f32,
     linear_f16,
+    conv2d_f32,
+    conv2d_f16,
     linear_i8,
     linear_i8_f32,
 };
@@ -67,6 +69,61 @@ fn panels<T: Copy>(
             *y = finish.apply(*y, sum);
         }
     }
+}
+
+fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
+    windows(op, finish, y, |w| w)
+}
+
+fn conv2d_f16(op: Conv2d<'_, u16>, finish: Finish, y: &mut [f32]) {
+    windows(op, finish, y, widen)
+}
+
+/// Pixel by pixel sixteen sums side by side, each over taps, then channels.
+fn windows<T: Copy>(
+    op: Conv2d<'_, T>,
+    finish: Finish,
+    y: &mut [f32],
+    widen: impl Fn(T) -> f32 + Copy,
+) {
+    let shape = op.shape;
+    let outputs = y.len() / (shape.out_height * shape.out_width).max(1);
+    let window = shape.kernel * shape.kernel * shape.channels;
+    for (pixel, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
+        let at = (pixel / shape.out_width, pixel % shape.out_width);
+        let mut rows = op.weights.as_chunks::<PANEL>().0;
+        for (bias, y) in op.bias.as_chunks().0.iter().zip(y.chunks_mut(PANEL)) {
+            let panel = rows.split_off(..window).unwrap_or_default();
+            let sums = window_sums(&op, at, panel, *bias, widen);
+            for (y, sum) in y.iter_mut().zip(sums) {
+                *y = finish.apply(*y, sum);
+            }
+        }
+    }
+}
+
+/// The sums of one panel for the window at `(row, column)`, from `sums` on.
+#[inline]
+fn window_sums<T: Copy>(
+    op: &Conv2d<'_, T>,
+    (row, column): (usize, usize),
+    panel: &[[T; PANEL]],
+    mut sums: [f32; PANEL],
+    widen: impl Fn(T) -> f32,
+) -> [f32; PANEL] {
+    let channels = op.shape.channels;
+    for (tap, weights) in panel.chunks_exact(channels.max(1)).enumerate() {
+        let Some(pixel) = op.shape.pixel(row, column, tap) else {
+            continue;
+        };
+        let x = op.x.get(pixel * channels..).unwrap_or_default();
+        for (weights, &x) in weights.iter().zip(x) {
+            for (sum, &w) in sums.iter_mut().zip(weights) {
+                *sum += widen(w) * x;
+            }
+        }
+    }
+    sums
 }
 
 fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {

@@ -27,6 +27,48 @@ pub struct LinearF16<'a> {
     pub x: &'a [f32],
 }
 
+/// Where the windows of a 2-D convolution lie: kernel, stride, padding, sizes.
+///
+/// Output pixel `(r, c)` sees the input pixels `(r·stride + i − pad_top,
+/// c·stride + j − pad_left)` for `i, j` in `0..kernel`; those outside of the
+/// input count as zero, so padding at the bottom and the right follows from the
+/// output's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Rows of the input.
+    pub height: usize,
+    /// Columns of the input.
+    pub width: usize,
+    /// Channels of the input.
+    pub channels: usize,
+    /// Rows of the output.
+    pub out_height: usize,
+    /// Columns of the output.
+    pub out_width: usize,
+    /// Rows and columns of a window: 1 or 3.
+    pub kernel: usize,
+    /// Rows and columns from one window to the next: 1 or 2.
+    pub stride: usize,
+    /// Rows of zeros above the input, below `kernel`.
+    pub pad_top: usize,
+    /// Columns of zeros left of the input, below `kernel`.
+    pub pad_left: usize,
+}
+
+/// Operands of a 2-D convolution; `W` is `f32`, or `u16` for IEEE binary16 bits.
+#[derive(Clone, Copy)]
+pub struct Conv2d<'a, W> {
+    /// Sizes and geometry.
+    pub shape: ConvShape,
+    /// Panels of [`layout::PANEL`] outputs, `[⌈outputs/16⌉, kernel·kernel,
+    /// channels, 16]`, see [`layout::pack_conv`].
+    pub weights: &'a [W],
+    /// `[outputs]`, padded with zeros to a multiple of [`layout::PANEL`].
+    pub bias: &'a [f32],
+    /// `[height, width, channels]`.
+    pub x: &'a [f32],
+}
+
 /// Operands of a linear layer with int8 weights and int8 activations.
 ///
 /// The accumulator of output `o` is `bias[o] + Σ_k w[o,k]·x[k]`, exact in i32:
@@ -69,6 +111,43 @@ pub enum Finish {
     Accumulate,
 }
 
+impl ConvShape {
+    /// The index of the input pixel that window `(row, column)` sees at `tap`
+    /// (row-major in the window); `None` where that lies outside of the input.
+    #[inline]
+    pub fn pixel(&self, row: usize, column: usize, tap: usize) -> Option<usize> {
+        let row = (row * self.stride + tap / self.kernel).checked_sub(self.pad_top)?;
+        let column = (column * self.stride + tap % self.kernel).checked_sub(self.pad_left)?;
+        (row < self.height && column < self.width).then(|| row * self.width + column)
+    }
+
+    /// Whether a kernel may be asked for it: a known window, and every window
+    /// begins above the padding at the bottom and left of that at the right.
+    pub fn is_known(&self) -> bool {
+        let begins_inside = |outputs: usize, size: usize, pad: usize| {
+            outputs > 0
+                && pad < self.kernel
+                && (outputs - 1).saturating_mul(self.stride) < size.saturating_add(pad)
+        };
+        matches!(self.kernel, 1 | 3)
+            && matches!(self.stride, 1 | 2)
+            && begins_inside(self.out_height, self.height, self.pad_top)
+            && begins_inside(self.out_width, self.width, self.pad_left)
+    }
+
+    /// Whether operands of these lengths are of this shape.
+    fn fits(&self, weights: usize, bias: usize, x: usize, y: usize) -> bool {
+        let pixels = self.out_height.saturating_mul(self.out_width);
+        let inputs = self.height.saturating_mul(self.width);
+        let outputs = layout::pad(y / pixels.max(1), layout::PANEL);
+        let taps = self.kernel * self.kernel;
+        y.is_multiple_of(pixels)
+            && bias == outputs
+            && weights == outputs.saturating_mul(taps).saturating_mul(self.channels)
+            && x == inputs.saturating_mul(self.channels)
+    }
+}
+
 impl Requantize<'_> {
     /// The rule itself, for one accumulator.
     #[inline]
@@ -97,6 +176,8 @@ pub struct Kernels {
     pub name: &'static str,
     pub(crate) linear_f32: fn(LinearF32<'_>, Finish, &mut [f32]),
     pub(crate) linear_f16: fn(LinearF16<'_>, Finish, &mut [f32]),
+    pub(crate) conv2d_f32: fn(Conv2d<'_, f32>, Finish, &mut [f32]),
+    pub(crate) conv2d_f16: fn(Conv2d<'_, u16>, Finish, &mut [f32]),
     pub(crate) linear_i8: fn(LinearI8<'_>, Requantize<'_>, &mut [i8]),
     pub(crate) linear_i8_f32: fn(LinearI8<'_>, &[f32], Finish, &mut [f32]),
 }
@@ -146,6 +227,24 @@ impl Kernels {
         let outputs = layout::pad(y.len(), layout::PANEL);
         require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
         (self.linear_f16)(op, finish, y)
+    }
+
+    /// 2-D convolution (or `y += …`) with f32 weights; `y` is `[out_height,
+    /// out_width, outputs]`. Every sum is the bias, then taps in order, then
+    /// channels in order.
+    #[inline]
+    pub fn conv2d_f32(&self, op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
+        let (shape, weights) = (op.shape, op.weights.len());
+        require!(shape.is_known() && shape.fits(weights, op.bias.len(), op.x.len(), y.len()));
+        (self.conv2d_f32)(op, finish, y)
+    }
+
+    /// [`Kernels::conv2d_f32`] with f16 weights.
+    #[inline]
+    pub fn conv2d_f16(&self, op: Conv2d<'_, u16>, finish: Finish, y: &mut [f32]) {
+        let (shape, weights) = (op.shape, op.weights.len());
+        require!(shape.is_known() && shape.fits(weights, op.bias.len(), op.x.len(), y.len()));
+        (self.conv2d_f16)(op, finish, y)
     }
 
     /// int8 linear layer with int8 outputs; `y` is `[outputs]`.

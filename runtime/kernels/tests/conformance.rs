@@ -2,8 +2,12 @@
 //! against the definition, from row-major weights on.
 
 use proptest::prelude::*;
-use quell_kernels::layout::{COLUMNS, PANEL, ROWS, i8_len, pack_i8, pack_panels, pad, panels_len};
-use quell_kernels::{Finish, Kernels, LinearF32, LinearI8, Requantize, conformance};
+use quell_kernels::layout::{
+    COLUMNS, PANEL, ROWS, i8_len, pack_conv, pack_i8, pack_panels, pad, panels_len,
+};
+use quell_kernels::{
+    Conv2d, ConvShape, Finish, Kernels, LinearF32, LinearI8, Requantize, conformance,
+};
 
 #[test]
 fn every_table_conforms() {
@@ -57,6 +61,57 @@ proptest! {
                 let bound = (inputs + 2) as f64 * f64::from(f32::EPSILON)
                     * (1.0 + f64::from(bias[o].abs()) + magnitude);
                 prop_assert!((f64::from(y) - expected).abs() <= bound, "{} {o}", table.name);
+            }
+        }
+    }
+
+    #[test]
+    fn conv2d_f32_is_a_convolution(
+        (height, width) in (1..9usize, 1..12usize),
+        (channels, outputs) in (1..20usize, 1..40usize),
+        (kernel, stride, before, after) in prop::sample::select(vec![
+            (1, 1, 0, 0), (1, 2, 0, 0), (3, 1, 1, 1), (3, 2, 1, 1), (3, 2, 0, 1),
+        ]),
+        seed: u64,
+    ) {
+        let mut next = numbers(seed);
+        let mut floats = |n| Vec::from_iter((0..n).map(|_| f32::from(next()) / 37.0));
+        let taps = kernel * kernel;
+        let (weights, bias) = (floats(outputs * channels * taps), floats(outputs));
+        let x = floats(height * width * channels);
+        let mut packed = vec![0.0; panels_len(outputs, taps * channels)];
+        pack_conv(&weights, outputs, channels, taps, &mut packed);
+        let padded_size = |size: usize| (size + before + after).checked_sub(kernel);
+        let (Some(rows), Some(columns)) = (padded_size(height), padded_size(width)) else {
+            return Ok(());
+        };
+        let shape = ConvShape {
+            height, width, channels,
+            out_height: rows / stride + 1,
+            out_width: columns / stride + 1,
+            kernel, stride, pad_top: before, pad_left: before,
+        };
+        let bias_padded = padded(&bias, PANEL);
+        for table in Kernels::available() {
+            let mut y = vec![1.0; shape.out_height * shape.out_width * outputs];
+            let op = Conv2d { shape, weights: &packed, bias: &bias_padded, x: &x };
+            table.conv2d_f32(op, Finish::Accumulate, &mut y);
+            for (i, &y) in y.iter().enumerate() {
+                let (o, pixel) = (i % outputs, i / outputs);
+                let (row, column) = (pixel / shape.out_width, pixel % shape.out_width);
+                let (mut sum, mut magnitude) = (1.0 + f64::from(bias[o]), 1.0 + f64::from(bias[o].abs()));
+                for (k, &w) in weights[o * channels * taps..][..channels * taps].iter().enumerate() {
+                    let (c, tap) = (k / taps, k % taps);
+                    let r = (row * stride + tap / kernel) as isize - before as isize;
+                    let q = (column * stride + tap % kernel) as isize - before as isize;
+                    if (0..height as isize).contains(&r) && (0..width as isize).contains(&q) {
+                        let x = x[(r as usize * width + q as usize) * channels + c];
+                        sum += f64::from(w) * f64::from(x);
+                        magnitude += (f64::from(w) * f64::from(x)).abs();
+                    }
+                }
+                let bound = (channels * taps + 2) as f64 * f64::from(f32::EPSILON) * magnitude;
+                prop_assert!((f64::from(y) - sum).abs() <= bound, "{} {i}", table.name);
             }
         }
     }

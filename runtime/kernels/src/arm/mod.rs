@@ -20,6 +20,8 @@ pub(crate) static DSP: Kernels = Kernels {
     linear_f32: crate::scalar::KERNELS.linear_f32,
     #[cfg(not(target_abi = "eabihf"))]
     linear_f16: crate::scalar::KERNELS.linear_f16,
+    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
+    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
     linear_i8: dsp::linear_i8,
     linear_i8_f32: dsp::linear_i8_f32,
 };

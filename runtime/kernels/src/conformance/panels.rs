@@ -5,11 +5,11 @@ use crate::layout::{PANEL, pad, panel_index, panels_len};
 use crate::table::{Finish, Kernels, LinearF16, LinearF32};
 
 /// Half the distance from 1 to the next f32.
-const EPSILON: f32 = f32::EPSILON / 2.0;
+pub(super) const EPSILON: f32 = f32::EPSILON / 2.0;
 
 /// Weights and inputs of a layer.
 #[derive(Clone, Copy, PartialEq)]
-enum Paint {
+pub(super) enum Paint {
     /// Between -1 and 1.
     Random,
     /// Large ones that cancel each other.
@@ -104,14 +104,14 @@ impl<W: Copy + Default> Weights<W> {
 }
 
 /// Operands of a layer.
-struct Layer<W> {
+pub(super) struct Layer<W> {
     weights: [W; MAX_WEIGHTS + 1],
     bias: [f32; MAX_OUTPUTS + 1],
     x: [f32; MAX_INPUTS + 1],
 }
 
 impl<W: Copy + Default> Layer<W> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             weights: [W::default(); MAX_WEIGHTS + 1],
             bias: [0.0; MAX_OUTPUTS + 1],
@@ -119,19 +119,27 @@ impl<W: Copy + Default> Layer<W> {
         }
     }
 
-    fn weights(&self, case: Case) -> &[W] {
+    pub(super) fn weights(&self, case: Case) -> &[W] {
         &self.weights[case.offset..][..panels_len(case.outputs, case.inputs)]
     }
 
-    fn bias(&self, case: Case) -> &[f32] {
+    pub(super) fn bias(&self, case: Case) -> &[f32] {
         &self.bias[case.offset..][..pad(case.outputs, PANEL)]
     }
 
-    fn x(&self, case: Case) -> &[f32] {
-        &self.x[case.offset..][..case.inputs]
+    /// The first `len` inputs.
+    pub(super) fn x(&self, case: Case, len: usize) -> &[f32] {
+        &self.x[case.offset..][..len]
     }
 
-    fn paint(&mut self, case: Case, paint: Paint, encode: fn(f32) -> W, random: &mut Random) {
+    /// Draws weights, bias and as many inputs as there is room for.
+    pub(super) fn paint(
+        &mut self,
+        case: Case,
+        paint: Paint,
+        encode: fn(f32) -> W,
+        random: &mut Random,
+    ) {
         self.weights.fill(encode(0.0));
         self.bias.fill(0.0);
         for o in 0..case.outputs {
@@ -141,15 +149,15 @@ impl<W: Copy + Default> Layer<W> {
                 self.weights[case.offset + panel_index(o, k, case.inputs)] = w;
             }
         }
-        for k in 0..case.inputs {
-            self.x[case.offset + k] = paint.draw(k / 2, random);
+        for (k, x) in self.x[case.offset..].iter_mut().enumerate() {
+            *x = paint.draw(k / 2, random);
         }
     }
 
     /// By how much a table may differ from the scalar one at output `o`.
     fn bound(&self, case: Case, o: usize, decode: fn(W) -> f32) -> f32 {
         let weights = self.weights(case);
-        let x = self.x(case).iter().enumerate();
+        let x = self.x(case, case.inputs).iter().enumerate();
         let products = x.map(|(k, &x)| decode(weights[panel_index(o, k, case.inputs)]) * x);
         let magnitude = self.bias(case)[o].abs() + products.map(f32::abs).sum::<f32>();
         2.0 * case.inputs as f32 * EPSILON * magnitude
@@ -189,7 +197,11 @@ impl Outputs {
         ] {
             let y = y.open(case.offset, case.outputs);
             y.copy_from_slice(before);
-            let (weights, bias, x) = (layer.weights(case), layer.bias(case), layer.x(case));
+            let (weights, bias, x) = (
+                layer.weights(case),
+                layer.bias(case),
+                layer.x(case, case.inputs),
+            );
             (kind.run)(table, weights, bias, x, finish, y);
         }
     }

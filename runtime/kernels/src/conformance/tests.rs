@@ -5,7 +5,7 @@ extern crate std;
 use super::{Failure, MAX_INPUTS, What, check};
 use crate::layout::{COLUMNS, ROWS, bias_of, pad};
 use crate::scalar::{KERNELS as SCALAR, accumulators};
-use crate::table::{Finish, Kernels, LinearF32, LinearI8, Requantize};
+use crate::table::{Conv2d, ConvShape, Finish, Kernels, LinearF32, LinearI8, Requantize};
 
 /// What the suite says of the scalar table with some kernels replaced.
 fn verdict(broken: impl FnOnce(&mut Kernels)) -> Result<u32, Failure> {
@@ -33,7 +33,7 @@ fn the_reference_conforms() {
     let mut lines = 0;
     let cases = check(Kernels::scalar(), &mut |_| lines += 1);
     assert!(cases.is_ok_and(|cases| cases > 10_000));
-    assert_eq!(lines, 4);
+    assert_eq!(lines, 6);
 }
 
 #[test]
@@ -116,6 +116,21 @@ fn a_skipped_input_is_caught() {
     }
     assert_caught("linear_f32", output, |table| table.linear_f32 = linear_f32);
     assert_caught("linear_i8", output, |table| table.linear_i8 = linear_i8);
+}
+
+#[test]
+fn a_wrong_border_is_caught() {
+    /// Pads at the bottom and the right only.
+    fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
+        let (pad_top, pad_left) = (0, 0);
+        let shape = ConvShape {
+            pad_top,
+            pad_left,
+            ..op.shape
+        };
+        (SCALAR.conv2d_f32)(Conv2d { shape, ..op }, finish, y);
+    }
+    assert_caught("conv2d_f32", output, |table| table.conv2d_f32 = conv2d_f32);
 }
 
 #[test]

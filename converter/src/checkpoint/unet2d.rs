@@ -1,0 +1,354 @@
+//! `UNet2DModel`: diffusers' unconditional (and class-conditional) U-Net.
+//!
+//! Owns its configuration and what follows from it: which blocks there are, on
+//! which sizes. [`embedding`] makes the vector that conditions every block,
+//! [`blocks`] the blocks themselves.
+
+mod blocks;
+mod embedding;
+
+use anyhow::{Result, bail, ensure};
+use quell::format::Function;
+use serde::Deserialize;
+
+use self::blocks::{Builder, Feature};
+use super::{Network, Tensors};
+use crate::graph::{Condition, Graph, Image, Op};
+
+/// Fields and defaults of diffusers' `UNet2DModel`.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Config {
+    sample_size: Option<Size>,
+    in_channels: u32,
+    out_channels: u32,
+    center_input_sample: bool,
+    time_embedding_type: String,
+    time_embedding_dim: Option<usize>,
+    freq_shift: f32,
+    flip_sin_to_cos: bool,
+    down_block_types: Vec<String>,
+    mid_block_type: Option<String>,
+    up_block_types: Vec<String>,
+    block_out_channels: Vec<usize>,
+    layers_per_block: usize,
+    mid_block_scale_factor: f32,
+    downsample_padding: usize,
+    downsample_type: String,
+    upsample_type: String,
+    dropout: f32,
+    act_fn: String,
+    attention_head_dim: Option<usize>,
+    norm_num_groups: Option<usize>,
+    attn_norm_num_groups: Option<usize>,
+    norm_eps: f32,
+    resnet_time_scale_shift: String,
+    add_attention: bool,
+    class_embed_type: Option<String>,
+    num_class_embeds: Option<u32>,
+    num_train_timesteps: Option<usize>,
+}
+
+/// One number for a square, or rows and columns.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Square(u32),
+    Sides([u32; 2]),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let names = |names: [&str; 4]| names.map(str::to_owned).to_vec();
+        let (down, up) = ("AttnDownBlock2D", "AttnUpBlock2D");
+        Self {
+            sample_size: None,
+            in_channels: 3,
+            out_channels: 3,
+            center_input_sample: false,
+            time_embedding_type: "positional".to_owned(),
+            time_embedding_dim: None,
+            freq_shift: 0.0,
+            flip_sin_to_cos: true,
+            down_block_types: names(["DownBlock2D", down, down, down]),
+            mid_block_type: Some("UNetMidBlock2D".to_owned()),
+            up_block_types: names([up, up, up, "UpBlock2D"]),
+            block_out_channels: vec![224, 448, 672, 896],
+            layers_per_block: 2,
+            mid_block_scale_factor: 1.0,
+            downsample_padding: 1,
+            downsample_type: "conv".to_owned(),
+            upsample_type: "conv".to_owned(),
+            dropout: 0.0,
+            act_fn: "silu".to_owned(),
+            attention_head_dim: Some(8),
+            norm_num_groups: Some(32),
+            attn_norm_num_groups: None,
+            norm_eps: 1e-5,
+            resnet_time_scale_shift: "default".to_owned(),
+            add_attention: true,
+            class_embed_type: None,
+            num_class_embeds: None,
+            num_train_timesteps: None,
+        }
+    }
+}
+
+/// The configuration, every value understood.
+struct Settings {
+    input: Image,
+    time: embedding::Time,
+    embedding_size: usize,
+    class: embedding::Class,
+    down: Vec<Block>,
+    up: Vec<Block>,
+    mid: bool,
+    mid_attention: bool,
+    mid_scale: f32,
+    /// None where the middle's attention has no norm.
+    mid_groups: Option<usize>,
+    channels: Vec<usize>,
+    layers: usize,
+    downsample_padding: usize,
+    function: Function,
+    head_channels: Option<usize>,
+    groups: usize,
+    epsilon: f32,
+    condition: Condition,
+    center: bool,
+}
+
+/// A block of a kind that is known.
+#[derive(Clone, Copy)]
+struct Block {
+    attention: bool,
+    resampler: Resampler,
+}
+
+/// How a block changes the size of its image.
+#[derive(Clone, Copy, PartialEq)]
+enum Resampler {
+    /// A convolution with stride 2, or behind an enlargement.
+    Conv,
+    /// A residual block that shrinks or enlarges.
+    Resnet,
+}
+
+/// The network; `timesteps` are the scheduler's.
+pub(super) fn network(
+    fields: serde_json::Value,
+    tensors: &Tensors,
+    timesteps: usize,
+) -> Result<(usize, Network)> {
+    let config: Config = serde_json::from_value(fields)?;
+    let settings = config.settings(timesteps)?;
+    let size = settings.input;
+    let mut graph = Graph::default();
+    let sample = graph.push("sample", Op::Sample, &[], size.len());
+    let embedding = embedding::embedding(&mut graph, &settings, tensors, timesteps)?;
+    let mut value = sample;
+    if settings.center {
+        let center = Op::Scale {
+            factor: 2.0,
+            offset: -1.0,
+        };
+        value = graph.push("sample.center", center, &[value], size.len());
+    }
+    if size.channels > 1 {
+        let (rows, columns) = (size.channels, size.pixels());
+        let transpose = Op::Transpose { rows, columns };
+        value = graph.push("sample.channels_last", transpose, &[value], size.len());
+    }
+    let mut builder = Builder {
+        graph,
+        settings: &settings,
+        tensors,
+        embedding,
+    };
+    let output = builder.body(Feature { value, size })?;
+    let mut graph = builder.graph;
+    let mut value = output.value;
+    if size.channels > 1 {
+        let (rows, columns) = (size.pixels(), size.channels);
+        let transpose = Op::Transpose { rows, columns };
+        value = graph.push("output.channels_first", transpose, &[value], size.len());
+    }
+    embedding::divide_by_time(&mut graph, &settings, value, timesteps);
+    let network = Network {
+        architecture: "UNet2DModel".to_owned(),
+        shape: [size.channels, size.height, size.width].map(|n| n as u32),
+        classes: settings.class.count(),
+        null_class: None,
+        graph,
+    };
+    Ok((config.num_train_timesteps.unwrap_or(timesteps), network))
+}
+
+impl Config {
+    fn settings(&self, timesteps: usize) -> Result<Settings> {
+        let channels = self.block_out_channels.clone();
+        self.check_sizes()?;
+        let Some(groups) = self.norm_num_groups else {
+            bail!("`norm_num_groups` must not be null");
+        };
+        let condition = match self.resnet_time_scale_shift.as_str() {
+            "default" => Condition::Add,
+            "scale_shift" => Condition::Modulate,
+            other => {
+                bail!("`resnet_time_scale_shift` is `{other}`, expected `default` or `scale_shift`")
+            }
+        };
+        let mid = match self.mid_block_type.as_deref() {
+            Some("UNetMidBlock2D") => true,
+            None => false,
+            Some(other) => {
+                bail!("`mid_block_type` is `{other}`, expected `UNetMidBlock2D` or null")
+            }
+        };
+        let own_groups = (condition == Condition::Add).then_some(groups);
+        let blocks = |names: &[String], block: fn(&Self, &str) -> Result<Block>| {
+            let blocks = names.iter().map(|name| block(self, name));
+            blocks.collect::<Result<Vec<Block>>>()
+        };
+        Ok(Settings {
+            input: self.image()?,
+            time: embedding::Time::of(self, timesteps)?,
+            embedding_size: match self.time_embedding_dim {
+                Some(0) => bail!("`time_embedding_dim` is 0"),
+                Some(size) => size,
+                None => 4 * channels[0],
+            },
+            class: embedding::Class::of(self, timesteps)?,
+            down: blocks(&self.down_block_types, Self::down_block)?,
+            up: blocks(&self.up_block_types, Self::up_block)?,
+            mid,
+            mid_attention: self.add_attention,
+            mid_scale: self.mid_block_scale_factor,
+            mid_groups: self.attn_norm_num_groups.or(own_groups),
+            channels,
+            layers: self.layers_per_block,
+            downsample_padding: self.downsample_padding,
+            function: self.function()?,
+            head_channels: self.attention_head_dim,
+            groups,
+            epsilon: self.norm_eps,
+            condition,
+            center: self.center_input_sample,
+        })
+    }
+
+    fn check_sizes(&self) -> Result<()> {
+        let levels = self.block_out_channels.len();
+        ensure!(levels > 0, "`block_out_channels` is empty");
+        for (name, types) in [
+            ("down_block_types", &self.down_block_types),
+            ("up_block_types", &self.up_block_types),
+        ] {
+            ensure!(
+                types.len() == levels,
+                "`{name}` has {} entries, but `block_out_channels` {levels}",
+                types.len()
+            );
+        }
+        for &channels in &self.block_out_channels {
+            let sane = (1..=1 << 16).contains(&channels);
+            ensure!(sane, "`block_out_channels` has {channels}");
+        }
+        let layers = self.layers_per_block;
+        ensure!((1..=64).contains(&layers), "`layers_per_block` is {layers}");
+        let padding = self.downsample_padding;
+        ensure!(
+            padding <= 1,
+            "`downsample_padding` is {padding}, expected 0 or 1"
+        );
+        let epsilon = self.norm_eps;
+        let positive = epsilon.is_finite() && epsilon > 0.0;
+        ensure!(positive, "`norm_eps` is {epsilon}");
+        let scale = self.mid_block_scale_factor;
+        let sane = scale.is_finite() && scale != 0.0;
+        ensure!(sane, "`mid_block_scale_factor` is {scale}");
+        // It only acts in training: that it is a share is all there is to it.
+        let dropout = self.dropout;
+        ensure!((0.0..=1.0).contains(&dropout), "`dropout` is {dropout}");
+        Ok(())
+    }
+
+    fn image(&self) -> Result<Image> {
+        let (height, width) = match self.sample_size {
+            Some(Size::Square(size)) => (size, size),
+            Some(Size::Sides([height, width])) => (height, width),
+            None => bail!("`sample_size` must not be null: memory is planned for one size"),
+        };
+        let sane = |size: &u32| (1..=1024).contains(size);
+        ensure!(
+            [height, width].iter().all(sane),
+            "`sample_size` {height} × {width} is not supported"
+        );
+        let channels = self.in_channels;
+        ensure!((1..=64).contains(&channels), "`in_channels` is {channels}");
+        ensure!(
+            self.out_channels == channels,
+            "`out_channels` is {}, expected `in_channels`, {channels}",
+            self.out_channels
+        );
+        Ok(Image {
+            height: height as usize,
+            width: width as usize,
+            channels: channels as usize,
+        })
+    }
+
+    fn function(&self) -> Result<Function> {
+        Ok(match self.act_fn.to_lowercase().as_str() {
+            "silu" | "swish" => Function::Silu,
+            "gelu" => Function::Gelu,
+            "mish" => Function::Mish,
+            "relu" => Function::Relu,
+            other => bail!("`act_fn` is `{other}`, expected silu, swish, gelu, mish or relu"),
+        })
+    }
+
+    fn down_block(&self, name: &str) -> Result<Block> {
+        let chosen = resampler("downsample_type", &self.downsample_type)?;
+        // Very old files have this prefix.
+        let (attention, resampler) = match name.strip_prefix("UNetRes").unwrap_or(name) {
+            "DownBlock2D" => (false, Resampler::Conv),
+            "AttnDownBlock2D" => (true, chosen),
+            "ResnetDownsampleBlock2D" => (false, Resampler::Resnet),
+            _ => bail!(
+                "`down_block_types` has `{name}`; supported are DownBlock2D, AttnDownBlock2D and \
+                 ResnetDownsampleBlock2D"
+            ),
+        };
+        Ok(Block {
+            attention,
+            resampler,
+        })
+    }
+
+    fn up_block(&self, name: &str) -> Result<Block> {
+        let chosen = resampler("upsample_type", &self.upsample_type)?;
+        let (attention, resampler) = match name.strip_prefix("UNetRes").unwrap_or(name) {
+            "UpBlock2D" => (false, Resampler::Conv),
+            "AttnUpBlock2D" => (true, chosen),
+            "ResnetUpsampleBlock2D" => (false, Resampler::Resnet),
+            _ => bail!(
+                "`up_block_types` has `{name}`; supported are UpBlock2D, AttnUpBlock2D and \
+                 ResnetUpsampleBlock2D"
+            ),
+        };
+        Ok(Block {
+            attention,
+            resampler,
+        })
+    }
+}
+
+/// How a block with attention changes its size; other blocks do it in one way.
+fn resampler(field: &str, value: &str) -> Result<Resampler> {
+    match value {
+        "conv" => Ok(Resampler::Conv),
+        "resnet" => Ok(Resampler::Resnet),
+        other => bail!("`{field}` is `{other}`, expected `conv` or `resnet`"),
+    }
+}

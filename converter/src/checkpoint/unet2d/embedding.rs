@@ -1,0 +1,260 @@
+//! The vector that conditions every block: from the timestep, and the class.
+
+use std::f32::consts::PI;
+
+use anyhow::{Result, bail, ensure};
+use quell::format::Function;
+
+use super::{Config, Settings};
+use crate::checkpoint::Tensors;
+use crate::graph::{Graph, Matrix, Op, ValueId};
+
+/// What a timestep is turned into before any layer sees it.
+pub(super) enum Time {
+    /// Sines and cosines of fixed frequencies (Vaswani et al. 2017, section 3.5).
+    Positional {
+        features: usize,
+        shift: f32,
+        cosines_first: bool,
+    },
+    /// Sines and cosines of random frequencies of the logarithm (Tancik et al. 2020).
+    Fourier { frequencies: usize },
+    /// A learned row for every timestep.
+    Learned { features: usize, rows: usize },
+}
+
+/// What stands for a class.
+pub(super) enum Class {
+    None,
+    /// A learned row for every class.
+    Learned(u32),
+    /// The class goes the way of a timestep, through layers of its own.
+    Timestep(u32),
+}
+
+impl Class {
+    pub(super) fn of(config: &Config, timesteps: usize) -> Result<Self> {
+        ensure!(
+            config.num_class_embeds != Some(0),
+            "`num_class_embeds` is 0, expected null or more"
+        );
+        match (config.class_embed_type.as_deref(), config.num_class_embeds) {
+            (None, None) => Ok(Self::None),
+            (None, Some(classes)) => Ok(Self::Learned(classes)),
+            // Where nothing says how many there are, there are as many as timesteps.
+            (Some("timestep"), classes) => {
+                ensure!(
+                    config.time_embedding_type != "fourier",
+                    "`class_embed_type` `timestep` needs another `time_embedding_type` than \
+                     `fourier`, which has no value for class 0"
+                );
+                Ok(Self::Timestep(classes.unwrap_or(timesteps as u32)))
+            }
+            (Some("identity"), _) => bail!(
+                "`class_embed_type` is `identity`: a class would be a vector instead of a number, \
+                 which is not supported"
+            ),
+            (Some(other), _) => {
+                bail!("`class_embed_type` is `{other}`, expected null or `timestep`")
+            }
+        }
+    }
+
+    /// Classes that can be asked for.
+    pub(super) fn count(&self) -> u32 {
+        match *self {
+            Self::None => 0,
+            Self::Learned(classes) | Self::Timestep(classes) => classes,
+        }
+    }
+}
+
+impl Time {
+    pub(super) fn of(config: &Config, timesteps: usize) -> Result<Self> {
+        let features = config.block_out_channels[0];
+        let shift = config.freq_shift;
+        ensure!(shift.is_finite(), "`freq_shift` is {shift}");
+        Ok(match config.time_embedding_type.as_str() {
+            "positional" => {
+                ensure!(
+                    features > 1 && (features / 2) as f32 != shift,
+                    "`freq_shift` is {shift}, which leaves no frequencies of {features} features"
+                );
+                Self::Positional {
+                    features,
+                    shift,
+                    cosines_first: config.flip_sin_to_cos,
+                }
+            }
+            "fourier" => Self::Fourier {
+                frequencies: features,
+            },
+            "learned" => {
+                let rows = config.num_train_timesteps.unwrap_or(0);
+                ensure!(
+                    rows == timesteps,
+                    "`num_train_timesteps` is {rows}, but the scheduler has {timesteps}"
+                );
+                Self::Learned { features, rows }
+            }
+            other => {
+                bail!("`time_embedding_type` is `{other}`, expected positional, fourier or learned")
+            }
+        })
+    }
+
+    /// A row for every timestep below `rows`.
+    ///
+    /// Angles are rounded to f32 at every step, as diffusers does: what the
+    /// network was trained on.
+    fn table(&self, tensors: &Tensors, rows: usize) -> Result<Matrix> {
+        match *self {
+            Self::Positional {
+                features,
+                shift,
+                cosines_first,
+            } => Ok(positional(rows, features, shift, cosines_first)),
+            Self::Fourier { frequencies } => {
+                let weight = tensors.take("time_proj.weight", &[frequencies])?;
+                let angle = |t: usize, w: f32| (at_least_one(t).ln() as f32 * w) * 2.0 * PI;
+                let row = |t: usize| {
+                    let angles = weight.iter().map(move |&w| f64::from(angle(t, w)));
+                    let cosines = angles.clone().map(f64::cos);
+                    angles.map(f64::sin).chain(cosines).map(|x| x as f32)
+                };
+                Ok(Matrix {
+                    rows,
+                    columns: 2 * frequencies,
+                    data: (0..rows).flat_map(row).collect(),
+                })
+            }
+            Self::Learned {
+                features,
+                rows: known,
+            } => {
+                ensure!(
+                    rows <= known,
+                    "`num_class_embeds` is {rows}, but there are {known} learned timesteps"
+                );
+                let mut table = tensors.matrix("time_proj.weight", known, features)?;
+                table.data.truncate(rows * features);
+                table.rows = rows;
+                Ok(table)
+            }
+        }
+    }
+}
+
+/// Timestep 0 as a positive number: its logarithm and its inverse are infinite,
+/// and what diffusers makes of them is not a number. It counts as timestep 1.
+fn at_least_one(t: usize) -> f64 {
+    t.max(1) as f64
+}
+
+fn positional(rows: usize, features: usize, shift: f32, cosines_first: bool) -> Matrix {
+    let half = features / 2;
+    let frequency = |i: usize| {
+        let exponent = -(10_000f64.ln() as f32) * i as f32 / (half as f32 - shift);
+        f64::from(exponent).exp() as f32
+    };
+    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    let row = |t: usize| {
+        let angles = frequencies.iter().map(move |w| f64::from(t as f32 * w));
+        let (sines, cosines) = (angles.clone().map(f64::sin), angles.map(f64::cos));
+        let waves: Vec<f64> = match cosines_first {
+            true => cosines.chain(sines).collect(),
+            false => sines.chain(cosines).collect(),
+        };
+        // An odd number of features ends with a zero.
+        let padding = std::iter::repeat_n(0.0, features - 2 * half);
+        waves.into_iter().chain(padding).map(|x| x as f32)
+    };
+    Matrix {
+        rows,
+        columns: features,
+        data: (0..rows).flat_map(row).collect(),
+    }
+}
+
+/// The vector of timestep and class, behind the blocks' activation function.
+pub(super) fn embedding(
+    graph: &mut Graph,
+    settings: &Settings,
+    tensors: &Tensors,
+    timesteps: usize,
+) -> Result<ValueId> {
+    let size = settings.embedding_size;
+    let table = settings.time.table(tensors, timesteps)?;
+    let columns = table.columns;
+    let time = graph.push("time_proj", Op::Time(table), &[], columns);
+    let mut value = layers(graph, tensors, "time_embedding", time, columns, size)?;
+    let class = match settings.class {
+        Class::None => None,
+        Class::Learned(classes) => {
+            let table = tensors.matrix("class_embedding.weight", classes as usize, size)?;
+            Some(graph.push("class_embedding", Op::Class(table), &[], size))
+        }
+        Class::Timestep(classes) => {
+            let table = settings.time.table(tensors, classes as usize)?;
+            let class = graph.push("class_proj", Op::Class(table), &[], columns);
+            Some(layers(
+                graph,
+                tensors,
+                "class_embedding",
+                class,
+                columns,
+                size,
+            )?)
+        }
+    };
+    if let Some(class) = class {
+        value = graph.push("embedding", Op::Add, &[value, class], size);
+    }
+    let function = Op::Function(settings.function);
+    Ok(graph.push("embedding.act", function, &[value], size))
+}
+
+/// Two linear layers with SiLU in between, whatever `act_fn` is.
+fn layers(
+    graph: &mut Graph,
+    tensors: &Tensors,
+    name: &str,
+    input: ValueId,
+    inputs: usize,
+    size: usize,
+) -> Result<ValueId> {
+    let first = format!("{name}.linear_1");
+    let (weight, bias) = tensors.linear(&first, size, inputs)?;
+    let value = graph.linear(first, weight, bias, input);
+    let silu = Op::Function(Function::Silu);
+    let value = graph.push(format!("{name}.act"), silu, &[value], size);
+    let second = format!("{name}.linear_2");
+    let (weight, bias) = tensors.linear(&second, size, size)?;
+    Ok(graph.linear(second, weight, bias, value))
+}
+
+/// Networks on Fourier features estimate the noise times its scale, and their
+/// scale is the timestep.
+pub(super) fn divide_by_time(
+    graph: &mut Graph,
+    settings: &Settings,
+    value: ValueId,
+    timesteps: usize,
+) {
+    if !matches!(settings.time, Time::Fourier { .. }) {
+        return;
+    }
+    let inverses = (0..timesteps).map(|t| (1.0 / at_least_one(t)) as f32);
+    let table = Matrix {
+        rows: timesteps,
+        columns: 1,
+        data: inverses.collect(),
+    };
+    let inverse = graph.push("output.inverse_time", Op::Time(table), &[], 1);
+    let divide = Op::Scale {
+        factor: 1.0,
+        offset: 0.0,
+    };
+    let len = graph.nodes[value].len;
+    graph.push("output.divided", divide, &[value, inverse], len);
+}
