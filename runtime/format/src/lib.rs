@@ -13,14 +13,16 @@ mod file;
 mod header;
 mod plan;
 mod schedule;
+mod trajectory;
 
-pub use file::{File, FormatError, Records, checksum};
+pub use file::{File, FormatError, Records, Trajectories, checksum};
 pub use header::{Header, HeaderError, MAGIC, MAJOR, MINOR, Tier};
 pub use plan::{
     Activation, Embed, Function, Head, I8Output, Index, Layer, LayerNorm, Linear, LinearI8, Op,
     Quantize, SelfTest, Slab, WeightType,
 };
 pub use schedule::{Prediction, Schedule, Spacing, Variance};
+pub use trajectory::{Limit, Mix, Row, SLOTS, Save, Trajectory};
 
 /// Alignment of the arena, in bytes; every offset in it is a multiple of it
 /// or of the element size of what lies there.
