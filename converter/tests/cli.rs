@@ -1,43 +1,15 @@
 //! `quell` as users and scripts call it: good input works, bad input gets one
 //! line that names what is wrong, a non-zero exit and no half-written file.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{models, refused, stdout};
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
-
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models")
-}
-
-fn quell(args: &[&str]) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_quell"))
-        .args(args)
-        .output();
-    output.expect("quell runs")
-}
-
-fn stdout(args: &[&str]) -> String {
-    let output = quell(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "quell {args:?}: {stderr}");
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-/// Runs a command that must fail; its message must be one line with all `words`.
-#[track_caller]
-fn refused(args: &[&str], words: &[&str]) {
-    let output = quell(args);
-    let message = String::from_utf8(output.stderr).expect("UTF-8");
-    assert!(!output.status.success(), "quell {args:?} succeeded");
-    assert!(output.status.code() == Some(1), "{message}");
-    assert_eq!(message.lines().count(), 1, "{message}");
-    for word in words {
-        assert!(message.contains(word), "`{word}` is not in: {message}");
-    }
-}
 
 /// A copy of the committed checkpoint, to be damaged.
 struct Checkpoint(TempDir);
@@ -372,47 +344,4 @@ fn help_has_examples() {
         );
     }
     assert!(stdout(&["--help"]).contains("quell convert checkpoint/"));
-}
-
-#[test]
-fn trajectories_go_from_convert_to_sample() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (model, npy) = (path("model.quell"), path("raw.npy"));
-    let checkpoint = models().join("mlp-classic");
-    let checkpoint = checkpoint.to_str().unwrap();
-    let convert = ["convert", checkpoint, "--weights", "f32", "-o", &model];
-    let carried = ["heun:3,use_karras_sigmas", "dpmsolver++:8"];
-    let trajectories = carried.iter().flat_map(|&t| ["--trajectory", t]);
-    stdout(&convert.into_iter().chain(trajectories).collect::<Vec<_>>());
-
-    let listed = stdout(&["inspect", &model]);
-    assert!(carried.iter().all(|t| listed.contains(t)), "{listed}");
-    let json: Value = serde_json::from_str(&stdout(&["inspect", &model, "--json"])).unwrap();
-    assert_eq!(json["trajectories"][0]["calls"], 5);
-
-    let sample = ["sample", &model, "--count", "1", "--npy", &npy, "--sampler"];
-    let by = |sampler: &[&str]| {
-        let args: Vec<&str> = sample.iter().chain(sampler).copied().collect();
-        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
-    };
-    for sampler in [&["heun"][..], &["dpmsolver++", "--steps", "8"], &["ddim"]] {
-        let args = by(sampler);
-        stdout(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-    for (sampler, words) in [
-        (
-            &["heun", "--steps", "4"][..],
-            &["no heun of 4 steps", carried[0]][..],
-        ),
-        (&["euler"], &["no euler", carried[1], "any number of steps"]),
-    ] {
-        let args = by(sampler);
-        refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), words);
-    }
-    let bad = ["--trajectory", "euler:4,eta=1"];
-    let args: Vec<&str> = convert.into_iter().chain(bad).collect();
-    refused(&args, &["euler:4,eta=1", "`eta` is not an option of euler"]);
-    // The same trajectories again, so that time tables and plan are the same.
-    stdout(&["verify", &model, checkpoint, "--samples", "2"]);
 }
