@@ -7,8 +7,8 @@
 
 use std::collections::HashMap;
 
-use anyhow::Result;
-use quell::format::Tier;
+use anyhow::{Result, ensure};
+use quell::format::{Prediction, Tier};
 use quell::{Kernels, Request, Sampler, Session, Values};
 
 use crate::compile::{self, Source};
@@ -17,7 +17,7 @@ use crate::lower::{self, Lowered};
 use crate::model_file::{HostArena, ModelFile};
 use crate::quantize::{Grid, Range};
 
-/// Which trajectories are looked at.
+/// Which runs are looked at, besides the trajectories that the file carries.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Step counts of DDIM runs; those of the model's users.
@@ -55,15 +55,25 @@ pub fn calibrate(
         .iter()
         .map(|&s| s.clamp(1, timesteps))
         .collect();
-    let total = u64::from(settings.runs) * steps.len() as u64;
+    let samplers = |run: u32| {
+        // Deterministic and noisy runs of DDIM take turns.
+        let eta = (run % 2) as f32;
+        let ddim = steps.iter().map(move |&n| (Sampler::Ddim { eta }, n));
+        // A flow-matching model has nothing but its trajectories.
+        let ddim = ddim.filter(|_| source.schedule.prediction != Prediction::Flow);
+        let carried = (0..).zip(source.trajectories);
+        ddim.chain(carried.map(|(i, t)| (Sampler::Trajectory(i), t.spec.steps)))
+    };
+    ensure!(
+        samplers(0).next().is_some(),
+        "int8 is calibrated on the steps that will be used: name a trajectory"
+    );
+    let total = u64::from(settings.runs) * samplers(0).count() as u64;
     let mut done = 0;
     for run in 0..settings.runs {
-        for &steps in &steps {
+        for (sampler, steps) in samplers(run) {
             let request = Request {
-                // Deterministic and noisy trajectories take turns.
-                sampler: Sampler::Ddim {
-                    eta: (run % 2) as f32,
-                },
+                sampler,
                 steps,
                 // Far from the seeds that people try.
                 seed: 0x5eed_0000_0000 + u64::from(run),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use quell::format::{Head, Layer, Schedule, SelfTest, Tier};
+use quell::format::{self, Head, Layer, Prediction, Schedule, SelfTest, Slab, Tier};
 use quell::{Kernels, Request};
 
 use crate::calibrate::{self, Settings};
@@ -12,7 +12,8 @@ use crate::fold::fold;
 use crate::graph::Graph;
 use crate::lower::{self, Lowered};
 use crate::model_file::{HostArena, ModelFile};
-use crate::write::{self, Summary};
+use crate::schedulers::Trajectory;
+use crate::write::{self, Slabs, Summary};
 
 /// A folded graph and what belongs to it.
 pub struct Source<'c> {
@@ -22,6 +23,8 @@ pub struct Source<'c> {
     pub network: &'c Network,
     /// The noise schedule.
     pub schedule: &'c NoiseSchedule,
+    /// The runs that the file is to carry.
+    pub trajectories: &'c [Trajectory],
 }
 
 /// A compiled model.
@@ -46,6 +49,7 @@ pub fn compile(
         graph: &graph,
         network: &checkpoint.network,
         schedule: &checkpoint.schedule,
+        trajectories: &checkpoint.trajectories,
     };
     let grids = match tier {
         Tier::Int8 => calibrate::calibrate(&source, settings, progress)?,
@@ -53,7 +57,8 @@ pub fn compile(
     };
     let plan = lower::lower(&graph, tier, &grids)?;
     let mut bytes = assemble(&source, tier, &plan, None)?;
-    if tier == Tier::Int8 {
+    // The self-test is a run of DDIM.
+    if tier == Tier::Int8 && source.schedule.prediction != Prediction::Flow {
         let self_test = self_test(&bytes)?;
         bytes = assemble(&source, tier, &plan, Some(self_test))?;
     }
@@ -94,13 +99,47 @@ pub fn assemble(
     };
     let layers = plan.layers.iter().map(|(name, op)| Layer { name, op: *op });
     let layers: Vec<Layer<'_>> = layers.collect();
+    let (trajectories, arena_bytes) = place(source, plan, &mut slabs)?;
     let summary = Summary {
         shape: source.network.shape,
         tier,
-        arena_bytes: plan.arena_bytes,
+        arena_bytes,
         macs: source.graph.macs(),
+        trajectories,
     };
     write::file(summary, &head, &layers, &slabs)
+}
+
+/// The trajectories' tables and records among the slabs, and the bytes of an
+/// arena with room for the most slots that one of them needs, behind the plan's
+/// own: a slot lives as long as a run does.
+fn place(source: &Source<'_>, plan: &Lowered, slabs: &mut Slabs) -> Result<(Option<Slab>, usize)> {
+    let history = plan.arena_bytes.next_multiple_of(format::ARENA_ALIGN);
+    let mut records = Vec::new();
+    for trajectory in source.trajectories {
+        let spec = &trajectory.spec;
+        let rows = trajectory.rows.iter();
+        let table: Vec<u8> = rows.flat_map(|row| row.to_bytes()).collect();
+        records.extend(write::record(&format::Trajectory {
+            sampler: &spec.sampler,
+            options: &spec.options,
+            steps: spec.steps,
+            calls: trajectory.rows.len() as u32,
+            table: slabs.push(&table)?,
+            history: u32::try_from(history).context("more than 4 GiB of working memory")?,
+            slots: trajectory.slots,
+            noise_scale: trajectory.noise_scale,
+            limit: trajectory.limit,
+        })?);
+    }
+    if records.is_empty() {
+        return Ok((None, plan.arena_bytes));
+    }
+    let slots = source.trajectories.iter().map(|t| t.slots as usize).max();
+    let elements: usize = source.network.shape.iter().map(|&n| n as usize).product();
+    let slots = slots.unwrap_or(0) * elements * size_of::<f32>();
+    let arena_bytes = (history + slots).next_multiple_of(format::ARENA_ALIGN);
+    Ok((Some(slabs.push(&records)?), arena_bytes))
 }
 
 /// What this file gives on the scalar kernels; every device must agree.

@@ -143,6 +143,7 @@ pub fn ddim(
                     a.sqrt() * *x - (1.0 - a).sqrt() * m,
                     (1.0 - a).sqrt() * *x + a.sqrt() * m,
                 ),
+                Prediction::Flow => bail!("DDIM does not sample flow-matching models"),
             };
             let limit = schedule.clip.map_or(f64::INFINITY, f64::from);
             *x = a_prev.sqrt() * x0.clamp(-limit, limit) + (1.0 - a_prev).sqrt() * epsilon;

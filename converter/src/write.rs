@@ -34,6 +34,8 @@ pub struct Summary {
     pub arena_bytes: usize,
     /// Multiply-accumulates of one call.
     pub macs: u64,
+    /// Records of the trajectories, if there are any.
+    pub trajectories: Option<Slab>,
 }
 
 /// The bytes of a whole file.
@@ -50,7 +52,10 @@ pub fn file(
     let slabs_offset = (Header::LEN + plan.len()).next_multiple_of(SLAB_ALIGN);
     let u32 = |n: usize| u32::try_from(n).context("more than 4 GiB");
     let mut header = Header {
-        minor: quell::format::MINOR,
+        minor: match summary.trajectories {
+            Some(_) => quell::format::MINOR,
+            None => 0,
+        },
         file_len: u32(slabs_offset + slabs.0.len())?,
         crc32: 0,
         required_ops: layers.iter().fold(0, |bits, layer| bits | layer.op.bit()),
@@ -62,6 +67,7 @@ pub fn file(
         slabs_len: u32(slabs.0.len())?,
         shape: summary.shape,
         tier: summary.tier,
+        trajectories: summary.trajectories.unwrap_or(Slab { offset: 0, len: 0 }),
     };
     let mut file = header.to_bytes().to_vec();
     file.extend(plan);
@@ -73,7 +79,7 @@ pub fn file(
 }
 
 /// A postcard byte string that holds a postcard value.
-fn record<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+pub fn record<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     let value = postcard::to_stdvec(value)?;
     Ok(postcard::to_stdvec(&value[..])?)
 }

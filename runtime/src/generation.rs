@@ -1,10 +1,11 @@
 //! Reverse diffusion, one step at a time.
 
-use quell_format::Layer;
+use quell_format::{Layer, Prediction, Row, Trajectory};
 use thiserror::Error;
 
+use crate::model::Model;
 use crate::rng::Rng;
-use crate::sampler::Sampler;
+use crate::sampler::{self, Sampler};
 use crate::session::{InputError, Session, Values};
 
 /// What to generate.
@@ -12,7 +13,7 @@ use crate::session::{InputError, Session, Values};
 pub struct Request {
     /// How a step is taken.
     pub sampler: Sampler,
-    /// Number of steps, `1..=T`.
+    /// Number of steps, `1..=T`; for a trajectory, its own.
     pub steps: u32,
     /// Seed of all noise.
     pub seed: u64,
@@ -47,6 +48,25 @@ pub enum RequestError {
         /// Training timesteps.
         timesteps: u32,
     },
+    /// The file carries no such trajectory.
+    #[error("trajectory {index} does not exist: the file carries {carried}")]
+    Trajectory {
+        /// What was asked for.
+        index: u32,
+        /// Trajectories in the file.
+        carried: u32,
+    },
+    /// A trajectory has the number of steps that it was made for.
+    #[error("the trajectory has {carried} steps, {steps} were asked for")]
+    TrajectorySteps {
+        /// What was asked for.
+        steps: u32,
+        /// What the trajectory has.
+        carried: u32,
+    },
+    /// DDPM and DDIM do not sample flow-matching models.
+    #[error("a flow-matching model is sampled by the trajectories of its file")]
+    Flow,
     /// η is not a number in 0..=1.
     #[error("eta {0} is outside of 0..=1")]
     Eta(f32),
@@ -62,12 +82,15 @@ pub enum RequestError {
 
 /// What a step did.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// Number of the step, from 0.
+    /// Number of the denoiser call, from 0.
     pub index: u32,
-    /// The timestep at which the network was asked.
+    /// Row of the time tables at which the network was asked: the timestep, where
+    /// that is one of training.
     pub timestep: u32,
+    /// The timestep; a trajectory's need not be a whole number.
+    pub time: f32,
 }
 
 /// A generation under way: call [`Generation::step`] until it returns `None`.
@@ -78,6 +101,7 @@ pub struct Step {
 pub struct Generation<'s, 'm, 'a> {
     session: &'s mut Session<'m, 'a>,
     request: Request,
+    trajectory: Option<Trajectory<'m>>,
     class: Option<u32>,
     rng: Rng,
     next: u32,
@@ -88,29 +112,25 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         session: &'s mut Session<'m, 'a>,
         request: Request,
     ) -> Result<Self, RequestError> {
-        let model = *session.model();
-        let class = model.class_row(request.class)?;
-        if let Sampler::Ddim { eta } = request.sampler
-            && !(0.0..=1.0).contains(&eta)
-        {
-            return Err(RequestError::Eta(eta));
-        }
-        let schedule = &model.head().schedule;
-        // Timesteps fall, so a run whose first step exists exists to its end.
-        let first = request
-            .sampler
-            .step(schedule, model.alphas_cumprod(), request.steps, 0);
-        if first.is_none() {
-            return Err(RequestError::Steps {
-                steps: request.steps,
-                timesteps: schedule.timesteps,
-            });
-        }
+        let class = session.model().class_row(request.class)?;
+        let trajectory = match request.sampler {
+            Sampler::Trajectory(index) => Some(trajectory(session.model(), index, request.steps)?),
+            Sampler::Ddpm | Sampler::Ddim { .. } => {
+                check_computed(session.model(), &request)?;
+                None
+            }
+        };
         let mut rng = Rng::new(request.seed);
         rng.fill(session.sample_mut());
+        if let Some(trajectory) = trajectory {
+            for x in session.sample_mut() {
+                *x *= trajectory.noise_scale;
+            }
+        }
         Ok(Self {
             session,
             request,
+            trajectory,
             class,
             rng,
             next: 0,
@@ -119,6 +139,10 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
 
     /// Replaces the current sample, `[c, h, w]`; before the first step: the
     /// initial noise. The seed's stream is not touched.
+    ///
+    /// A sample is always what the network reads, `signal·x₀ + noise·ε` with
+    /// `signal² + noise² = 1` (with `signal + noise = 1` for flow matching), also
+    /// where the sampler is usually stated for another scale.
     pub fn set_sample(&mut self, sample: &[f32]) -> Result<(), RequestError> {
         let current = self.session.sample_mut();
         if sample.len() != current.len() {
@@ -139,6 +163,17 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
 
     /// [`Generation::step`] that shows what each operation has left.
     pub fn step_with(&mut self, mut observe: impl FnMut(&Layer<'m>, Values<'_>)) -> Option<Step> {
+        let step = match self.trajectory {
+            Some(trajectory) => self.step_tabulated(trajectory, &mut observe),
+            None => self.step_computed(&mut observe),
+        }?;
+        self.next += 1;
+        Some(step)
+    }
+
+    /// A step of DDPM or DDIM.
+    #[inline]
+    fn step_computed(&mut self, observe: &mut impl FnMut(&Layer<'m>, Values<'_>)) -> Option<Step> {
         let model = *self.session.model();
         let (index, steps) = (self.next, self.request.steps);
         if index >= steps {
@@ -148,7 +183,7 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         let sampler = self.request.sampler;
         let (timestep, coefficients) =
             sampler.step(schedule, model.alphas_cumprod(), steps, index)?;
-        self.session.run(timestep, self.class, &mut observe);
+        self.session.run(timestep, self.class, observe);
         let (sample, output) = self.session.sample_and_output();
         for (x, &m) in sample.iter_mut().zip(output) {
             let z = if coefficients.noise == 0.0 {
@@ -158,8 +193,33 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
             };
             *x = coefficients.apply(*x, m, schedule.clip, z);
         }
-        self.next += 1;
-        Some(Step { index, timestep })
+        Some(Step {
+            index,
+            timestep,
+            time: timestep as f32,
+        })
+    }
+
+    /// A row of a trajectory; `None` behind its last.
+    #[inline]
+    fn step_tabulated(
+        &mut self,
+        trajectory: Trajectory<'m>,
+        observe: &mut impl FnMut(&Layer<'m>, Values<'_>),
+    ) -> Option<Step> {
+        let index = self.next;
+        let table = self.session.model().file().slab(trajectory.table)?;
+        let start = (index as usize).checked_mul(Row::LEN)?;
+        let row = Row::from_bytes(table.get(start..)?)?;
+        self.session.run(row.timestep, self.class, observe);
+        let (sample, output, history) = self.session.sampler_state(&trajectory);
+        let noise = || self.rng.normal();
+        sampler::advance(&row, trajectory.limit, sample, output, history, noise);
+        Some(Step {
+            index,
+            timestep: row.timestep,
+            time: row.time,
+        })
     }
 
     /// The sample as it stands, `[c, h, w]`.
@@ -170,5 +230,49 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
     /// The network's output of the last step, `[c, h, w]`.
     pub fn output(&self) -> &[f32] {
         self.session.output()
+    }
+}
+
+/// A trajectory of the file, if that is what the request means.
+fn trajectory<'m>(
+    model: &Model<'m>,
+    index: u32,
+    steps: u32,
+) -> Result<Trajectory<'m>, RequestError> {
+    let trajectory = model.trajectories().nth(index as usize);
+    let trajectory = trajectory.ok_or(RequestError::Trajectory {
+        index,
+        carried: model.trajectories().count() as u32,
+    })?;
+    if trajectory.steps != steps {
+        return Err(RequestError::TrajectorySteps {
+            steps,
+            carried: trajectory.steps,
+        });
+    }
+    Ok(trajectory)
+}
+
+/// Whether DDPM or DDIM can take these steps.
+fn check_computed(model: &Model<'_>, request: &Request) -> Result<(), RequestError> {
+    let schedule = &model.head().schedule;
+    if schedule.prediction == Prediction::Flow {
+        return Err(RequestError::Flow);
+    }
+    if let Sampler::Ddim { eta } = request.sampler
+        && !(0.0..=1.0).contains(&eta)
+    {
+        return Err(RequestError::Eta(eta));
+    }
+    // Timesteps fall, so a run whose first step exists exists to its end.
+    let first = request
+        .sampler
+        .step(schedule, model.alphas_cumprod(), request.steps, 0);
+    match first {
+        Some(_) => Ok(()),
+        None => Err(RequestError::Steps {
+            steps: request.steps,
+            timesteps: schedule.timesteps,
+        }),
     }
 }

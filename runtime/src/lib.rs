@@ -45,9 +45,9 @@ pub use model::{Model, OpenError};
 pub use quell_format as format;
 pub use quell_kernels::Kernels;
 pub use rng::Rng;
-pub use sampler::{Coefficients, Sampler};
+pub use sampler::{Coefficients, Sampler, advance};
 pub use session::{InputError, Session, SessionError, Values};
-pub use validate::PlanError;
+pub use validate::{PlanError, TrajectoryError};
 
 /// Bytes of working memory that the model in `file` needs, at compile time:
 /// `const ARENA: usize = quell::arena_bytes(MODEL);`.

@@ -1,11 +1,11 @@
 //! A model: a file that has been checked, in place.
 
-use quell_format::{File, FormatError, Head, Header, Layer};
+use quell_format::{File, FormatError, Head, Header, Layer, Trajectory};
 use quell_kernels::{Kernels, cast};
 use thiserror::Error;
 
 use crate::session::{Session, SessionError};
-use crate::validate::{self, PlanError};
+use crate::validate::{self, PlanError, TrajectoryError};
 
 /// Why a file cannot be run.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -24,6 +24,14 @@ pub enum OpenError {
         layer: u32,
         /// What is wrong with it.
         error: PlanError,
+    },
+    /// A trajectory is not one that a sampler can take.
+    #[error("trajectory {index}: {error}")]
+    Trajectory {
+        /// Its place in the file.
+        index: u32,
+        /// What is wrong with it.
+        error: TrajectoryError,
     },
 }
 
@@ -50,6 +58,8 @@ impl<'m> Model<'m> {
         }
         let file = File::parse(file)?;
         validate::plan(&file).map_err(|(layer, error)| OpenError::Plan { layer, error })?;
+        validate::trajectories(&file)
+            .map_err(|(index, error)| OpenError::Trajectory { index, error })?;
         let slab = file.slab(file.head().schedule.alphas_cumprod);
         Ok(Self {
             file,
@@ -97,6 +107,20 @@ impl<'m> Model<'m> {
     /// The operations, in order.
     pub fn layers(&self) -> impl Iterator<Item = Layer<'m>> + use<'m> {
         self.file.layers()
+    }
+
+    /// The runs that the file carries besides DDPM and DDIM, in order; an index
+    /// into them makes a [`crate::Sampler::Trajectory`].
+    pub fn trajectories(&self) -> impl Iterator<Item = Trajectory<'m>> + use<'m> {
+        self.file.trajectories()
+    }
+
+    /// The place of the trajectory that is called so and has so many steps, the
+    /// first if there are several; see [`Trajectory::is_named`].
+    pub fn find_trajectory(&self, name: &str, steps: u32) -> Option<u32> {
+        let wanted = |t: &Trajectory<'_>| t.steps == steps && t.is_named(name);
+        let mut numbered = (0..).zip(self.trajectories());
+        numbered.find(|(_, t)| wanted(t)).map(|(index, _)| index)
     }
 
     /// ᾱ for every training timestep, `[T]`.

@@ -1,11 +1,11 @@
 //! A model at work in an arena: single denoiser calls.
 
-use quell_format::Layer;
+use quell_format::{Layer, Trajectory};
 use quell_kernels::cast;
 use thiserror::Error;
 
 use crate::access::{Access, Element};
-use crate::arena::{f32s, view_f32, view_f32_mut, view_pair};
+use crate::arena::{disjoint, f32s, view_f32, view_f32_mut, view_pair};
 use crate::execute::Context;
 use crate::generation::{Generation, Request, RequestError};
 use crate::model::Model;
@@ -174,6 +174,39 @@ impl<'m, 'a> Session<'m, 'a> {
             _ => None,
         }
         .unwrap_or((&mut [], &[]))
+    }
+
+    /// Sample and history (to write) and output (to read) at once.
+    #[inline]
+    pub(crate) fn sampler_state(
+        &mut self,
+        trajectory: &Trajectory<'_>,
+    ) -> (&mut [f32], &[f32], &mut [f32]) {
+        if trajectory.slots == 0 {
+            let (sample, output) = self.sample_and_output();
+            return (sample, output, &mut []);
+        }
+        self.all_state(trajectory)
+            .unwrap_or((&mut [], &[], &mut []))
+    }
+
+    #[inline]
+    fn all_state(
+        &mut self,
+        trajectory: &Trajectory<'_>,
+    ) -> Option<(&mut [f32], &[f32], &mut [f32])> {
+        let (head, elements) = (self.model.head(), self.elements());
+        let ranges = [
+            f32s(head.sample, elements)?,
+            f32s(head.output, elements)?,
+            f32s(trajectory.history, trajectory.slots.checked_mul(elements)?)?,
+        ];
+        let [sample, output, history] = disjoint(self.arena, ranges)?;
+        Some((
+            cast::numbers_mut(sample)?,
+            cast::numbers(output)?,
+            cast::numbers_mut(history)?,
+        ))
     }
 
     fn values(&self, layer: &Layer<'_>) -> Option<Values<'_>> {

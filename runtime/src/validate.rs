@@ -4,16 +4,22 @@
 //! apart from each other; that it reads only what an earlier one wrote with the
 //! same type; that its slabs have exactly the length that its shape demands;
 //! that its numbers are in range; and that no i32 accumulator can overflow.
+//! What it proves of trajectories stands in their own file.
+
+mod trajectory;
 
 use quell_format::{
     ARENA_ALIGN, Conv2d, Embed, Factor, File, GroupNorm, Head, I8Output, Index, Linear, LinearI8,
-    Op, SLAB_ALIGN, Scale, Slab, WeightType,
+    Op, Prediction, SLAB_ALIGN, Scale, Slab, WeightType,
 };
 use quell_kernels::{cast, layout};
 use thiserror::Error;
 
 use crate::access::{Access, Element, Region};
 use crate::execute::conv_shape;
+
+pub use trajectory::TrajectoryError;
+pub(crate) use trajectory::trajectories;
 
 /// What is wrong with an operation, or with the plan's head.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -74,7 +80,13 @@ fn check_head(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
     }
     let schedule = &head.schedule;
     let alphas = numbers::<f32>(file, schedule.alphas_cumprod, schedule.timesteps as usize)?;
-    let in_range = alphas.iter().all(|&a| a > 0.0 && a < 1.0);
+    // At the end of the schedule nothing of the signal need be left, but then
+    // x₀ does not follow from ε.
+    let last_may_be_zero = schedule.prediction != Prediction::Epsilon;
+    let in_range = alphas.iter().enumerate().all(|(t, &a)| {
+        let zero = a == 0.0 && t > 0 && t + 1 == alphas.len() && last_may_be_zero;
+        (a > 0.0 || zero) && a < 1.0
+    });
     let falls = alphas.is_sorted_by(|earlier, later| earlier > later);
     let clip = schedule.clip.is_none_or(|c| c.is_finite() && c > 0.0);
     if alphas.is_empty() || !in_range || !falls || !clip {
@@ -181,15 +193,17 @@ fn check_written(file: &File<'_>, index: u32, region: Region) -> Result<(), Plan
 
 fn check_embed(file: &File<'_>, op: &Embed) -> Result<(), PlanError> {
     let head = file.head();
-    let rows = match op.index {
-        Index::Timestep => head.schedule.timesteps,
+    let rows_fit = match op.index {
+        // Behind those of training come the timesteps that trajectories visit
+        // between them.
+        Index::Timestep => op.rows >= head.schedule.timesteps,
         // Without a null class there is always a class to look up.
         Index::Class => match head.null_class {
-            Some(null) => null.checked_add(1).ok_or(E::Rows)?,
-            None => head.classes,
+            Some(null) => null.checked_add(1) == Some(op.rows),
+            None => head.classes == op.rows,
         },
     };
-    require(rows > 0 && op.rows == rows, E::Rows)?;
+    require(op.rows > 0 && rows_fit, E::Rows)?;
     let elements = (op.rows as usize).checked_mul(op.columns as usize);
     check_weights(file, op.table, op.weight_type, elements)
 }

@@ -10,9 +10,10 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::{Compiled, compile};
 use quell_converter::model_file::HostArena;
+use quell_kernels::cast;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The folder of committed models.
@@ -32,7 +33,7 @@ pub fn generate(model: &Model<'_>, request: Request) -> Result<Vec<f32>> {
 /// A checkpoint with random weights, in a folder of its own.
 pub struct RandomCheckpoint {
     folder: TempDir,
-    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+    tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
     rng: Rng,
 }
 
@@ -90,11 +91,19 @@ impl RandomCheckpoint {
 
     /// Compiles it.
     pub fn compile(&self, tier: Tier) -> Result<Compiled> {
+        self.compile_for(tier, &[])
+    }
+
+    /// Compiles it to a file that carries these trajectories.
+    pub fn compile_for(&self, tier: Tier, trajectories: &[&str]) -> Result<Compiled> {
+        let specs = trajectories.iter().map(|text| text.parse());
+        let specs = specs.collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             steps: vec![1, 4],
             runs: 300,
         };
-        compile(&Checkpoint::open(self.path())?, tier, &settings, &|_, _| {})
+        let checkpoint = Checkpoint::open_for(self.path(), &specs)?;
+        compile(&checkpoint, tier, &settings, &|_, _| {})
     }
 
     fn new(seed: u64) -> Result<Self> {
@@ -108,8 +117,8 @@ impl RandomCheckpoint {
     fn normal(&mut self, name: &str, shape: &[usize], deviation: f32, mean: f32) {
         let count: usize = shape.iter().product();
         let values = (0..count).map(|_| mean + deviation * self.rng.normal());
-        let bytes = values.flat_map(f32::to_le_bytes).collect();
-        self.tensors.push((name.to_owned(), shape.to_vec(), bytes));
+        let values = values.collect();
+        self.tensors.push((name.to_owned(), shape.to_vec(), values));
     }
 
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize) {
@@ -128,21 +137,33 @@ impl RandomCheckpoint {
         self.normal(&format!("{name}.bias"), &[n], 0.2, 0.0);
     }
 
-    fn finish(self, config: serde_json::Value) -> Result<Self> {
-        let views = self.tensors.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-            Ok((name.as_str(), view?))
-        });
-        let views = views.collect::<Result<Vec<_>>>()?;
-        let weights = safetensors::serialize(views, None)?;
+    fn finish(mut self, config: Value) -> Result<Self> {
         let scheduler = json!({
             "_class_name": "DDPMScheduler", "num_train_timesteps": 20,
             "beta_start": 0.001, "beta_end": 0.2, "timestep_spacing": "trailing",
         });
-        let put = |name: &str, bytes: &[u8]| std::fs::write(self.path().join(name), bytes);
-        put("diffusion_pytorch_model.safetensors", &weights)?;
-        put("config.json", config.to_string().as_bytes())?;
-        put("scheduler_config.json", scheduler.to_string().as_bytes())?;
+        self.folder = write_checkpoint(&self.tensors, &config, &scheduler)?;
         Ok(self)
     }
+}
+
+/// A checkpoint folder with these tensors (name, shape, elements) and
+/// configurations.
+pub fn write_checkpoint(
+    tensors: &[(String, Vec<usize>, Vec<f32>)],
+    config: &Value,
+    scheduler: &Value,
+) -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    let views = tensors.iter().map(|(name, shape, elements)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), cast::bytes(elements));
+        Ok((name.as_str(), view?))
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let weights = safetensors::serialize(views, None)?;
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes);
+    put("diffusion_pytorch_model.safetensors", &weights)?;
+    put("config.json", config.to_string().as_bytes())?;
+    put("scheduler_config.json", scheduler.to_string().as_bytes())?;
+    Ok(folder)
 }

@@ -7,7 +7,8 @@ use quell::{Model, Request, Sampler};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_tests::RandomCheckpoint;
 
-/// A small file of every tier and architecture.
+/// A small file of every tier and architecture, and one with trajectories that
+/// keep samples, add noise, visit timesteps in between and threshold.
 fn corpus() -> Result<Vec<Vec<u8>>> {
     let mut files = Vec::new();
     for tier in [Tier::F32, Tier::F16, Tier::Int8] {
@@ -22,6 +23,13 @@ fn corpus() -> Result<Vec<Vec<u8>>> {
                 .bytes,
         );
     }
+    let trajectories = [
+        "unipc:4,solver_order=3",
+        "heun:3,use_karras_sigmas",
+        "ddpm:3,thresholding,sample_max_value=2",
+    ];
+    let carrier = RandomCheckpoint::classic(1, 4, &[9, 8])?;
+    files.push(carrier.compile_for(Tier::Int8, &trajectories)?.bytes);
     Ok(files)
 }
 
@@ -36,10 +44,13 @@ fn open_and_run(bytes: &[u8]) -> bool {
     }
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut()).unwrap();
-    for sampler in [Sampler::Ddpm, Sampler::Ddim { eta: 0.5 }] {
+    let computed = [(Sampler::Ddpm, 3), (Sampler::Ddim { eta: 0.5 }, 3)];
+    let carried = (0..).zip(model.trajectories());
+    let carried = carried.map(|(i, t)| (Sampler::Trajectory(i), t.steps));
+    for (sampler, steps) in computed.into_iter().chain(carried) {
         let request = Request {
             sampler,
-            steps: 3,
+            steps,
             seed: 1,
             class: (model.head().classes > 0).then_some(0),
         };
@@ -113,7 +124,11 @@ fn hostile_plans_never_panic() -> Result<()> {
     for file in corpus()? {
         let header = Header::parse(&file)?;
         let end = (header.plan_offset + header.plan_len) as usize;
-        for at in 0..end {
+        // The records of trajectories, and the tables, right before them.
+        let records = header.slabs_offset + header.trajectories.offset;
+        let records = records.saturating_sub(64)..records + header.trajectories.len;
+        let records = records.start as usize..records.end as usize;
+        for at in (0..end).chain(records.filter(|_| header.trajectories.len > 0)) {
             for value in [
                 0,
                 1,
@@ -143,7 +158,7 @@ proptest! {
     /// Several bytes at once, a piece moved elsewhere, then a valid checksum.
     #[test]
     fn random_damage_never_panics(
-        which in 0usize..6,
+        which in 0usize..7,
         edits in prop::collection::vec((0usize..4096, any::<u8>()), 0..6),
         splice in prop::option::of((0usize..2048, 0usize..2048, 1usize..64)),
     ) {

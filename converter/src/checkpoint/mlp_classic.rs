@@ -6,7 +6,8 @@ use quell::format::Function;
 use serde::Deserialize;
 
 use super::{Network, Tensors};
-use crate::graph::{Graph, Matrix, Op};
+use crate::graph::{Graph, Op};
+use crate::timesteps::Timesteps;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,7 +21,11 @@ struct Config {
     num_class_embeds: Option<u32>,
 }
 
-pub(super) fn network(fields: serde_json::Value, tensors: &Tensors) -> Result<(usize, Network)> {
+pub(super) fn network(
+    fields: serde_json::Value,
+    tensors: &Tensors,
+    times: &Timesteps,
+) -> Result<(usize, Network)> {
     let config: Config = serde_json::from_value(fields)?;
     ensure!(
         config.act_fn == "relu",
@@ -44,13 +49,7 @@ pub(super) fn network(fields: serde_json::Value, tensors: &Tensors) -> Result<(u
 
     let mut graph = Graph::default();
     let sample = graph.push("sample", Op::Sample, &[], pixels);
-    let fractions = Matrix {
-        rows: timesteps,
-        columns: 1,
-        data: (0..timesteps)
-            .map(|t| t as f32 / timesteps as f32)
-            .collect(),
-    };
+    let fractions = times.table(1, |t| [t as f32 / timesteps as f32]);
     let time = graph.push("time", Op::Time(fractions), &[], 1);
     let mut value = graph.push("input", Op::Concat, &[sample, time], pixels + 1);
     let mut inputs = pixels + 1;

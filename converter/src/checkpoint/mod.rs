@@ -14,11 +14,14 @@ mod unet2d;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 pub use scheduler::NoiseSchedule;
 pub use tensors::Tensors;
 
 use crate::graph::Graph;
+use crate::schedulers::{self, Spec, Trajectory};
+use crate::timesteps::Timesteps;
 
 /// A checkpoint, read and checked.
 #[derive(Clone, Debug)]
@@ -29,6 +32,9 @@ pub struct Checkpoint {
     pub network: Network,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
+    /// The runs that the file is to carry; the network has a row for every
+    /// timestep that they visit.
+    pub trajectories: Vec<Trajectory>,
 }
 
 /// A network and the shapes around it.
@@ -51,44 +57,56 @@ impl Checkpoint {
     /// `scheduler_config.json`, beside each other or in diffusers' subfolders
     /// `unet/` and `scheduler/`.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_for(folder, &[])
+    }
+
+    /// [`Checkpoint::open`] for a file that is to carry these trajectories.
+    pub fn open_for(folder: &Path, specs: &[Spec]) -> Result<Self> {
         if !folder.is_dir() {
             bail!("{}: not a checkpoint folder", folder.display());
         }
         let config = find(folder, "config.json", "unet")?;
         let scheduler = find(folder, "scheduler_config.json", "scheduler")?;
         let schedule = NoiseSchedule::read(&scheduler)?;
+        let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
+        let trajectories = specs
+            .iter()
+            .map(|spec| schedulers::tabulate(&schedule, spec, &mut timesteps))
+            .collect::<Result<_>>()?;
         let weights = "diffusion_pytorch_model.safetensors";
         let tensors = match find(folder, &format!("{weights}.index.json"), "unet") {
             Ok(index) => Tensors::read_shards(&index)?,
             Err(_) => Tensors::read(&find(folder, weights, "unet")?)?,
         };
-        let network = network(&config, &tensors, &schedule)?;
+        let network = network(&config, &tensors, &timesteps)?;
         tensors.refuse_unused()?;
         Ok(Self {
             path: folder.to_owned(),
             network,
             schedule,
+            trajectories,
         })
     }
 }
 
-fn network(config: &Path, tensors: &Tensors, schedule: &NoiseSchedule) -> Result<Network> {
+fn network(config: &Path, tensors: &Tensors, timesteps: &Timesteps) -> Result<Network> {
     let (class, fields) = config::read(config)?;
+    let fields = Value::Object(fields);
     let network = match class.as_str() {
-        "MLPClassic" => mlp_classic::network(fields, tensors),
-        "ResidualMLP" => residual_mlp::network(fields, tensors),
-        "UNet2DModel" => unet2d::network(fields, tensors, schedule.alphas_cumprod.len()),
+        "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
+        "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
+        "UNet2DModel" => unet2d::network(fields, tensors, timesteps),
         other => bail!(
             "{}: `_class_name` is `{other}`; supported are UNet2DModel, MLPClassic and ResidualMLP",
             config.display()
         ),
     };
-    let (timesteps, network) = network.with_context(|| config.display().to_string())?;
-    if timesteps != schedule.alphas_cumprod.len() {
+    let (trained, network) = network.with_context(|| config.display().to_string())?;
+    if trained != timesteps.trained() {
         bail!(
-            "{}: `num_train_timesteps` is {timesteps}, but the scheduler has {}",
+            "{}: `num_train_timesteps` is {trained}, but the scheduler has {}",
             config.display(),
-            schedule.alphas_cumprod.len()
+            timesteps.trained()
         );
     }
     Ok(network)

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::{Network, Tensors};
 use crate::graph::{Graph, Matrix, Op, ValueId};
+use crate::timesteps::Timesteps;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,14 +25,18 @@ struct Config {
     num_class_embeds: Option<u32>,
 }
 
-pub(super) fn network(fields: serde_json::Value, tensors: &Tensors) -> Result<(usize, Network)> {
+pub(super) fn network(
+    fields: serde_json::Value,
+    tensors: &Tensors,
+    times: &Timesteps,
+) -> Result<(usize, Network)> {
     let config: Config = serde_json::from_value(fields)?;
     check(&config)?;
     let (pixels, shape) = shape(config.in_channels, config.sample_size)?;
     let hidden = config.hidden_size;
     let mut graph = Graph::default();
     let sample = graph.push("sample", Op::Sample, &[], pixels);
-    let condition = condition(&mut graph, &config, tensors)?;
+    let condition = condition(&mut graph, &config, tensors, times)?;
     let (weight, bias) = tensors.linear("input", hidden, pixels)?;
     let mut value = graph.linear("input", weight, bias, sample);
     for i in 0..config.num_blocks {
@@ -103,9 +108,14 @@ pub(super) fn shape(channels: u32, size: u32) -> Result<(usize, [u32; 3])> {
 }
 
 /// `SiLU(W·φ(t) + b + class)`.
-fn condition(graph: &mut Graph, config: &Config, tensors: &Tensors) -> Result<ValueId> {
+fn condition(
+    graph: &mut Graph,
+    config: &Config,
+    tensors: &Tensors,
+    times: &Timesteps,
+) -> Result<ValueId> {
     let (features, size) = (config.time_features, config.cond_size);
-    let table = sinusoids(config.num_train_timesteps, features);
+    let table = sinusoids(times, features);
     let time = graph.push("time_proj", Op::Time(table), &[], features);
     let (weight, bias) = tensors.linear("time_embed", size, features)?;
     let mut value = graph.linear("time_embed", weight, bias, time);
@@ -124,19 +134,15 @@ fn condition(graph: &mut Graph, config: &Config, tensors: &Tensors) -> Result<Va
 
 /// Sinusoidal features (Vaswani et al. 2017, section 3.5), sines first: diffusers'
 /// `get_timestep_embedding` with `flip_sin_to_cos=False, downscale_freq_shift=0`.
-fn sinusoids(timesteps: usize, features: usize) -> Matrix {
+fn sinusoids(times: &Timesteps, features: usize) -> Matrix {
     let half = features / 2;
     let frequency = |i: usize| (-(10_000f64.ln()) * i as f64 / half as f64).exp();
-    let row = |t: usize| {
-        let angles = (0..half).map(move |i| t as f64 * frequency(i));
+    let row = |t: f64| {
+        let angles = (0..half).map(move |i| t * frequency(i));
         let sines = angles.clone().map(f64::sin);
         sines.chain(angles.map(f64::cos)).map(|x| x as f32)
     };
-    Matrix {
-        rows: timesteps,
-        columns: features,
-        data: (0..timesteps).flat_map(row).collect(),
-    }
+    times.table(features, row)
 }
 
 fn norm(config: &Config, tensors: &Tensors, name: &str) -> Result<Op> {

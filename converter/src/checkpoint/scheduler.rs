@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::format::{Prediction, Spacing, Variance};
-use serde::Deserialize;
+use quell::format::{Limit, Prediction, Spacing, Variance};
 
 use super::config;
+use crate::schedulers::{self, Options};
 
 /// A discrete noise schedule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct NoiseSchedule {
-    /// ᾱ for `t = 0..T`, before rounding to f32.
+    /// ᾱ for `t = 0..T`, before rounding to f32; the last one may be 0. For flow
+    /// matching see [`quell::format::Schedule::alphas_cumprod`].
     pub alphas_cumprod: Vec<f64>,
     /// What the network predicts.
     pub prediction: Prediction,
@@ -25,144 +26,148 @@ pub struct NoiseSchedule {
     pub set_alpha_to_one: bool,
     /// Predicted x₀ is clamped to ± this.
     pub clip: Option<f32>,
-}
-
-/// Fields and defaults of diffusers' DDPMScheduler and DDIMScheduler.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Config {
-    num_train_timesteps: usize,
-    beta_start: f64,
-    beta_end: f64,
-    beta_schedule: String,
-    trained_betas: Option<Vec<f64>>,
-    variance_type: String,
-    clip_sample: bool,
-    clip_sample_range: f32,
-    prediction_type: String,
-    thresholding: bool,
-    dynamic_thresholding_ratio: f64,
-    sample_max_value: f64,
-    timestep_spacing: String,
-    steps_offset: u32,
-    rescale_betas_zero_snr: bool,
-    set_alpha_to_one: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            num_train_timesteps: 1000,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            beta_schedule: "linear".to_owned(),
-            trained_betas: None,
-            variance_type: "fixed_small".to_owned(),
-            clip_sample: true,
-            clip_sample_range: 1.0,
-            prediction_type: "epsilon".to_owned(),
-            thresholding: false,
-            dynamic_thresholding_ratio: 0.995,
-            sample_max_value: 1.0,
-            timestep_spacing: "leading".to_owned(),
-            steps_offset: 0,
-            rescale_betas_zero_snr: false,
-            set_alpha_to_one: true,
-        }
-    }
+    /// All fields of the configuration: the defaults of trajectories.
+    pub options: Options,
 }
 
 impl NoiseSchedule {
     /// Reads a scheduler's configuration.
     pub fn read(path: &Path) -> Result<Self> {
         let (class, fields) = config::read(path)?;
-        if !["DDPMScheduler", "DDIMScheduler"].contains(&class.as_str()) {
-            bail!(
-                "{}: `_class_name` is `{class}`; supported are DDPMScheduler and DDIMScheduler",
-                path.display()
-            );
-        }
-        let config = serde_json::from_value(fields).map_err(anyhow::Error::from);
-        let schedule = config.and_then(|config: Config| config.schedule());
+        let schedule = Self::new(&class, Options::new(fields));
         schedule.with_context(|| path.display().to_string())
     }
-}
 
-impl Config {
-    fn schedule(self) -> Result<NoiseSchedule> {
-        ensure!(!self.thresholding, "`thresholding` is not supported");
-        ensure!(
-            !self.rescale_betas_zero_snr,
-            "`rescale_betas_zero_snr` is not supported"
-        );
-        let range = self.clip_sample_range;
-        ensure!(
-            range.is_finite() && range > 0.0,
-            "`clip_sample_range` is {range}"
-        );
-        Ok(NoiseSchedule {
-            alphas_cumprod: alphas_cumprod(&self.betas()?)?,
-            prediction: match self.prediction_type.as_str() {
-                "epsilon" => Prediction::Epsilon,
-                "sample" => Prediction::Sample,
-                "v_prediction" => Prediction::Velocity,
-                other => {
-                    bail!(
-                        "`prediction_type` is `{other}`, expected epsilon, sample or v_prediction"
-                    )
-                }
-            },
-            variance: match self.variance_type.as_str() {
-                "fixed_small" => Variance::FixedSmall,
-                "fixed_large" => Variance::FixedLarge,
-                other => bail!("`variance_type` is `{other}`, expected fixed_small or fixed_large"),
-            },
-            spacing: match self.timestep_spacing.as_str() {
-                "leading" => Spacing::Leading,
-                "trailing" => Spacing::Trailing,
-                "linspace" => Spacing::Linspace,
-                other => {
-                    bail!("`timestep_spacing` is `{other}`, expected leading, trailing or linspace")
-                }
-            },
-            steps_offset: self.steps_offset,
-            set_alpha_to_one: self.set_alpha_to_one,
-            clip: self.clip_sample.then_some(range),
-        })
-    }
-
-    fn betas(&self) -> Result<Vec<f64>> {
-        if let Some(betas) = &self.trained_betas {
-            return Ok(betas.clone());
-        }
-        let n = self.num_train_timesteps;
+    /// The schedule of a configuration of this class, whose every field some
+    /// sampler must understand.
+    ///
+    /// Where a field is missing, its default is that of DDPM and DDIM, as if
+    /// diffusers made these from the configuration; but the betas have the
+    /// class's own.
+    pub fn new(class: &str, options: Options) -> Result<Self> {
+        let flow = schedulers::is_flow(class)?;
+        let n = options.integer("num_train_timesteps", 1000)? as usize;
         ensure!((1..=65_536).contains(&n), "`num_train_timesteps` is {n}");
-        let line = |from: f64, to: f64| {
-            let last = (n.max(2) - 1) as f64;
-            (0..n).map(move |t| from + (to - from) * t as f64 / last)
+        let prediction = match flow {
+            true => Prediction::Flow,
+            false => prediction(&options)?,
         };
-        let (start, end) = (self.beta_start, self.beta_end);
-        Ok(match self.beta_schedule.as_str() {
-            "linear" => line(start, end).collect(),
-            "scaled_linear" => line(start.sqrt(), end.sqrt()).map(|b| b * b).collect(),
-            // Nichol & Dhariwal 2021, equation 17.
-            "squaredcos_cap_v2" => {
-                let bar = |t: usize| {
-                    let angle = (t as f64 / n as f64 + 0.008) / 1.008;
-                    (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
-                };
-                (0..n)
-                    .map(|t| (1.0 - bar(t + 1) / bar(t)).min(0.999))
-                    .collect()
-            }
-            other => bail!(
-                "`beta_schedule` is `{other}`, expected linear, scaled_linear or squaredcos_cap_v2"
-            ),
-        })
+        let alphas_cumprod = match flow {
+            true => flow_alphas(n),
+            false => diffusion_alphas(class, &options, n, prediction)?,
+        };
+        let schedule = Self {
+            alphas_cumprod,
+            prediction,
+            variance: variance(&options)?,
+            spacing: schedulers::spacing(&options, "leading")?,
+            steps_offset: options.integer("steps_offset", 0)?,
+            set_alpha_to_one: options.flag("set_alpha_to_one", true)?,
+            clip: clip(&options)?,
+            options,
+        };
+        schedulers::check(&schedule, class)?;
+        Ok(schedule)
     }
 }
 
-fn alphas_cumprod(betas: &[f64]) -> Result<Vec<f64>> {
+fn prediction(options: &Options) -> Result<Prediction> {
+    let words = ["epsilon", "sample", "v_prediction"];
+    let word = options.word("prediction_type", "epsilon", &words)?;
+    Ok(match word.as_str() {
+        "sample" => Prediction::Sample,
+        "v_prediction" => Prediction::Velocity,
+        _ => Prediction::Epsilon,
+    })
+}
+
+fn variance(options: &Options) -> Result<Variance> {
+    // The logarithm of `fixed_small_log` is taken back at once.
+    let words = ["fixed_small", "fixed_small_log", "fixed_large"];
+    let word = options.word("variance_type", "fixed_small", &words)?;
+    Ok(match word.as_str() {
+        "fixed_large" => Variance::FixedLarge,
+        _ => Variance::FixedSmall,
+    })
+}
+
+/// The bound of DDPM and DDIM as devices compute them, for any step count.
+fn clip(options: &Options) -> Result<Option<f32>> {
+    match schedulers::limit(options, true)? {
+        Limit::None => Ok(None),
+        Limit::Clip(range) => Ok(Some(range)),
+        // Between 1 and 1.
+        Limit::Quantile { max: 1.0, .. } => Ok(Some(1.0)),
+        Limit::Quantile { .. } => bail!(
+            "`thresholding` with `sample_max_value` above 1 is for trajectories alone: leave it \
+             out here and write --trajectory NAME:STEPS,thresholding,sample_max_value=…"
+        ),
+    }
+}
+
+/// ᾱ of `(1−σ)·x₀ + σ·ε` scaled to unit variance, `σ = (t+1)/T`.
+fn flow_alphas(n: usize) -> Vec<f64> {
+    let alpha = |t: usize| {
+        let sigma = (t + 1) as f64 / n as f64;
+        let (signal, noise) = ((1.0 - sigma).powi(2), sigma.powi(2));
+        signal / (signal + noise)
+    };
+    (0..n).map(alpha).collect()
+}
+
+fn diffusion_alphas(
+    class: &str,
+    options: &Options,
+    n: usize,
+    prediction: Prediction,
+) -> Result<Vec<f64>> {
+    let mut alphas = cumulate(&betas(class, options, n)?)?;
+    if options.flag("rescale_betas_zero_snr", false)? {
+        ensure!(
+            prediction != Prediction::Epsilon && n > 1,
+            "`rescale_betas_zero_snr` leaves no signal at the last timestep, so \
+             `prediction_type` must be sample or v_prediction"
+        );
+        alphas = without_terminal_signal(&alphas);
+    }
+    check(&alphas)?;
+    Ok(alphas)
+}
+
+fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
+    let (start, end, shape) = match class {
+        "LCMScheduler" | "TCDScheduler" => (0.00085, 0.012, "scaled_linear"),
+        "HeunDiscreteScheduler" => (0.00085, 0.012, "linear"),
+        _ => (1e-4, 0.02, "linear"),
+    };
+    let start = options.number("beta_start", start)?;
+    let end = options.number("beta_end", end)?;
+    let words = ["linear", "scaled_linear", "squaredcos_cap_v2"];
+    let shape = options.word("beta_schedule", shape, &words)?;
+    if let Some(betas) = options.numbers("trained_betas")? {
+        return Ok(betas);
+    }
+    let line = |from: f64, to: f64| {
+        let last = (n.max(2) - 1) as f64;
+        (0..n).map(move |t| from + (to - from) * t as f64 / last)
+    };
+    Ok(match shape.as_str() {
+        "linear" => line(start, end).collect(),
+        "scaled_linear" => line(start.sqrt(), end.sqrt()).map(|b| b * b).collect(),
+        // Nichol & Dhariwal 2021, equation 17.
+        _ => {
+            let bar = |t: usize| {
+                let angle = (t as f64 / n as f64 + 0.008) / 1.008;
+                (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
+            };
+            (0..n)
+                .map(|t| (1.0 - bar(t + 1) / bar(t)).min(0.999))
+                .collect()
+        }
+    })
+}
+
+fn cumulate(betas: &[f64]) -> Result<Vec<f64>> {
     let mut product = 1.0;
     let mut alphas = Vec::with_capacity(betas.len());
     for (t, &beta) in betas.iter().enumerate() {
@@ -174,13 +179,25 @@ fn alphas_cumprod(betas: &[f64]) -> Result<Vec<f64>> {
         alphas.push(product);
     }
     ensure!(!alphas.is_empty(), "the schedule has no timesteps");
-    // The file stores f32, and every step divides by differences of these.
+    Ok(alphas)
+}
+
+/// √ᾱ shifted and scaled so that it begins as before and ends at 0 (Lin et al.
+/// 2024, algorithm 1).
+fn without_terminal_signal(alphas: &[f64]) -> Vec<f64> {
+    let (first, last) = (alphas[0].sqrt(), alphas[alphas.len() - 1].sqrt());
+    let rescaled = |a: &f64| ((a.sqrt() - last) * first / (first - last)).powi(2);
+    alphas.iter().map(rescaled).collect()
+}
+
+/// The file stores f32, and every step divides by differences of these.
+fn check(alphas: &[f64]) -> Result<()> {
     let distinct = alphas.windows(2).all(|a| a[0] as f32 > a[1] as f32);
     ensure!(
         distinct && (alphas[0] as f32) < 1.0,
         "β is too small to tell timesteps apart in f32"
     );
-    Ok(alphas)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -188,7 +205,7 @@ mod tests {
     use super::*;
 
     fn schedule(json: &str) -> Result<NoiseSchedule> {
-        serde_json::from_str::<Config>(json)?.schedule()
+        NoiseSchedule::new("DDPMScheduler", Options::new(serde_json::from_str(json)?))
     }
 
     #[test]
@@ -221,7 +238,12 @@ mod tests {
         for (json, name) in [
             (r#"{"prediction_type": "x"}"#, "prediction_type"),
             (r#"{"beta_schedule": "sigmoid"}"#, "beta_schedule"),
-            (r#"{"thresholding": true}"#, "thresholding"),
+            (
+                r#"{"thresholding": true, "sample_max_value": 2.0}"#,
+                "thresholding",
+            ),
+            (r#"{"variance_type": "learned_range"}"#, "variance_type"),
+            (r#"{"rescale_betas_zero_snr": true}"#, "prediction_type"),
             (r#"{"mystery": 1}"#, "mystery"),
             (r#"{"beta_start": -1.0}"#, "timestep 0"),
             (r#"{"beta_start": 1e-12, "beta_end": 1e-12}"#, "too small"),

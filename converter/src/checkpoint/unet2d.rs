@@ -14,6 +14,7 @@ use serde::Deserialize;
 use self::blocks::{Builder, Feature};
 use super::{Network, Tensors};
 use crate::graph::{Condition, Graph, Image, Op};
+use crate::timesteps::Timesteps;
 
 /// Fields and defaults of diffusers' `UNet2DModel`.
 #[derive(Clone, Deserialize)]
@@ -134,18 +135,19 @@ enum Resampler {
     Resnet,
 }
 
-/// The network; `timesteps` are the scheduler's.
+/// The network, which can be asked at `times`.
 pub(super) fn network(
     fields: serde_json::Value,
     tensors: &Tensors,
-    timesteps: usize,
+    times: &Timesteps,
 ) -> Result<(usize, Network)> {
     let config: Config = serde_json::from_value(fields)?;
+    let timesteps = times.trained();
     let settings = config.settings(timesteps)?;
     let size = settings.input;
     let mut graph = Graph::default();
     let sample = graph.push("sample", Op::Sample, &[], size.len());
-    let embedding = embedding::embedding(&mut graph, &settings, tensors, timesteps)?;
+    let embedding = embedding::embedding(&mut graph, &settings, tensors, times)?;
     let mut value = sample;
     if settings.center {
         let center = Op::Scale {
@@ -173,7 +175,7 @@ pub(super) fn network(
         let transpose = Op::Transpose { rows, columns };
         value = graph.push("output.channels_first", transpose, &[value], size.len());
     }
-    embedding::divide_by_time(&mut graph, &settings, value, timesteps);
+    embedding::divide_by_time(&mut graph, &settings, value, times);
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
         shape: [size.channels, size.height, size.width].map(|n| n as u32),

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use quell::format::Tier;
+use quell::format::{Header, Tier};
 use quell_converter::checkpoint::Checkpoint;
+use quell_converter::schedulers::Spec;
 use quell_converter::{compile, output};
 
 use super::{Calibration, print, progress, thousands};
@@ -16,7 +17,9 @@ use super::{Calibration, print, progress, thousands};
 #[command(after_help = "\
 Example:
   quell convert checkpoint/ -o model.quell --weights int8
-  quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4")]
+  quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4
+  quell convert checkpoint/ -o model.quell --trajectory dpmsolver++:8,use_karras_sigmas \\
+    --trajectory euler:10 --trajectory ddim:20,eta=0.5")]
 pub(crate) struct Args {
     /// Folder with config.json, scheduler_config.json and
     /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/)
@@ -27,6 +30,13 @@ pub(crate) struct Args {
     /// Type of the weights
     #[arg(long, value_enum, default_value = "int8")]
     weights: Weights,
+    /// A run that the file is to carry; repeatable. DDPM and DDIM need none
+    ///
+    /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, euler, euler-ancestral, heun,
+    /// unipc, lcm, tcd or flow-euler. Options are named as in diffusers; one without
+    /// a value is true. What is not given is taken from scheduler_config.json.
+    #[arg(long = "trajectory", value_name = "NAME:STEPS[,OPTION=VALUE]")]
+    trajectories: Vec<Spec>,
     #[command(flatten)]
     calibration: Calibration,
 }
@@ -50,7 +60,7 @@ impl From<Weights> for Tier {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = Checkpoint::open_for(&args.checkpoint, &args.trajectories)?;
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
     let compiled = compile::compile(
@@ -65,12 +75,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
     output::bytes(&args.output, &compiled.bytes)?;
+    let arena_bytes = Header::parse(&compiled.bytes)?.arena_bytes;
     print(&format!(
         "{}: {} bytes, {} weights, arena {} bytes, {} MACs per step ({:.1} s)\n",
         args.output.display(),
         thousands(compiled.bytes.len() as u64),
         tier.name(),
-        thousands(compiled.plan.arena_bytes as u64),
+        thousands(u64::from(arena_bytes)),
         thousands(compiled.graph.macs()),
         start.elapsed().as_secs_f64(),
     ))

@@ -10,7 +10,7 @@ use quell::{Access, Element, Model, Region};
 use quell_converter::model_file::ModelFile;
 use serde_json::{Value, json};
 
-use super::{print, shape, thousands};
+use super::{print, shape, spec, thousands};
 
 /// Show what a model consists of and what it needs.
 #[derive(clap::Args)]
@@ -232,6 +232,17 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
         "arena",
         format!("{} bytes, exactly", thousands(header.arena_bytes.into())),
     )?;
+    for trajectory in model.trajectories() {
+        let slots = match trajectory.slots {
+            0 => String::new(),
+            n => format!(", keeps {n} samples"),
+        };
+        let calls = trajectory.calls;
+        line(
+            "trajectory",
+            format!("{} ({calls} calls{slots})", spec(&trajectory)),
+        )?;
+    }
     if let Some(test) = head.self_test {
         let class = test
             .class
@@ -254,6 +265,7 @@ fn prediction(model: &Model<'_>) -> &'static str {
         Prediction::Epsilon => "epsilon",
         Prediction::Sample => "sample",
         Prediction::Velocity => "v_prediction",
+        Prediction::Flow => "flow_prediction",
     }
 }
 
@@ -282,6 +294,14 @@ fn to_json(model: &Model<'_>, rows: &[Row]) -> Value {
         "flash_bytes": header.file_len,
         "arena_bytes": header.arena_bytes,
         "macs": header.macs,
+        "trajectories": model.trajectories().map(|t| json!({
+            "name": spec(&t),
+            "sampler": t.sampler,
+            "steps": t.steps,
+            "calls": t.calls,
+            "slots": t.slots,
+            "table_bytes": t.table.len,
+        })).collect::<Vec<_>>(),
         "self_test": head.self_test.map(|test| json!({
             "seed": test.seed,
             "steps": test.steps,

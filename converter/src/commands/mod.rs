@@ -12,6 +12,7 @@ use std::io::{ErrorKind, Write};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use quell::Model;
+use quell::format::Trajectory;
 use quell_converter::calibrate::Settings;
 
 /// How int8 activations are calibrated.
@@ -70,6 +71,20 @@ fn thousands(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// What was asked of `quell convert`: `euler:10,use_karras_sigmas`.
+fn spec(trajectory: &Trajectory<'_>) -> String {
+    let Trajectory {
+        sampler,
+        steps,
+        options,
+        ..
+    } = trajectory;
+    match *options {
+        "" => format!("{sampler}:{steps}"),
+        options => format!("{sampler}:{steps},{options}"),
+    }
 }
 
 /// `1 x 28 x 28`.

@@ -11,8 +11,9 @@ use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::{self, Compiled};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference;
+use quell_converter::schedulers::Spec;
 
-use super::{Calibration, print, progress};
+use super::{Calibration, print, progress, spec};
 
 /// Hold a model against the checkpoint that it was made from.
 ///
@@ -47,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = Checkpoint::open_for(&args.checkpoint, &specs(&model)?)?;
     let tier = model.header().tier;
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
@@ -89,6 +90,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What to convert again, so that the network has the same timesteps.
+fn specs(model: &Model<'_>) -> Result<Vec<Spec>> {
+    model.trajectories().map(|t| spec(&t).parse()).collect()
 }
 
 fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {

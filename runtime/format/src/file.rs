@@ -7,7 +7,7 @@
 use serde::de::Deserialize;
 use thiserror::Error;
 
-use crate::{Head, Header, HeaderError, Layer, Op, Slab};
+use crate::{Head, Header, HeaderError, Layer, Op, Slab, Trajectory};
 
 /// Why bytes are not a readable file.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -28,6 +28,9 @@ pub enum FormatError {
     /// A record cannot be decoded, or there are fewer or more than stated.
     #[error("layer {0} cannot be decoded")]
     Layer(u32),
+    /// A record of a trajectory cannot be decoded.
+    #[error("trajectory {0} cannot be decoded")]
+    Trajectory(u32),
 }
 
 /// A file whose checksum holds and whose plan decodes.
@@ -37,6 +40,7 @@ pub struct File<'a> {
     head: Head<'a>,
     layers: &'a [u8],
     slabs: &'a [u8],
+    trajectories: &'a [u8],
 }
 
 impl<'a> File<'a> {
@@ -53,13 +57,17 @@ impl<'a> File<'a> {
         let plan = bytes.get(header.plan_offset as usize..plan_end);
         let (head, layers) = plan.and_then(record).ok_or(FormatError::Plan)?;
         let slabs = bytes.get(header.slabs_offset as usize..);
-        let file = Self {
+        let mut file = Self {
             header,
             head,
             layers,
             slabs: slabs.ok_or(FormatError::Plan)?,
+            trajectories: &[],
         };
+        let trajectories = file.slab(header.trajectories);
+        file.trajectories = trajectories.ok_or(FormatError::Trajectory(0))?;
         file.check_layers()?;
+        file.check_trajectories()?;
         Ok(file)
     }
 
@@ -78,6 +86,16 @@ impl<'a> File<'a> {
         Ok(())
     }
 
+    /// Nothing but records.
+    fn check_trajectories(&self) -> Result<(), FormatError> {
+        let mut trajectories = self.trajectories();
+        let count = trajectories.by_ref().count();
+        if !trajectories.0.is_empty() {
+            return Err(FormatError::Trajectory(count as u32));
+        }
+        Ok(())
+    }
+
     /// The header.
     pub fn header(&self) -> &Header {
         &self.header
@@ -92,6 +110,12 @@ impl<'a> File<'a> {
     #[inline]
     pub fn layers(&self) -> Records<'a> {
         Records(self.layers)
+    }
+
+    /// The runs that the file carries, in order.
+    #[inline]
+    pub fn trajectories(&self) -> Trajectories<'a> {
+        Trajectories(self.trajectories)
     }
 
     /// The bytes of a slab; `None` where it reaches past the weight section.
@@ -115,6 +139,21 @@ impl<'a> Iterator for Records<'a> {
         let (layer, rest) = record(self.0)?;
         self.0 = rest;
         Some(layer)
+    }
+}
+
+/// Iterator over the trajectories of a file, as [`Records`].
+#[derive(Clone, Copy, Debug)]
+pub struct Trajectories<'a>(&'a [u8]);
+
+impl<'a> Iterator for Trajectories<'a> {
+    type Item = Trajectory<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Trajectory<'a>> {
+        let (trajectory, rest) = record(self.0)?;
+        self.0 = rest;
+        Some(trajectory)
     }
 }
 

@@ -2,13 +2,18 @@
 
 use thiserror::Error;
 
+use crate::Slab;
+
 /// The first eight bytes. Not ASCII, and with both kinds of line end, so that a
 /// transfer in text mode is noticed at once.
 pub const MAGIC: [u8; 8] = *b"\x89QUELL\r\n";
 /// Major version: a reader refuses any other.
 pub const MAJOR: u16 = 1;
 /// Minor version: a reader skips what a later one added.
-pub const MINOR: u16 = 0;
+///
+/// A writer states the lowest one that has all it uses: 1 where a file carries
+/// trajectories, else 0.
+pub const MINOR: u16 = 1;
 
 /// Type of the weights and of the arithmetic of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,9 @@ pub struct Header {
     pub shape: [u32; 3],
     /// Type of the weights.
     pub tier: Tier,
+    /// Records of [`crate::Trajectory`], one behind the other; empty where there
+    /// are none.
+    pub trajectories: Slab,
 }
 
 impl Header {
@@ -126,6 +134,10 @@ impl Header {
                 1 => Tier::F16,
                 2 => Tier::Int8,
                 _ => return Err(HeaderError::Field("tier")),
+            },
+            trajectories: Slab {
+                offset: u32_at(file, 80),
+                len: u32_at(file, 84),
             },
         };
         if u32_at(file, 36) != crate::ARENA_ALIGN as u32 {
@@ -198,6 +210,8 @@ impl Header {
         put(68, &self.shape[1].to_le_bytes());
         put(72, &self.shape[2].to_le_bytes());
         put(76, &(self.tier as u32).to_le_bytes());
+        put(80, &self.trajectories.offset.to_le_bytes());
+        put(84, &self.trajectories.len.to_le_bytes());
         bytes
     }
 }

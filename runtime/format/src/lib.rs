@@ -13,8 +13,9 @@ mod file;
 mod header;
 mod plan;
 mod schedule;
+mod trajectory;
 
-pub use file::{File, FormatError, Records, checksum};
+pub use file::{File, FormatError, Records, Trajectories, checksum};
 pub use header::{Header, HeaderError, MAGIC, MAJOR, MINOR, Tier};
 pub use plan::{
     Activation, Attention, Condition, Conv2d, Embed, Factor, Function, GroupNorm, Head, I8Output,
@@ -22,6 +23,7 @@ pub use plan::{
     Transpose, WeightType,
 };
 pub use schedule::{Prediction, Schedule, Spacing, Variance};
+pub use trajectory::{Limit, Mix, Row, SLOTS, Save, Trajectory};
 
 /// Alignment of the arena, in bytes; every offset in it is a multiple of it
 /// or of the element size of what lies there.

@@ -13,6 +13,10 @@ pub enum Prediction {
     Sample,
     /// v = √ᾱ·ε − √(1−ᾱ)·x₀; diffusers' `v_prediction`.
     Velocity,
+    /// The direction of a straight path, ε − x₀ (Lipman et al. 2023; Liu et al.
+    /// 2023); diffusers' `flow_prediction`. Such a file is sampled by its
+    /// trajectories alone.
+    Flow,
 }
 
 /// Variance of a DDPM step (Ho et al. 2020, section 3.2).
@@ -38,7 +42,9 @@ pub enum Spacing {
 /// A discrete noise schedule, as the converter computed it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// ᾱ for `t = 0..T`: f32, strictly decreasing, in (0, 1).
+    /// ᾱ for `t = 0..T`: f32, strictly decreasing, in (0, 1); the last one may be
+    /// 0, unless ε is predicted. For [`Prediction::Flow`] the share of the signal
+    /// in the power of `(1−σ)·x₀ + σ·ε`, `σ = (t+1)/T`.
     pub alphas_cumprod: Slab,
     /// T, the number of training timesteps.
     pub timesteps: u32,

@@ -1,38 +1,44 @@
 //! DDIM (Song et al. 2021, equations 12 and 16).
 
-use quell_format::Prediction;
 use quell_kernels::math;
 
-use super::{Coefficients, Point, predictions};
+use super::{Next, Point};
 
-/// Coefficients of a step:
-/// `x ← √ᾱ'·x₀ + √(1−ᾱ'−σ²)·ε + σ·z`, `σ = η·√((1−ᾱ')/(1−ᾱ)·(1−ᾱ/ᾱ'))`.
+/// A step: `x ← √ᾱ'·x₀ + √(1−ᾱ'−σ²)·ε + σ·z`,
+/// `σ = η·√((1−ᾱ')/(1−ᾱ)·(1−ᾱ/ᾱ'))`.
 ///
 /// ε is the network's own estimate, also where x₀ was clamped.
-pub(super) fn coefficients(prediction: Prediction, eta: f32, point: Point) -> Coefficients {
-    let (x0, epsilon) = predictions(prediction, point.alpha_cumprod);
+pub(super) fn step(eta: f32, point: Point) -> Next {
     let (a, a_prev) = (point.alpha_cumprod, point.alpha_cumprod_prev);
     let variance = (1.0 - a_prev) / (1.0 - a) * (1.0 - a / a_prev);
     let sigma = eta * math::sqrt(variance);
     // Rounding may leave the difference a hair below zero where η = 1.
     let direction = (1.0 - a_prev - sigma * sigma).max(0.0);
-    Coefficients {
-        x0,
-        epsilon,
-        next: (math::sqrt(a_prev), math::sqrt(direction), 0.0),
-        noise: sigma,
-    }
+    ((math::sqrt(a_prev), math::sqrt(direction), 0.0), sigma)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::{Coefficients, predictions};
+    use quell_format::Prediction;
 
     const POINT: Point = Point {
         alpha_cumprod: 0.36,
         alpha_cumprod_prev: 0.64,
-        last: false,
+        first_timestep: false,
     };
+
+    fn coefficients(prediction: Prediction, eta: f32, point: Point) -> Coefficients {
+        let (x0, epsilon) = predictions(prediction, point.alpha_cumprod).unwrap();
+        let (next, noise) = step(eta, point);
+        Coefficients {
+            x0,
+            epsilon,
+            next,
+            noise,
+        }
+    }
 
     /// ᾱ = 0.36 → 0.64, x = 1, ε = 0.5. By hand: x₀ = (1 − 0.8·0.5)/0.6 = 1,
     /// x' = 0.8·1 + 0.6·0.5 = 1.1.

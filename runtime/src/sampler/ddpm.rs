@@ -1,40 +1,29 @@
 //! DDPM: ancestral sampling (Ho et al. 2020, algorithm 2, equations 6 and 7).
 
-use quell_format::{Prediction, Variance};
+use quell_format::Variance;
 use quell_kernels::math;
 
-use super::{Coefficients, Point, predictions};
+use super::{Next, Point};
 
-/// Coefficients of a step. Between timesteps that are not neighbours, α is the
-/// ratio of their ᾱ.
-pub(super) fn coefficients(
-    prediction: Prediction,
-    variance: Variance,
-    point: Point,
-) -> Coefficients {
-    let (x0, epsilon) = predictions(prediction, point.alpha_cumprod);
+/// A step: `x ← √ᾱ'·β/(1−ᾱ)·x₀ + √α·(1−ᾱ')/(1−ᾱ)·x + σ·z`. Between timesteps
+/// that are not neighbours, α is the ratio of their ᾱ.
+pub(super) fn step(variance: Variance, point: Point) -> Next {
     let alpha = point.alpha_cumprod / point.alpha_cumprod_prev;
     let beta = 1.0 - alpha;
     let remaining = 1.0 - point.alpha_cumprod;
     let remaining_prev = 1.0 - point.alpha_cumprod_prev;
     let variance = match variance {
+        // As in diffusers, a run that ends above timestep 0 may end with noise.
+        _ if point.first_timestep => 0.0,
         Variance::FixedSmall => remaining_prev / remaining * beta,
         Variance::FixedLarge => beta,
     };
-    Coefficients {
-        x0,
-        epsilon,
-        next: (
-            math::sqrt(point.alpha_cumprod_prev) * beta / remaining,
-            0.0,
-            math::sqrt(alpha) * remaining_prev / remaining,
-        ),
-        noise: if point.last {
-            0.0
-        } else {
-            math::sqrt(variance)
-        },
-    }
+    let next = (
+        math::sqrt(point.alpha_cumprod_prev) * beta / remaining,
+        0.0,
+        math::sqrt(alpha) * remaining_prev / remaining,
+    );
+    (next, math::sqrt(variance))
 }
 
 #[cfg(test)]
@@ -48,22 +37,24 @@ mod tests {
         let point = Point {
             alpha_cumprod: 0.72,
             alpha_cumprod_prev: 0.9,
-            last: false,
+            first_timestep: false,
         };
-        let c = coefficients(Prediction::Sample, Variance::FixedSmall, point);
+        let (next, noise) = step(Variance::FixedSmall, point);
         let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
-        assert!(near(c.next.0, 0.677_630_9), "{c:?}");
-        assert!(near(c.next.2, 0.319_438_3), "{c:?}");
-        assert!(near(c.noise, 0.267_261_24), "{c:?}");
-        let large = coefficients(Prediction::Sample, Variance::FixedLarge, point);
-        assert!(near(large.noise, 0.447_213_6));
+        assert!(near(next.0, 0.677_630_9), "{next:?}");
+        assert!(near(next.2, 0.319_438_3), "{next:?}");
+        assert!(near(noise, 0.267_261_24), "{noise:?}");
+        let (_, large) = step(Variance::FixedLarge, point);
+        assert!(near(large, 0.447_213_6));
         // From t = 0: ᾱ_prev = 1, so the step returns x₀ itself, without noise.
         let last = Point {
             alpha_cumprod: 0.9,
             alpha_cumprod_prev: 1.0,
-            last: true,
+            first_timestep: true,
         };
-        let c = coefficients(Prediction::Sample, Variance::FixedSmall, last);
-        assert!(near(c.next.0, 1.0) && near(c.next.2, 0.0) && c.noise == 0.0);
+        for variance in [Variance::FixedSmall, Variance::FixedLarge] {
+            let (next, noise) = step(variance, last);
+            assert!(near(next.0, 1.0) && near(next.2, 0.0) && noise == 0.0);
+        }
     }
 }

@@ -1,12 +1,17 @@
 //! Samplers: from a prediction at timestep t to the sample at the one before.
 //!
-//! A sampler is a function from the noise schedule to the [`Coefficients`] of a
-//! step; the arithmetic on pixels is the same for all and stands here once. A
-//! new sampler is one file with such a function, and one row in [`Sampler`].
+//! DDPM and DDIM are functions from the noise schedule to the [`Coefficients`] of
+//! a step, so they take any number of steps. All others, whose coefficients
+//! need more than a square root, are tables in the file that [`advance`] applies:
+//! a new one needs nothing here.
 
 mod ddim;
 mod ddpm;
+mod quantile;
+mod row;
 mod timesteps;
+
+pub use row::advance;
 
 use quell_format::{Prediction, Schedule};
 use quell_kernels::math;
@@ -23,6 +28,8 @@ pub enum Sampler {
         /// η in `0.0..=1.0`: 0 is deterministic, 1 as noisy as DDPM.
         eta: f32,
     },
+    /// A run that the file carries: the place in [`crate::Model::trajectories`].
+    Trajectory(u32),
 }
 
 impl Sampler {
@@ -44,6 +51,7 @@ impl Sampler {
             Sampler::Ddpm if last => None,
             Sampler::Ddpm => Some(timestep(schedule, steps, i + 1)?),
             Sampler::Ddim { .. } => t.checked_sub(schedule.timesteps.checked_div(steps)?),
+            Sampler::Trajectory(_) => return None,
         };
         let before_first = match self {
             Sampler::Ddim { .. } if !schedule.set_alpha_to_one => alpha(0)?,
@@ -52,11 +60,19 @@ impl Sampler {
         let point = Point {
             alpha_cumprod: alpha(t)?,
             alpha_cumprod_prev: previous.map_or(Some(before_first), alpha)?,
-            last,
+            first_timestep: t == 0,
         };
-        let coefficients = match self {
-            Sampler::Ddpm => ddpm::coefficients(schedule.prediction, schedule.variance, point),
-            Sampler::Ddim { eta } => ddim::coefficients(schedule.prediction, eta, point),
+        let (x0, epsilon) = predictions(schedule.prediction, point.alpha_cumprod)?;
+        let (next, noise) = match self {
+            Sampler::Ddpm => ddpm::step(schedule.variance, point),
+            Sampler::Ddim { eta } => ddim::step(eta, point),
+            Sampler::Trajectory(_) => return None,
+        };
+        let coefficients = Coefficients {
+            x0,
+            epsilon,
+            next,
+            noise,
         };
         Some((t, coefficients))
     }
@@ -69,9 +85,12 @@ pub(crate) struct Point {
     pub(crate) alpha_cumprod: f32,
     /// ᾱ at the timestep that the step leads to.
     pub(crate) alpha_cumprod_prev: f32,
-    /// Whether this is the last step.
-    pub(crate) last: bool,
+    /// Whether the current timestep is 0, from which no noise is added.
+    pub(crate) first_timestep: bool,
 }
+
+/// Coefficients of x₀, ε and x in the next sample, and of noise.
+type Next = ((f32, f32, f32), f32);
 
 /// One reverse step, element by element, for current sample x, network output m
 /// and standard normal z:
@@ -115,15 +134,16 @@ fn clamp(x: f32, limit: f32) -> f32 {
 
 /// Coefficients of x₀ and ε in x and m at noise level ᾱ; they follow from
 /// `x = √ᾱ·x₀ + √(1−ᾱ)·ε` (Ho et al. 2020, equation 4) and the definition of
-/// the prediction.
-fn predictions(prediction: Prediction, alpha_cumprod: f32) -> ((f32, f32), (f32, f32)) {
+/// the prediction. `None` for flow matching, whose samples are other mixtures.
+fn predictions(prediction: Prediction, alpha_cumprod: f32) -> Option<((f32, f32), (f32, f32))> {
     let signal = math::sqrt(alpha_cumprod);
     let noise = math::sqrt(1.0 - alpha_cumprod);
-    match prediction {
+    Some(match prediction {
         Prediction::Epsilon => ((1.0 / signal, -noise / signal), (0.0, 1.0)),
         Prediction::Sample => ((0.0, 1.0), (1.0 / noise, -signal / noise)),
         Prediction::Velocity => ((signal, -noise), (noise, signal)),
-    }
+        Prediction::Flow => return None,
+    })
 }
 
 #[cfg(test)]
@@ -141,7 +161,7 @@ mod tests {
             (Prediction::Sample, x0),
             (Prediction::Velocity, signal * epsilon - noise * x0),
         ] {
-            let (c0, ce) = predictions(prediction, a);
+            let (c0, ce) = predictions(prediction, a).unwrap();
             assert!((c0.0 * x + c0.1 * m - x0).abs() < 1e-6, "{prediction:?}");
             assert!(
                 (ce.0 * x + ce.1 * m - epsilon).abs() < 1e-6,

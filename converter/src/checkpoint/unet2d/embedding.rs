@@ -8,6 +8,7 @@ use quell::format::Function;
 use super::{Config, Settings};
 use crate::checkpoint::Tensors;
 use crate::graph::{Graph, Matrix, Op, ValueId};
+use crate::timesteps::Timesteps;
 
 /// What a timestep is turned into before any layer sees it.
 pub(super) enum Time {
@@ -103,43 +104,40 @@ impl Time {
         })
     }
 
-    /// A row for every timestep below `rows`.
+    /// A row for every one of `times`.
     ///
     /// Angles are rounded to f32 at every step, as diffusers does: what the
     /// network was trained on.
-    fn table(&self, tensors: &Tensors, rows: usize) -> Result<Matrix> {
+    fn table(&self, tensors: &Tensors, times: &Timesteps) -> Result<Matrix> {
         match *self {
             Self::Positional {
                 features,
                 shift,
                 cosines_first,
-            } => Ok(positional(rows, features, shift, cosines_first)),
+            } => Ok(positional(times, features, shift, cosines_first)),
             Self::Fourier { frequencies } => {
                 let weight = tensors.take("time_proj.weight", &[frequencies])?;
-                let angle = |t: usize, w: f32| (at_least_one(t).ln() as f32 * w) * 2.0 * PI;
-                let row = |t: usize| {
+                let angle = |t: f64, w: f32| (positive(t).ln() as f32 * w) * 2.0 * PI;
+                let row = |t: f64| {
                     let angles = weight.iter().map(move |&w| f64::from(angle(t, w)));
                     let cosines = angles.clone().map(f64::cos);
                     angles.map(f64::sin).chain(cosines).map(|x| x as f32)
                 };
-                Ok(Matrix {
-                    rows,
-                    columns: 2 * frequencies,
-                    data: (0..rows).flat_map(row).collect(),
-                })
+                Ok(times.table(2 * frequencies, row))
             }
             Self::Learned {
                 features,
                 rows: known,
             } => {
-                ensure!(
-                    rows <= known,
-                    "`num_class_embeds` is {rows}, but there are {known} learned timesteps"
-                );
-                let mut table = tensors.matrix("time_proj.weight", known, features)?;
-                table.data.truncate(rows * features);
-                table.rows = rows;
-                Ok(table)
+                let table = tensors.matrix("time_proj.weight", known, features)?;
+                let missing = times
+                    .iter()
+                    .find(|t| t.fract() != 0.0 || *t >= known as f64);
+                if let Some(t) = missing {
+                    bail!("timestep {t} is not one of the {known} learned ones");
+                }
+                let row = |t: f64| table.data[t as usize * features..][..features].to_vec();
+                Ok(times.table(features, row))
             }
         }
     }
@@ -147,18 +145,18 @@ impl Time {
 
 /// Timestep 0 as a positive number: its logarithm and its inverse are infinite,
 /// and what diffusers makes of them is not a number. It counts as timestep 1.
-fn at_least_one(t: usize) -> f64 {
-    t.max(1) as f64
+fn positive(t: f64) -> f64 {
+    if t > 0.0 { t } else { 1.0 }
 }
 
-fn positional(rows: usize, features: usize, shift: f32, cosines_first: bool) -> Matrix {
+fn positional(times: &Timesteps, features: usize, shift: f32, cosines_first: bool) -> Matrix {
     let half = features / 2;
     let frequency = |i: usize| {
         let exponent = -(10_000f64.ln() as f32) * i as f32 / (half as f32 - shift);
         f64::from(exponent).exp() as f32
     };
     let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-    let row = |t: usize| {
+    let row = |t: f64| {
         let angles = frequencies.iter().map(move |w| f64::from(t as f32 * w));
         let (sines, cosines) = (angles.clone().map(f64::sin), angles.map(f64::cos));
         let waves: Vec<f64> = match cosines_first {
@@ -169,11 +167,7 @@ fn positional(rows: usize, features: usize, shift: f32, cosines_first: bool) -> 
         let padding = std::iter::repeat_n(0.0, features - 2 * half);
         waves.into_iter().chain(padding).map(|x| x as f32)
     };
-    Matrix {
-        rows,
-        columns: features,
-        data: (0..rows).flat_map(row).collect(),
-    }
+    times.table(features, row)
 }
 
 /// The vector of timestep and class, behind the blocks' activation function.
@@ -181,10 +175,10 @@ pub(super) fn embedding(
     graph: &mut Graph,
     settings: &Settings,
     tensors: &Tensors,
-    timesteps: usize,
+    times: &Timesteps,
 ) -> Result<ValueId> {
     let size = settings.embedding_size;
-    let table = settings.time.table(tensors, timesteps)?;
+    let table = settings.time.table(tensors, times)?;
     let columns = table.columns;
     let time = graph.push("time_proj", Op::Time(table), &[], columns);
     let mut value = layers(graph, tensors, "time_embedding", time, columns, size)?;
@@ -195,7 +189,8 @@ pub(super) fn embedding(
             Some(graph.push("class_embedding", Op::Class(table), &[], size))
         }
         Class::Timestep(classes) => {
-            let table = settings.time.table(tensors, classes as usize)?;
+            let classes = Timesteps::new(classes as usize);
+            let table = settings.time.table(tensors, &classes)?;
             let class = graph.push("class_proj", Op::Class(table), &[], columns);
             Some(layers(
                 graph,
@@ -239,17 +234,12 @@ pub(super) fn divide_by_time(
     graph: &mut Graph,
     settings: &Settings,
     value: ValueId,
-    timesteps: usize,
+    times: &Timesteps,
 ) {
     if !matches!(settings.time, Time::Fourier { .. }) {
         return;
     }
-    let inverses = (0..timesteps).map(|t| (1.0 / at_least_one(t)) as f32);
-    let table = Matrix {
-        rows: timesteps,
-        columns: 1,
-        data: inverses.collect(),
-    };
+    let table = times.table(1, |t| [(1.0 / positive(t)) as f32]);
     let inverse = graph.push("output.inverse_time", Op::Time(table), &[], 1);
     let divide = Op::Scale {
         factor: 1.0,

@@ -1,0 +1,164 @@
+//! DPM-Solver++ (Lu et al. 2022b): multistep, first to third order, and its
+//! stochastic form.
+
+use anyhow::{Result, ensure};
+
+use super::sigmas::{self, Level, Levels};
+use super::table::{Call, Mix, Table, clean};
+use super::{Run, threshold};
+
+/// What the steps have in common.
+struct Solver {
+    order: usize,
+    /// `solver_type: heun`, else `midpoint`; of the second order alone.
+    heun: bool,
+    /// `sde-dpmsolver++`: fresh noise in every step.
+    stochastic: bool,
+    levels: Vec<Level>,
+}
+
+/// One linear combination a step, of x and of the clean samples that the last
+/// `solver_order` calls predicted.
+pub(super) fn table(run: &Run<'_>) -> Result<Table> {
+    let words = ["dpmsolver++", "sde-dpmsolver++"];
+    let algorithm = run.options.word("algorithm_type", words[0], &words)?;
+    let solver_type = run
+        .options
+        .word("solver_type", "midpoint", &["midpoint", "heun"])?;
+    let order = run.options.integer("solver_order", 2)? as usize;
+    ensure!(
+        (1..=3).contains(&order),
+        "`solver_order` is {order}, expected 1 to 3"
+    );
+    ensure!(
+        order < 3 || algorithm == words[0],
+        "`solver_order` is 3, which {algorithm} does not have"
+    );
+    run.options.absent(&[
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_lu_lambdas",
+        "use_flow_sigmas",
+        "use_dynamic_shifting",
+    ])?;
+    run.options.ignore(&["flow_shift", "time_shift_type"]);
+    let Levels { times, sigmas } = levels(run)?;
+    let solver = Solver {
+        order,
+        heun: solver_type == "heun",
+        stochastic: algorithm == words[1],
+        levels: sigmas.iter().map(|&sigma| Level::of(sigma)).collect(),
+    };
+    let orders = orders(run, order, times.len())?;
+    let slots = order - 1;
+    let calls = times
+        .iter()
+        .zip(orders)
+        .enumerate()
+        .map(|(i, (&time, order))| {
+            let level = solver.levels[i];
+            let (next, noise) = solver.step(i, order);
+            Call {
+                time,
+                x0: clean(run.schedule.prediction, level.signal, level.noise),
+                next,
+                noise,
+                saves: (slots > 0)
+                    .then(|| (i % slots, Mix::X0))
+                    .into_iter()
+                    .collect(),
+            }
+        });
+    Ok(Table {
+        noise_scale: 1.0,
+        limit: threshold(run.options)?,
+        slots,
+        calls: calls.collect(),
+    })
+}
+
+/// Timesteps and levels; the timesteps are whole in every case.
+fn levels(run: &Run<'_>) -> Result<Levels> {
+    let training = sigmas::of_training(run.schedule);
+    let last = sigmas::last(run, &training)?;
+    // λ = −ln σ falls with time; what lies below `lambda_min_clipped` is left out.
+    let clip = run.options.number_or_null("lambda_min_clipped")?;
+    let reached = |&sigma: &f64| clip.is_none_or(|clip| -sigma.ln() >= clip);
+    let visible = training.iter().filter(|sigma| reached(sigma)).count();
+    ensure!(visible > 0, "`lambda_min_clipped` leaves no timestep");
+    let mut times = sigmas::multistep(run, visible)?;
+    let mut sigmas = if run.options.flag("use_karras_sigmas", false)? {
+        let (max, min) = (training[training.len() - 1], training[0]);
+        let sigmas = sigmas::karras(max, min, run.steps);
+        let time = |&sigma: &f64| sigmas::time_of(sigma, &training).round_ties_even();
+        times = sigmas.iter().map(time).collect();
+        sigmas
+    } else {
+        let sigmas: Result<Vec<f64>> = times.iter().map(|&t| sigmas::at(&training, t)).collect();
+        sigmas?
+    };
+    sigmas.push(last);
+    Ok(Levels { times, sigmas })
+}
+
+/// The order of every step: it grows with the history, and falls at the end of
+/// short runs.
+fn orders(run: &Run<'_>, order: usize, steps: usize) -> Result<impl Iterator<Item = usize>> {
+    let words = ["zero", "sigma_min"];
+    let to_zero = run.options.word("final_sigmas_type", "zero", &words)? == "zero";
+    let lower = run.options.flag("lower_order_final", true)? && steps < 15;
+    let euler = run.options.flag("euler_at_final", false)?;
+    Ok((0..steps).map(move |i| match steps - i {
+        1 if to_zero || lower || euler => 1,
+        2 if lower => order.min(i + 1).min(2),
+        _ => order.min(i + 1),
+    }))
+}
+
+impl Solver {
+    /// The clean sample that step i predicts, or what an earlier one has left.
+    fn clean(&self, i: usize, back: usize) -> Mix {
+        match back {
+            0 => Mix::X0,
+            _ => Mix::slot((i - back) % (self.order - 1)),
+        }
+    }
+
+    /// Step i: from level i to the next one. Lu et al. 2022b, equation 8 to 12
+    /// (first order: 4.1; second: algorithm 2; third: appendix B.3), with
+    /// `h = λ'−λ` and differences of clean samples D₁ and D₂.
+    fn step(&self, i: usize, order: usize) -> (Mix, f64) {
+        let (now, next) = (self.levels[i], self.levels[i + 1]);
+        let lambda = |back: usize| self.levels[i - back].lambda();
+        let h = next.lambda() - lambda(0);
+        // The stochastic form runs at twice the pace: e^(−2h) for e^(−h).
+        let pace = if self.stochastic { 2.0 } else { 1.0 };
+        let decay = (-pace * h).exp();
+        let grown = 1.0 - decay;
+        let kept = next.noise / now.noise * if self.stochastic { (-h).exp() } else { 1.0 };
+        let mut sum = Mix::X * kept + Mix::X0 * (next.signal * grown);
+        // φ: the weights of the first and second difference.
+        let first = next.signal * (1.0 - grown / (pace * h));
+        let second = next.signal * ((grown - pace * h) / (pace * h).powi(2) + 0.5);
+        if order >= 2 {
+            let r0 = (lambda(0) - lambda(1)) / h;
+            let d = (Mix::X0 - self.clean(i, 1)) * (1.0 / r0);
+            sum = sum
+                + match order {
+                    3 => {
+                        let r1 = (lambda(1) - lambda(2)) / h;
+                        let before = (self.clean(i, 1) - self.clean(i, 2)) * (1.0 / r1);
+                        let change = (d - before) * (1.0 / (r0 + r1));
+                        (d + change * r0) * first + change * second
+                    }
+                    _ if self.heun => d * first,
+                    _ => d * (0.5 * next.signal * grown),
+                };
+        }
+        let noise = match self.stochastic {
+            true => next.noise * (1.0 - (-2.0 * h).exp()).sqrt(),
+            false => 0.0,
+        };
+        (sum, noise)
+    }
+}

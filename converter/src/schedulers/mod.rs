@@ -1,0 +1,268 @@
+//! Samplers as tables: from a noise schedule, options and a step count to the
+//! coefficients of every denoiser call.
+//!
+//! Owns the mathematics of all samplers but the two that devices compute
+//! themselves, one file each, named as in diffusers; with DDPM and DDIM too,
+//! for runs whose numbers are to come from f64. A new sampler is one such file
+//! and one row in [`SAMPLERS`]. Knows nothing of the file or the device.
+
+mod ddim;
+mod ddim_inverse;
+mod ddpm;
+mod dpmsolver_multistep;
+mod euler_ancestral_discrete;
+mod euler_discrete;
+mod flow_match_euler_discrete;
+mod heun_discrete;
+mod lcm;
+mod options;
+mod sigmas;
+mod spec;
+mod table;
+mod tcd;
+mod unipc_multistep;
+
+use anyhow::{Context, Result, bail, ensure};
+use quell::format::{Limit, Prediction, Row, Save};
+
+pub use options::Options;
+pub(crate) use sigmas::spacing;
+pub use spec::Spec;
+use table::{Call, Table};
+
+use crate::checkpoint::NoiseSchedule;
+use crate::timesteps::Timesteps;
+
+/// A sampler that trajectories can be made for.
+struct Sampler {
+    /// Its name in a [`Spec`].
+    name: &'static str,
+    /// `_class_name` of its configuration.
+    class: &'static str,
+    /// Whether it is for flow-matching models.
+    flow: bool,
+    table: fn(&Run<'_>) -> Result<Table>,
+}
+
+/// The samplers, by name.
+#[rustfmt::skip]
+const SAMPLERS: [Sampler; 11] = [
+    Sampler { name: "ddpm", class: "DDPMScheduler", flow: false, table: ddpm::table },
+    Sampler { name: "ddim", class: "DDIMScheduler", flow: false, table: ddim::table },
+    Sampler { name: "ddim-inverse", class: "DDIMInverseScheduler", flow: false, table: ddim_inverse::table },
+    Sampler { name: "dpmsolver++", class: "DPMSolverMultistepScheduler", flow: false, table: dpmsolver_multistep::table },
+    Sampler { name: "euler", class: "EulerDiscreteScheduler", flow: false, table: euler_discrete::table },
+    Sampler { name: "euler-ancestral", class: "EulerAncestralDiscreteScheduler", flow: false, table: euler_ancestral_discrete::table },
+    Sampler { name: "heun", class: "HeunDiscreteScheduler", flow: false, table: heun_discrete::table },
+    Sampler { name: "unipc", class: "UniPCMultistepScheduler", flow: false, table: unipc_multistep::table },
+    Sampler { name: "lcm", class: "LCMScheduler", flow: false, table: lcm::table },
+    Sampler { name: "tcd", class: "TCDScheduler", flow: false, table: tcd::table },
+    Sampler { name: "flow-euler", class: "FlowMatchEulerDiscreteScheduler", flow: true, table: flow_match_euler_discrete::table },
+];
+
+/// Names of all samplers, as a [`Spec`] has them.
+pub fn names() -> Vec<&'static str> {
+    SAMPLERS.iter().map(|sampler| sampler.name).collect()
+}
+
+/// Whether a scheduler of this class is for flow-matching models; refuses classes
+/// that there is no sampler for.
+pub(crate) fn is_flow(class: &str) -> Result<bool> {
+    match SAMPLERS.iter().find(|sampler| sampler.class == class) {
+        Some(sampler) => Ok(sampler.flow),
+        None => {
+            let classes: Vec<&str> = SAMPLERS.iter().map(|sampler| sampler.class).collect();
+            bail!(
+                "`_class_name` is `{class}`; supported are {}",
+                classes.join(", ")
+            )
+        }
+    }
+}
+
+/// Proves that the sampler of `class` understands every field of `schedule`'s
+/// options, by making a run of one step.
+pub(crate) fn check(schedule: &NoiseSchedule, class: &str) -> Result<()> {
+    for sampler in &SAMPLERS {
+        // A configuration of DDPM or DDIM has always been one of both.
+        let twin = sampler.name == "ddim" && class == "DDPMScheduler";
+        if sampler.class == class || twin {
+            (sampler.table)(&Run {
+                schedule,
+                options: &schedule.options,
+                steps: 1,
+            })?;
+        }
+    }
+    schedule.options.refuse_unused(class)
+}
+
+/// A run to tabulate.
+struct Run<'a> {
+    schedule: &'a NoiseSchedule,
+    options: &'a Options,
+    steps: usize,
+}
+
+impl Run<'_> {
+    /// ᾱ at a whole timestep.
+    fn alpha_cumprod(&self, time: f64) -> Result<f64> {
+        let alphas = &self.schedule.alphas_cumprod;
+        let found = alphas.get(time as usize).filter(|_| time >= 0.0);
+        found.copied().with_context(|| {
+            format!(
+                "timestep {time} is outside of 0..{}: too many steps, or `steps_offset`",
+                alphas.len()
+            )
+        })
+    }
+
+    /// ᾱ before timestep 0.
+    fn before_first(&self) -> Result<f64> {
+        match self.options.flag("set_alpha_to_one", true)? {
+            true => Ok(1.0),
+            false => self.alpha_cumprod(0.0),
+        }
+    }
+}
+
+/// `clip_sample` and its range.
+fn clip(options: &Options, default: bool) -> Result<Option<f32>> {
+    let range = options.number("clip_sample_range", 1.0)? as f32;
+    ensure!(
+        range.is_finite() && range > 0.0,
+        "`clip_sample_range` is {range}"
+    );
+    Ok(options.flag("clip_sample", default)?.then_some(range))
+}
+
+/// `thresholding` and what belongs to it.
+fn threshold(options: &Options) -> Result<Limit> {
+    let ratio = options.number("dynamic_thresholding_ratio", 0.995)?;
+    let max = options.number("sample_max_value", 1.0)?;
+    ensure!(
+        (0.0..=1.0).contains(&ratio),
+        "`dynamic_thresholding_ratio` is {ratio}, expected 0 to 1"
+    );
+    ensure!(
+        max >= 1.0 && (max as f32).is_finite(),
+        "`sample_max_value` is {max}, expected 1 or more"
+    );
+    Ok(match options.flag("thresholding", false)? {
+        true => Limit::Quantile {
+            ratio: ratio as f32,
+            max: max as f32,
+        },
+        false => Limit::None,
+    })
+}
+
+/// Thresholding, or else clipping.
+pub(crate) fn limit(options: &Options, clip_by_default: bool) -> Result<Limit> {
+    let clip = clip(options, clip_by_default)?;
+    Ok(match (threshold(options)?, clip) {
+        (Limit::None, Some(range)) => Limit::Clip(range),
+        (limit, _) => limit,
+    })
+}
+
+/// A run, ready for the file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trajectory {
+    /// What was asked for.
+    pub spec: Spec,
+    /// Deviation of the initial noise.
+    pub noise_scale: f32,
+    /// What bounds x₀.
+    pub limit: Limit,
+    /// Slots that the rows use.
+    pub slots: u32,
+    /// One row for each denoiser call.
+    pub rows: Vec<Row>,
+}
+
+/// Makes the run that `spec` asks for; timesteps between those of training are
+/// added to `timesteps`.
+pub fn tabulate(
+    schedule: &NoiseSchedule,
+    spec: &Spec,
+    timesteps: &mut Timesteps,
+) -> Result<Trajectory> {
+    trajectory(schedule, spec, timesteps).with_context(|| format!("trajectory {spec}"))
+}
+
+fn trajectory(
+    schedule: &NoiseSchedule,
+    spec: &Spec,
+    timesteps: &mut Timesteps,
+) -> Result<Trajectory> {
+    let sampler = SAMPLERS.iter().find(|sampler| sampler.name == spec.sampler);
+    let Some(sampler) = sampler else {
+        bail!("no such sampler; there are {}", names().join(", "));
+    };
+    let flow = schedule.prediction == Prediction::Flow;
+    ensure!(
+        sampler.flow == flow,
+        "{} does not sample {} models",
+        sampler.name,
+        if flow { "flow-matching" } else { "diffusion" }
+    );
+    let total = schedule.alphas_cumprod.len();
+    let steps = spec.steps as usize;
+    ensure!(
+        (1..=total).contains(&steps),
+        "{steps} steps are impossible: the model was trained with {total} timesteps"
+    );
+    let options = schedule.options.overlaid(&spec.fields);
+    let table = (sampler.table)(&Run {
+        schedule,
+        options: &options,
+        steps,
+    })?;
+    if let Some(name) = options.untaken(spec.fields.keys()) {
+        bail!("`{name}` is not an option of {}", sampler.name);
+    }
+    let rows = table.calls.iter().map(|call| row(call, timesteps));
+    Ok(Trajectory {
+        spec: spec.clone(),
+        noise_scale: table.noise_scale as f32,
+        limit: table.limit,
+        slots: table.slots as u32,
+        rows: rows.collect::<Result<_>>()?,
+    })
+}
+
+/// A call, rounded to f32.
+fn row(call: &Call, timesteps: &mut Timesteps) -> Result<Row> {
+    let saves = || {
+        call.saves
+            .iter()
+            .map(|&(slot, value)| (slot, value.round()))
+    };
+    let mut kept = saves().map(|(slot, value)| Save {
+        slot: slot as u32,
+        value,
+    });
+    let row = Row {
+        timestep: timesteps.visit(call.time)?,
+        time: call.time as f32,
+        x0: (call.x0.0 as f32, call.x0.1 as f32),
+        next: call.next.round(),
+        noise: call.noise as f32,
+        saves: [kept.next(), kept.next()],
+    };
+    let mixes = saves().map(|(_, value)| value).chain([row.next]);
+    let finite = [row.x0.0, row.x0.1, row.noise]
+        .into_iter()
+        .chain(mixes.flat_map(|mix| mix.coefficients()))
+        .all(f32::is_finite);
+    ensure!(
+        finite,
+        "these options have no finite coefficients at timestep {}",
+        call.time
+    );
+    Ok(row)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! Named fields of a scheduler, each of which is honoured or refused.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::{Map, Value};
+
+/// Fields of a `scheduler_config.json`, or options of a trajectory; remembers
+/// which ones anybody has asked for. `null` stands for a field's default.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    fields: Map<String, Value>,
+    taken: RefCell<BTreeSet<String>>,
+}
+
+impl Options {
+    /// Options that nobody has looked at.
+    pub fn new(fields: Map<String, Value>) -> Self {
+        Self {
+            fields,
+            taken: RefCell::default(),
+        }
+    }
+
+    /// These fields, and `others` where both have one.
+    pub(super) fn overlaid(&self, others: &Map<String, Value>) -> Self {
+        let mut fields = self.fields.clone();
+        fields.extend(others.clone());
+        Self::new(fields)
+    }
+
+    fn take(&self, name: &str) -> Option<&Value> {
+        self.taken.borrow_mut().insert(name.to_owned());
+        self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A finite number.
+    pub fn number(&self, name: &str, default: f64) -> Result<f64> {
+        Ok(self.number_or_null(name)?.unwrap_or(default))
+    }
+
+    /// A finite number, where there is one.
+    pub fn number_or_null(&self, name: &str) -> Result<Option<f64>> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(number) => Ok(Some(number)),
+            None => bail!("`{name}` is `{value}`, expected a number"),
+        }
+    }
+
+    /// A whole number that is not negative.
+    pub fn integer(&self, name: &str, default: u32) -> Result<u32> {
+        let Some(value) = self.take(name) else {
+            return Ok(default);
+        };
+        match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
+            Some(number) => Ok(number),
+            None => bail!("`{name}` is `{value}`, expected a whole number"),
+        }
+    }
+
+    /// A truth value.
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        match self.take(name) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => bail!("`{name}` is `{value}`, expected true or false"),
+        }
+    }
+
+    /// A list of numbers, where there is one.
+    pub fn numbers(&self, name: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        let list = value.as_array();
+        let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect());
+        match numbers {
+            Some(numbers) => Ok(Some(numbers)),
+            None => bail!("`{name}` is `{value}`, expected a list of numbers"),
+        }
+    }
+
+    /// One of several words.
+    pub fn word(&self, name: &str, default: &str, allowed: &[&str]) -> Result<String> {
+        let value = match self.take(name) {
+            None => default,
+            Some(Value::String(word)) => word,
+            Some(value) => bail!("`{name}` is `{value}`, expected {}", list(allowed)),
+        };
+        ensure!(
+            allowed.contains(&value),
+            "`{name}` is `{value}`, expected {}",
+            list(allowed)
+        );
+        Ok(value.to_owned())
+    }
+
+    /// Features that are not there: refused where they are asked for.
+    pub fn absent(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            match self.take(name) {
+                None | Some(Value::Bool(false)) => {}
+                Some(_) => bail!("`{name}` is not supported"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fields without any effect on what is computed here.
+    pub fn ignore(&self, names: &[&str]) {
+        for name in names {
+            self.take(name);
+        }
+    }
+
+    /// The first of `names` that nobody has asked for.
+    pub(super) fn untaken<'n>(&self, names: impl Iterator<Item = &'n String>) -> Option<&'n str> {
+        let taken = self.taken.borrow();
+        let mut names = names.map(String::as_str);
+        names.find(|name| !taken.contains(*name))
+    }
+
+    /// Refuses fields that nobody has asked for: to ignore one is to compute
+    /// something else than diffusers does.
+    pub fn refuse_unused(&self, class: &str) -> Result<()> {
+        match self.untaken(self.fields.keys()) {
+            Some(name) => bail!("`{name}` is not a field of {class}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `a, b or c`.
+fn list(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [word] => (*word).to_owned(),
+        [words @ .., last] => format!("{} or {last}", words.join(", ")),
+    }
+}

@@ -1,0 +1,239 @@
+//! UniPC (Zhao et al. 2023): a multistep predictor, and a corrector that costs no
+//! further call.
+
+use anyhow::{Result, ensure};
+
+use super::sigmas::{self, Level, Levels};
+use super::table::{Call, Mix, Table, clean};
+use super::{Run, threshold};
+
+struct Solver {
+    /// `solver_order`: slots 0.. keep as many clean samples, one the sample before.
+    order: usize,
+    /// `solver_type: bh1`, B(h) = h; else B(h) = e^h − 1.
+    bh1: bool,
+    levels: Vec<Level>,
+}
+
+/// Call i corrects the sample that it was given, with the clean sample that it
+/// predicts (algorithm 1, UniC), and goes on from the corrected one (UniP). Both
+/// are linear in what the last calls predicted.
+pub(super) fn table(run: &Run<'_>) -> Result<Table> {
+    let order = run.options.integer("solver_order", 2)? as usize;
+    ensure!(
+        (1..=3).contains(&order),
+        "`solver_order` is {order}, expected 1 to 3"
+    );
+    // The types of DPM-Solver++ stand for bh2, as in diffusers.
+    let words = ["bh1", "bh2", "midpoint", "heun"];
+    let solver_type = run.options.word("solver_type", "bh2", &words)?;
+    ensure!(
+        run.options.flag("predict_x0", true)?,
+        "`predict_x0` is false, which is not supported"
+    );
+    run.options.absent(&[
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_flow_sigmas",
+        "use_dynamic_shifting",
+        "solver_p",
+        "shift_terminal",
+    ])?;
+    run.options.ignore(&["flow_shift", "time_shift_type"]);
+    let Levels { times, sigmas } = levels(run)?;
+    let solver = Solver {
+        order,
+        bh1: solver_type == "bh1",
+        levels: sigmas.iter().map(|&sigma| Level::of(sigma)).collect(),
+    };
+    let uncorrected = run
+        .options
+        .numbers("disable_corrector")?
+        .unwrap_or_default();
+    let lower = run.options.flag("lower_order_final", true)?;
+    let mut calls = Vec::with_capacity(times.len());
+    let mut before = 0;
+    for (i, &time) in times.iter().enumerate() {
+        let correct = i > 0 && !uncorrected.contains(&((i - 1) as f64));
+        let sample = match correct {
+            true => solver.corrected(i, before),
+            false => Mix::X,
+        };
+        before = order.min(i + 1);
+        if lower {
+            before = before.min(times.len() - i);
+        }
+        let level = solver.levels[i];
+        calls.push(Call {
+            time,
+            x0: clean(run.schedule.prediction, level.signal, level.noise),
+            next: solver.predicted(i, before, sample),
+            noise: 0.0,
+            saves: vec![(i % order, Mix::X0), (order, sample)],
+        });
+    }
+    Ok(Table {
+        noise_scale: 1.0,
+        limit: threshold(run.options)?,
+        slots: order + 1,
+        calls,
+    })
+}
+
+fn levels(run: &Run<'_>) -> Result<Levels> {
+    let training = sigmas::of_training(run.schedule);
+    let mut times = sigmas::multistep(run, training.len())?;
+    let min = run.options.number_or_null("sigma_min")?;
+    let max = run.options.number_or_null("sigma_max")?;
+    let mut last = sigmas::last(run, &training)?;
+    let mut sigmas = if run.options.flag("use_karras_sigmas", false)? {
+        let max = max.unwrap_or(training[training.len() - 1]);
+        let min = min.unwrap_or(training[0]);
+        let sigmas = sigmas::karras(max, min, run.steps);
+        let time = |&sigma: &f64| sigmas::time_of(sigma, &training).round_ties_even();
+        times = sigmas.iter().map(time).collect();
+        if last > 0.0 {
+            last = min;
+        }
+        sigmas
+    } else {
+        let sigmas: Result<Vec<f64>> = times.iter().map(|&t| sigmas::at(&training, t)).collect();
+        sigmas?
+    };
+    sigmas.push(last);
+    Ok(Levels { times, sigmas })
+}
+
+impl Solver {
+    /// From the corrected sample at level i to level i + 1, equation 9.
+    fn predicted(&self, i: usize, order: usize, sample: Mix) -> Mix {
+        let clean = |back: usize| match back {
+            0 => Mix::X0,
+            _ => Mix::slot((i - back) % self.order),
+        };
+        let update = self.update(i, order);
+        let weights = match order {
+            // Independent of the step sizes (section 3.3).
+            2 => vec![0.5],
+            _ => solve(&update.ratios[..order - 1], &update.right[..order - 1]),
+        };
+        let start = update.start(sample, clean(0));
+        let differences = (1..order).zip(&update.ratios).zip(weights);
+        differences.fold(start, |sum, ((back, ratio), weight)| {
+            sum - (clean(back) - clean(0)) * (weight / ratio * update.step)
+        })
+    }
+
+    /// The sample at level i again, now that the clean sample there is known,
+    /// equation 8; `order` is that of the step which led there.
+    fn corrected(&self, i: usize, order: usize) -> Mix {
+        let clean = |back: usize| Mix::slot((i - 1 - back) % self.order);
+        let update = self.update(i - 1, order);
+        let weights = match order {
+            1 => vec![0.5],
+            _ => solve(&update.ratios, &update.right),
+        };
+        let start = update.start(Mix::slot(self.order), clean(0));
+        let differences = (1..order).zip(&update.ratios).zip(&weights);
+        let sum = differences.fold(start, |sum, ((back, ratio), weight)| {
+            sum - (clean(back) - clean(0)) * (weight / ratio * update.step)
+        });
+        sum - (Mix::X0 - clean(0)) * (weights[order - 1] * update.step)
+    }
+
+    /// What predictor and corrector share on the way from level i to i + 1.
+    fn update(&self, i: usize, order: usize) -> Update {
+        let (now, next) = (self.levels[i], self.levels[i + 1]);
+        let h = next.lambda() - now.lambda();
+        let ratio = |back: usize| (self.levels[i - back].lambda() - now.lambda()) / h;
+        let ratios: Vec<f64> = (1..order).map(ratio).chain([1.0]).collect();
+        let growth = (-h).exp_m1();
+        let step = if self.bh1 { -h } else { growth };
+        // φ₂, φ₃, … of −h by recurrence, each times a factorial.
+        let (mut phi, mut factorial) = (growth / -h - 1.0, 1.0);
+        let mut right = Vec::with_capacity(order);
+        for k in 1..=order {
+            right.push(phi * factorial / step);
+            factorial *= (k + 1) as f64;
+            phi = phi / -h - 1.0 / factorial;
+        }
+        Update {
+            kept: next.noise / now.noise,
+            growth: next.signal * growth,
+            step: next.signal * step,
+            ratios,
+            right,
+        }
+    }
+}
+
+struct Update {
+    /// σ'/σ.
+    kept: f64,
+    /// α'·(e^(−h) − 1).
+    growth: f64,
+    /// α'·B(h).
+    step: f64,
+    /// (λ_k − λ)/h of earlier levels, then 1.
+    ratios: Vec<f64>,
+    /// The vector b of equation 11.
+    right: Vec<f64>,
+}
+
+impl Update {
+    /// The first-order step.
+    fn start(&self, sample: Mix, clean: Mix) -> Mix {
+        sample * self.kept - clean * self.growth
+    }
+}
+
+/// Solves `Σ_k ratios[k]^j · w[k] = right[j]`, a Vandermonde system of at most
+/// three unknowns, by elimination.
+fn solve(ratios: &[f64], right: &[f64]) -> Vec<f64> {
+    let n = ratios.len();
+    let row = |j: usize| {
+        let powers = ratios.iter().map(|r| r.powi(j as i32));
+        powers.chain([right[j]]).collect()
+    };
+    let mut rows: Vec<Vec<f64>> = (0..n).map(row).collect();
+    for i in 0..n {
+        let largest = (i..n).max_by(|&a, &b| rows[a][i].abs().total_cmp(&rows[b][i].abs()));
+        rows.swap(i, largest.unwrap_or(i));
+        let pivot = rows[i].clone();
+        for (j, row) in rows.iter_mut().enumerate() {
+            if j != i {
+                let factor = row[i] / pivot[i];
+                row.iter_mut()
+                    .zip(&pivot)
+                    .for_each(|(a, p)| *a -= factor * p);
+            }
+        }
+    }
+    rows.iter()
+        .enumerate()
+        .map(|(i, row)| row[n] / row[i])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elimination_solves() {
+        let (ratios, weights) = ([-2.0, -1.0, 1.0], [0.3, -0.2, 0.9]);
+        let right: Vec<f64> = (0..3)
+            .map(|j| {
+                ratios
+                    .iter()
+                    .zip(weights)
+                    .map(|(r, w): (&f64, f64)| r.powi(j) * w)
+                    .sum()
+            })
+            .collect();
+        for (got, expected) in solve(&ratios, &right).iter().zip(weights) {
+            assert!((got - expected).abs() < 1e-12);
+        }
+        assert!(solve(&[], &[]).is_empty());
+    }
+}

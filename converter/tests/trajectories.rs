@@ -1,0 +1,49 @@
+//! Trajectories on the command line, from `convert` to `sample`.
+
+mod common;
+
+use common::{models, refused, stdout};
+use serde_json::Value;
+
+#[test]
+fn trajectories_go_from_convert_to_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (model, npy) = (path("model.quell"), path("raw.npy"));
+    let checkpoint = models().join("mlp-classic");
+    let checkpoint = checkpoint.to_str().unwrap();
+    let convert = ["convert", checkpoint, "--weights", "f32", "-o", &model];
+    let carried = ["heun:3,use_karras_sigmas", "dpmsolver++:8"];
+    let trajectories = carried.iter().flat_map(|&t| ["--trajectory", t]);
+    stdout(&convert.into_iter().chain(trajectories).collect::<Vec<_>>());
+
+    let listed = stdout(&["inspect", &model]);
+    assert!(carried.iter().all(|t| listed.contains(t)), "{listed}");
+    let json: Value = serde_json::from_str(&stdout(&["inspect", &model, "--json"])).unwrap();
+    assert_eq!(json["trajectories"][0]["calls"], 5);
+
+    let sample = ["sample", &model, "--count", "1", "--npy", &npy, "--sampler"];
+    let by = |sampler: &[&str]| {
+        let args: Vec<&str> = sample.iter().chain(sampler).copied().collect();
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for sampler in [&["heun"][..], &["dpmsolver++", "--steps", "8"], &["ddim"]] {
+        let args = by(sampler);
+        stdout(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    for (sampler, words) in [
+        (
+            &["heun", "--steps", "4"][..],
+            &["no heun of 4 steps", carried[0]][..],
+        ),
+        (&["euler"], &["no euler", carried[1], "any number of steps"]),
+    ] {
+        let args = by(sampler);
+        refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), words);
+    }
+    let bad = ["--trajectory", "euler:4,eta=1"];
+    let args: Vec<&str> = convert.into_iter().chain(bad).collect();
+    refused(&args, &["euler:4,eta=1", "`eta` is not an option of euler"]);
+    // The same trajectories again, so that time tables and plan are the same.
+    stdout(&["verify", &model, checkpoint, "--samples", "2"]);
+}

@@ -1,0 +1,263 @@
+"""Whole trajectories of diffusers' schedulers, as goldens for quell's.
+
+    pip install diffusers torch numpy
+    python3 tests/parity/schedulers.py        # rewrites tests/parity/schedulers/
+
+Every case is a scheduler_config.json, a trajectory as `quell convert --trajectory`
+names it, and what the network reads at every call, with the end result. Noise is
+injected: call i gets `noise[i]`. Two kinds of network:
+
+- closed form, `m = w * (0.5 + t/T) + 0.6 * x / (1 + |x|)`, for all cases;
+- a tiny MLPClassic with the weights in `network.json`, for those that quell's
+  tests run from a `.quell` file.
+"""
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+
+OUT = Path(__file__).parent / "schedulers"
+N = 16
+T = 1000
+
+rng = np.random.default_rng(20)
+PATTERN = rng.standard_normal(N).astype(np.float32)
+INITIAL = rng.standard_normal(N).astype(np.float32)
+NOISE = rng.standard_normal((64, N)).astype(np.float32)
+
+
+def closed_form(x, t, total):
+    """In f64, so that goldens have the scheduler's rounding alone."""
+    x = x.double()
+    return (torch.from_numpy(PATTERN).double() * (0.5 + t / total) + 0.6 * x / (1 + x.abs())).float()
+
+
+def mlp(network):
+    layers = [(torch.tensor(w).double(), torch.tensor(b).double()) for w, b in network["layers"]]
+
+    def call(x, t, total):
+        h = torch.cat([x.double(), torch.tensor([t / total]).double()])
+        for i, (w, b) in enumerate(layers):
+            h = w @ h + b
+            if i + 1 < len(layers):
+                h = h.relu()
+        return h.float()
+
+    return call
+
+
+def cosine_in_f64(scheduler):
+    """diffusers holds 1 - beta and the cumulated product in f32. Where this schedule
+    begins and ends, that alone moves sigma by up to 7e-4, more than the tolerance."""
+    bar = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+    alphas = np.cumprod(1 - np.minimum(1 - bar[1:] / bar[:-1], 0.999))
+    scheduler.alphas_cumprod = torch.from_numpy(alphas)
+    if not scheduler.config.get("set_alpha_to_one", True):
+        scheduler.initial_alpha_cumprod = scheduler.alphas_cumprod[0]
+
+
+def run(class_name, config, steps, call, model, initial):
+    """Network inputs of every call, and the end result."""
+    scheduler = getattr(diffusers, class_name)(**config)
+    if config.get("beta_schedule") == "squaredcos_cap_v2":
+        cosine_in_f64(scheduler)
+    step_arguments = {k: v for k, v in call.items() if k == "eta"}
+    scheduler.set_timesteps(steps)
+    total = config.get("num_train_timesteps", T)
+    index = 0
+
+    def injected(shape, **_):
+        return torch.from_numpy(NOISE[index, : initial.shape[0]]).reshape(shape)
+
+    module = __import__(scheduler.__module__, fromlist=["randn_tensor"])
+    if hasattr(module, "randn_tensor"):
+        module.randn_tensor = injected
+    scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    x = torch.from_numpy(initial) * scale
+    inputs, times = [], []
+    for index, t in enumerate(scheduler.timesteps):
+        read = x
+        if hasattr(scheduler, "scale_model_input"):
+            read = scheduler.scale_model_input(x, t)
+        inputs.append(read.float().tolist())
+        times.append(float(t))
+        m = model(read, float(t), total)
+        # Thresholding wants a batch and channels.
+        out = scheduler.step(m.reshape(1, 1, -1), t, x.reshape(1, 1, -1), **step_arguments)
+        x = out.prev_sample.reshape(-1).float()
+    return inputs, times, x.tolist()
+
+
+def compact(rows):
+    return [[float(f"{v:.7g}") for v in row] for row in rows]
+
+
+BASE = {"num_train_timesteps": T}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+V = {"prediction_type": "v_prediction"}
+X0 = {"prediction_type": "sample"}
+BETAS = {"num_train_timesteps": 50, "trained_betas": [round(0.002 + 0.003 * i, 6) for i in range(50)]}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+THRESHOLD = {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.8}
+NO_CLIP = {"clip_sample": False}
+LEADING = {"timestep_spacing": "leading"}
+TRAILING = {"timestep_spacing": "trailing"}
+LINSPACE = {"timestep_spacing": "linspace"}
+KARRAS = {"use_karras_sigmas": True}
+
+CASES = [
+    # name, class, steps, config, options of the call
+    ("ddpm", "DDPMScheduler", 10, {}, {}),
+    ("ddpm", "DDPMScheduler", 8, NO_CLIP | TRAILING | V, {}),
+    ("ddpm", "DDPMScheduler", 7, {"variance_type": "fixed_large"} | LINSPACE | X0, {}),
+    ("ddpm", "DDPMScheduler", 6, {"variance_type": "fixed_small_log"} | COSINE, {}),
+    ("ddpm", "DDPMScheduler", 5, {"variance_type": "fixed_large"} | TRAILING, {}),
+    ("ddpm", "DDPMScheduler", 6, THRESHOLD | SCALED, {}),
+    ("ddpm", "DDPMScheduler", 10, BETAS, {}),
+    ("ddpm", "DDPMScheduler", 6, ZERO_SNR | V, {}),
+    ("ddim", "DDIMScheduler", 10, {}, {}),
+    ("ddim", "DDIMScheduler", 8, NO_CLIP | V | {"set_alpha_to_one": False, "steps_offset": 1}, {"eta": 0.5}),
+    ("ddim", "DDIMScheduler", 6, TRAILING | X0 | COSINE, {"eta": 1.0}),
+    ("ddim", "DDIMScheduler", 7, LINSPACE | SCALED | {"clip_sample_range": 2.0}, {}),
+    ("ddim", "DDIMScheduler", 5, ZERO_SNR | V | NO_CLIP, {}),
+    ("ddim", "DDIMScheduler", 5, ZERO_SNR | X0, {"eta": 0.3}),
+    ("ddim", "DDIMScheduler", 6, THRESHOLD | V, {}),
+    ("ddim", "DDIMScheduler", 5, BETAS | NO_CLIP, {}),
+    ("ddim", "DDIMScheduler", 1, TRAILING, {}),
+    ("ddim-inverse", "DDIMInverseScheduler", 8, NO_CLIP, {}),
+    ("ddim-inverse", "DDIMInverseScheduler", 6, TRAILING | V | SCALED, {}),
+    ("ddim-inverse", "DDIMInverseScheduler", 6, X0 | COSINE | {"set_alpha_to_one": False, "steps_offset": 1}, {}),
+    ("euler", "EulerDiscreteScheduler", 8, {}, {}),
+    ("euler", "EulerDiscreteScheduler", 7, KARRAS | SCALED, {}),
+    ("euler", "EulerDiscreteScheduler", 6, LEADING | V | {"steps_offset": 1}, {}),
+    # At the noisiest cosine timestep, sigma is 2e4, and diffusers' f32 loses x0 in it.
+    ("euler", "EulerDiscreteScheduler", 6, LEADING | X0 | COSINE, {}),
+    ("euler", "EulerDiscreteScheduler", 6, TRAILING | X0, {}),
+    ("euler", "EulerDiscreteScheduler", 6, {"final_sigmas_type": "sigma_min"}, {}),
+    ("euler", "EulerDiscreteScheduler", 5, KARRAS | {"sigma_min": 0.05, "sigma_max": 40.0}, {}),
+    ("euler", "EulerDiscreteScheduler", 5, ZERO_SNR | V, {}),
+    ("euler", "EulerDiscreteScheduler", 5, BETAS, {}),
+    ("euler-ancestral", "EulerAncestralDiscreteScheduler", 8, {}, {}),
+    ("euler-ancestral", "EulerAncestralDiscreteScheduler", 6, TRAILING | V | SCALED, {}),
+    ("euler-ancestral", "EulerAncestralDiscreteScheduler", 6, LEADING | COSINE, {}),
+    ("euler-ancestral", "EulerAncestralDiscreteScheduler", 5, ZERO_SNR | V, {}),
+    ("heun", "HeunDiscreteScheduler", 6, {}, {}),
+    ("heun", "HeunDiscreteScheduler", 5, KARRAS | V, {}),
+    ("heun", "HeunDiscreteScheduler", 5, TRAILING | X0 | {"beta_start": 0.0001, "beta_end": 0.02}, {}),
+    ("heun", "HeunDiscreteScheduler", 5, LEADING | {"clip_sample": True, "steps_offset": 1}, {}),
+    ("heun", "HeunDiscreteScheduler", 1, TRAILING, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 8, {}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 6, {"solver_order": 1}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 9, {"solver_order": 3}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 8, KARRAS, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 20, KARRAS | {"solver_order": 3} | SCALED, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 8, V | TRAILING | {"solver_type": "heun"}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, X0 | LEADING | {"steps_offset": 1} | COSINE, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, {"final_sigmas_type": "sigma_min", "lower_order_final": False}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 16, {"euler_at_final": True, "final_sigmas_type": "sigma_min"}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 6, {"lambda_min_clipped": -3.0} | COSINE, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"} | KARRAS | V, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 6, {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 6, THRESHOLD, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 6, ZERO_SNR | V, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 5, BETAS, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {}, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {"solver_order": 3}, {}),
+    ("unipc", "UniPCMultistepScheduler", 6, {"solver_order": 1} | V, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {"solver_type": "bh1", "solver_order": 3, "final_sigmas_type": "sigma_min"} | SCALED, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, KARRAS, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, TRAILING | X0 | COSINE, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, LEADING | {"steps_offset": 1, "final_sigmas_type": "sigma_min", "lower_order_final": False}, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {"disable_corrector": [0, 2]}, {}),
+    ("unipc", "UniPCMultistepScheduler", 6, THRESHOLD, {}),
+    ("unipc", "UniPCMultistepScheduler", 6, ZERO_SNR | V, {}),
+    ("lcm", "LCMScheduler", 4, {}, {}),
+    ("lcm", "LCMScheduler", 6, V | {"original_inference_steps": 20, "timestep_scaling": 0.01}, {}),
+    ("lcm", "LCMScheduler", 3, X0 | {"clip_sample": True} | COSINE, {}),
+    ("lcm", "LCMScheduler", 4, THRESHOLD, {}),
+    ("tcd", "TCDScheduler", 4, {}, {}),
+    ("tcd", "TCDScheduler", 6, V | {"original_inference_steps": 25}, {"eta": 0.8}),
+    ("tcd", "TCDScheduler", 5, X0, {"eta": 0.0}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, {}, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 8, {"shift": 3.0}, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, {"stochastic_sampling": True}, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, {"shift_terminal": 0.1}, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, KARRAS, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 1, {}, {}),
+]
+
+# Without noise, for files whose network is the MLP.
+FILES = [
+    ("ddim", "DDIMScheduler", 6, {}, {}),
+    ("euler", "EulerDiscreteScheduler", 6, {}, {}),
+    ("euler", "EulerDiscreteScheduler", 5, KARRAS | V, {}),
+    ("heun", "HeunDiscreteScheduler", 5, KARRAS, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 8, KARRAS | {"solver_order": 3}, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {"solver_order": 3}, {}),
+    ("tcd", "TCDScheduler", 4, {}, {"eta": 0.0}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, {"shift": 3.0}, {}),
+]
+
+
+def cases(definitions, model, initial):
+    for name, class_name, steps, config, call in definitions:
+        config = BASE | config
+        inputs, times, end = run(class_name, config, steps, call, model, initial)
+        assert np.isfinite(end).all(), (name, config)
+        # In quell, thresholding is a trajectory's own.
+        own = {key: config.pop(key) for key in THRESHOLD if key in config} | call
+        options = "".join(f",{key}={json.dumps(value)}" for key, value in own.items())
+        print(f"{name}:{steps}{options} {config}")
+        yield {
+            "trajectory": f"{name}:{steps}{options}",
+            "class": class_name,
+            "config": config,
+            "times": compact([times])[0],
+            "inputs": compact(inputs),
+            "end": compact([end])[0],
+        }
+
+
+def write(path, value, items):
+    """One case a line."""
+    lines = ",\n".join(json.dumps(item) for item in value.pop(items))
+    head = json.dumps(value)[1:-1]
+    comma = ", " if head else ""
+    path.write_text(f'{{{head}{comma}"{items}": [\n{lines}\n]}}\n')
+
+
+def network(pixels, hidden):
+    sizes = [pixels + 1, hidden, pixels]
+    layers = []
+    for inputs, outputs in zip(sizes, sizes[1:]):
+        weight = rng.standard_normal((outputs, inputs)) / inputs**0.5
+        layers.append([compact(weight.astype(np.float32)), compact([0.2 * rng.standard_normal(outputs)])[0]])
+    return {"sample_size": int(pixels**0.5), "hidden_sizes": [hidden], "layers": layers}
+
+
+def main():
+    OUT.mkdir(exist_ok=True)
+    golden = {
+        "diffusers": diffusers.__version__,
+        "pattern": compact([PATTERN])[0],
+        "initial": compact([INITIAL])[0],
+        "noise": compact(NOISE[:20]),
+        "cases": list(cases(CASES, closed_form, INITIAL)),
+    }
+    write(OUT / "closed_form.json", golden, "cases")
+    net = network(4, 6)
+    golden = {
+        "diffusers": diffusers.__version__,
+        "network": net,
+        "initial": compact([INITIAL[:4]])[0],
+        "cases": list(cases(FILES, mlp(net), INITIAL[:4])),
+    }
+    write(OUT / "network.json", golden, "cases")
+
+
+main()
