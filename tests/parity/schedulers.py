@@ -204,6 +204,15 @@ FILES = [
 ]
 
 
+def saved(class_name, config):
+    """All fields, as diffusers saves them; where nothing is asked for."""
+    if config != BASE:
+        return config
+    fields = dict(getattr(diffusers, class_name)(**config).config)
+    # JSON has no infinity.
+    return {k: None if v == -np.inf else v for k, v in fields.items() if not k.startswith("_")}
+
+
 def cases(definitions, model, initial):
     for name, class_name, steps, config, call in definitions:
         config = BASE | config
@@ -216,7 +225,7 @@ def cases(definitions, model, initial):
         yield {
             "trajectory": f"{name}:{steps}{options}",
             "class": class_name,
-            "config": config,
+            "config": saved(class_name, config),
             "times": compact([times])[0],
             "inputs": compact(inputs),
             "end": compact([end])[0],

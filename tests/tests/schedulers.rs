@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use quell::format::Tier;
-use quell::{Request, Sampler};
+use quell::{Kernels, Request, Sampler};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, NoiseSchedule};
 use quell_converter::compile::compile;
@@ -207,6 +207,38 @@ fn carried_ddpm_and_ddim_are_the_computed_ones() -> Result<()> {
         let (computed, carried) = (of(sampler)?, of(Sampler::Trajectory(i))?);
         for (a, b) in computed.iter().zip(&carried) {
             assert!((a - b).abs() < 2e-5, "{sampler:?}: {a} and {b}");
+        }
+    }
+    Ok(())
+}
+
+/// One file, seed and steps: the same bytes on every table of kernels, with slots,
+/// noise, thresholds and timesteps between those of training.
+#[test]
+fn int8_trajectories_are_the_same_everywhere() -> Result<()> {
+    let random = RandomCheckpoint::residual(5, 6, 33, 2)?;
+    let trajectories = [
+        "unipc:6,solver_order=3",
+        "heun:4,use_karras_sigmas",
+        "dpmsolver++:5,algorithm_type=sde-dpmsolver++",
+        "ddim:4,eta=1,thresholding,sample_max_value=2",
+    ];
+    let compiled = random.compile_for(Tier::Int8, &trajectories)?;
+    let file = ModelFile::from_bytes(&compiled.bytes);
+    let model = file.model()?;
+    for (index, trajectory) in (0..).zip(model.trajectories()) {
+        let request = Request {
+            sampler: Sampler::Trajectory(index),
+            steps: trajectory.steps,
+            seed: 3,
+            class: Some(1),
+        };
+        let scalar = generate(&model.with_kernels(Kernels::scalar()), request)?;
+        assert!(scalar.iter().all(|x| x.is_finite()), "{trajectory:?}");
+        for kernels in Kernels::available() {
+            let sample = generate(&model.with_kernels(kernels), request)?;
+            let same = quell::digest(&sample) == quell::digest(&scalar);
+            assert!(same, "{trajectory:?}: {} differs from scalar", kernels.name);
         }
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! Owns the mathematics of all samplers but the two that devices compute
 //! themselves, one file each, named as in diffusers; with DDPM and DDIM too,
 //! for runs whose numbers are to come from f64. A new sampler is one such file
-//! and one row in [`SAMPLERS`]. Knows nothing of the file or the device.
+//! and one row in `SAMPLERS`. Knows nothing of the file or the device.
 
 mod ddim;
 mod ddim_inverse;
