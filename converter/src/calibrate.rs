@@ -30,7 +30,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             steps: vec![1, 2, 4, 8, 20],
-            runs: 40,
+            runs: 300,
         }
     }
 }

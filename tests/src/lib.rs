@@ -125,7 +125,7 @@ impl RandomCheckpoint {
     pub fn compile(&self, tier: Tier) -> Result<Compiled> {
         let settings = Settings {
             steps: vec![1, 4],
-            runs: 40,
+            runs: 300,
         };
         compile(&Checkpoint::open(self.path())?, tier, &settings, &|_, _| {})
     }

@@ -5,8 +5,9 @@
 //! that they are skipped; under CI (`CI` is set) that is a failure.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use quell::Request;
@@ -62,19 +63,27 @@ fn missing() -> Result<Vec<String>> {
     Ok(missing)
 }
 
+/// Runs a command to its end, or kills it when the time is up: firmware that
+/// hangs must not hang the tests. Its output must fit a pipe.
+fn within(limit: Duration, mut command: Command) -> Result<Output> {
+    let pipes = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().with_context(|| format!("{command:?}"))?;
+    let start = Instant::now();
+    while child.try_wait()?.is_none() {
+        if start.elapsed() > limit {
+            child.kill()?;
+            bail!("{command:?}: no end after {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(child.wait_with_output()?)
+}
+
 /// Builds and runs a binary on a board; returns what it printed.
 fn run(board: &str, binary: &str, variables: &[(&str, &str)]) -> Result<String> {
     let _guard = FIRMWARE.lock();
-    let mut cargo = Command::new("timeout");
-    cargo.args([
-        "600",
-        "cargo",
-        "run",
-        "--quiet",
-        "--release",
-        "--bin",
-        binary,
-    ]);
+    let mut cargo = Command::new("cargo");
+    cargo.args(["run", "--quiet", "--release", "--bin", binary]);
     if !board.is_empty() {
         cargo.args(["--config", board]);
     }
@@ -83,7 +92,7 @@ fn run(board: &str, binary: &str, variables: &[(&str, &str)]) -> Result<String> 
     for inherited in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_ENCODED_RUSTFLAGS"] {
         cargo.env_remove(inherited);
     }
-    let output = cargo.output().context("cargo")?;
+    let output = within(Duration::from_secs(600), cargo)?;
     let stdout = String::from_utf8(output.stdout)?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);

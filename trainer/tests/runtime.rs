@@ -33,7 +33,7 @@ fn difference(folder: &Path) -> f32 {
         let output = trained
             .model
             .forward(tensor, integer(t), Some(integer(class)));
-        let expected: Vec<f32> = output.into_data().to_vec().unwrap();
+        let expected: Vec<f32> = output.into_data().try_to_vec().unwrap();
 
         session.sample_mut().copy_from_slice(&x);
         let class = (model.head().classes > 0).then_some(class);

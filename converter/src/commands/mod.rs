@@ -26,7 +26,7 @@ pub(crate) struct Calibration {
     )]
     calibration_steps: Vec<u32>,
     /// Trajectories per step count
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     calibration_runs: u32,
 }
 

@@ -18,9 +18,11 @@
 //!   operations that IEEE 754 specifies to the last bit (add, sub, mul, div,
 //!   sqrt), in a fixed order, never fused.
 //! - The f32 and f16 linear and convolution kernels sum over inputs in the
-//!   same order everywhere, but a table may fuse multiply and add. Against the
+//!   same order everywhere, but a table may fuse multiply and add, and sum the
+//!   channels of a convolution to few outputs side by side. Against the
 //!   scalar table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where
-//!   `K` is the number of inputs (of a window) and `ε = 2⁻²⁴`.
+//!   `K` is the number of inputs (of a window) and `ε = 2⁻²⁴`; where it
+//!   accumulates, by `2·ε·|y|` more.
 //!
 //! # Contract
 //!

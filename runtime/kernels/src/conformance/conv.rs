@@ -7,7 +7,7 @@ use crate::table::{Conv2d, ConvShape, Finish, Kernels};
 
 /// Rows and columns of the input: single pixels, odd borders, and rows around
 /// every tile of pixels.
-const SIZES: [(u8, u8); 9] = [
+const SIZES: [(u8, u8); 10] = [
     (1, 1),
     (1, 9),
     (2, 2),
@@ -15,14 +15,15 @@ const SIZES: [(u8, u8); 9] = [
     (5, 3),
     (4, 8),
     (6, 7),
+    (2, 14),
     (2, 17),
-    (3, 26),
+    (3, 28),
 ];
 /// Around unrolled loops, and 0: an image without channels gives the bias.
 const CHANNELS: [u8; 8] = [0, 1, 3, 4, 8, 16, 17, 40];
 /// Around panels, and passes of several.
 const OUTPUTS: [usize; 9] = [1, 3, 15, 16, 17, 32, 33, 48, 65];
-/// Window, stride, padding: top and left, bottom and right.
+/// Window, stride, padding: left and bottom, top and right.
 const GEOMETRIES: [(u8, u8, u8, u8); 6] = [
     (1, 1, 0, 0),
     (1, 2, 0, 0),
@@ -159,7 +160,7 @@ fn shape(image: Image) -> Option<ConvShape> {
         out_width: out(image.width.into())?,
         kernel,
         stride,
-        pad_top: before,
+        pad_top: after,
         pad_left: before,
     })
 }

@@ -2,19 +2,21 @@
 //! weights.
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
+use super::conv::{self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels};
 use super::int8::{self, linear_i8_kernels};
 use super::panels::{Panels, prefetch, store};
 use crate::layout::{PANEL, ROWS};
-use crate::table::{Finish, Kernels, LinearF16, LinearF32};
+use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32};
 
 /// Needs AVX2, FMA and F16C.
 pub(super) static KERNELS: Kernels = Kernels {
     name: "avx2",
     linear_f32,
     linear_f16,
-    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
-    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
+    conv2d_f32,
+    conv2d_f16,
     linear_i8,
     linear_i8_f32,
 };
@@ -34,13 +36,7 @@ fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
         let panels = Panels::new(op.weights, op.bias, y);
-        walk_panels(panels, op.x, finish, |row| {
-            let (low, high) = halves(row);
-            // SAFETY: each half of a row is 16 bytes.
-            let (low, high) =
-                unsafe { (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast())) };
-            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
-        });
+        walk_panels(panels, op.x, finish, |row| load_f16(row));
     }
     // SAFETY: as for `linear_f32`.
     unsafe { linear(op, finish, y) }
@@ -52,7 +48,7 @@ fn walk_panels<W>(
     mut panels: Panels<'_, W>,
     x: &[f32],
     finish: Finish,
-    widen: impl Fn(&[W; PANEL]) -> [__m256; 2] + Copy,
+    widen: impl Fn(&[W; PANEL]) -> Row + Copy,
 ) {
     loop {
         let pass = match panels.pass(4) {
@@ -73,7 +69,7 @@ fn sums<W, const N: usize>(
     panels: &mut Panels<'_, W>,
     x: &[f32],
     finish: Finish,
-    widen: impl Fn(&[W; PANEL]) -> [__m256; 2],
+    widen: impl Fn(&[W; PANEL]) -> Row,
 ) -> Option<()> {
     let pass = panels.take::<N>(x.len())?;
     let mut sums = [[_mm256_setzero_ps(); 2]; N];
@@ -94,18 +90,92 @@ fn sums<W, const N: usize>(
     }
     let mut stored = [[0.0; PANEL]; N];
     for (stored, sum) in stored.iter_mut().zip(sums) {
-        // SAFETY: half a panel is 32 bytes.
-        unsafe {
-            _mm256_storeu_ps(stored.as_mut_ptr(), sum[0]);
-            _mm256_storeu_ps(stored.as_mut_ptr().add(PANEL / 2), sum[1]);
-        }
+        save(stored, sum);
     }
     store(&stored, finish, pass.y);
     Some(())
 }
 
+type Row = [__m256; 2];
+
+// Six columns of two registers leave room for a row of weights and an input.
+// Four where sums are short and most of the time goes by between tiles.
+conv2d_kernels!("avx2,fma,f16c", 1, 4, 6, 5 4 3 2);
+
+#[inline]
 #[target_feature(enable = "avx2")]
-fn load(row: &[f32; PANEL]) -> [__m256; 2] {
+fn zero() -> Row {
+    [_mm256_setzero_ps(); 2]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn broadcast(x: &f32) -> Row {
+    [_mm256_set1_ps(*x); 2]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn fma(row: Row, x: Row, sum: Row) -> Row {
+    [
+        _mm256_fmadd_ps(row[0], x[0], sum[0]),
+        _mm256_fmadd_ps(row[1], x[1], sum[1]),
+    ]
+}
+
+/// Hands a sum to up to sixteen outputs.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn finish_panel(y: &mut [f32], mut sum: Row, finish: Finish) {
+    let Ok(y) = <&mut [f32; PANEL]>::try_from(&mut *y) else {
+        let mut stored = [[0.0; PANEL]];
+        save(&mut stored[0], sum);
+        return store(&stored, finish, y);
+    };
+    if finish == Finish::Accumulate {
+        let before = load(y);
+        for (sum, before) in sum.iter_mut().zip(before) {
+            *sum = _mm256_add_ps(before, *sum);
+        }
+    }
+    save(y, sum);
+}
+
+/// The sum of all lanes, by halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn total(sum: Row) -> f32 {
+    let eight = _mm256_add_ps(sum[0], sum[1]);
+    let four = _mm_add_ps(
+        _mm256_castps256_ps128(eight),
+        _mm256_extractf128_ps::<1>(eight),
+    );
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn load_f16(row: &[u16; PANEL]) -> Row {
+    let (low, high) = halves(row);
+    // SAFETY: each half of a row is 16 bytes.
+    let (low, high) = unsafe { (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast())) };
+    [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn save(row: &mut [f32; PANEL], sum: Row) {
+    // SAFETY: half a row is 32 bytes.
+    unsafe {
+        _mm256_storeu_ps(row.as_mut_ptr(), sum[0]);
+        _mm256_storeu_ps(row.as_mut_ptr().add(PANEL / 2), sum[1]);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(row: &[f32; PANEL]) -> Row {
     let (low, high) = halves(row);
     // SAFETY: each half of a row is 32 bytes.
     unsafe { [_mm256_loadu_ps(low), _mm256_loadu_ps(high)] }

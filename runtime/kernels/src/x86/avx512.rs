@@ -4,19 +4,21 @@
 //! instruction.
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
+use super::conv::{self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels};
 use super::int8::{self, linear_i8_kernels};
 use super::panels::{Panels, prefetch, store};
 use crate::layout::{PANEL, ROWS};
-use crate::table::{Finish, Kernels, LinearF16, LinearF32};
+use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32};
 
 /// Needs AVX-512 F, BW, VL and DQ, AVX2, FMA and F16C.
 pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512",
     linear_f32,
     linear_f16,
-    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
-    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
+    conv2d_f32,
+    conv2d_f16,
     linear_i8: words::linear_i8,
     linear_i8_f32: words::linear_i8_f32,
 };
@@ -26,8 +28,8 @@ pub(super) static VNNI_KERNELS: Kernels = Kernels {
     name: "avx512vnni",
     linear_f32,
     linear_f16,
-    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
-    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
+    conv2d_f32,
+    conv2d_f16,
     linear_i8: bytes::linear_i8,
     linear_i8_f32: bytes::linear_i8_f32,
 };
@@ -47,10 +49,7 @@ fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
     #[target_feature(enable = "avx512f")]
     fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
         let panels = Panels::new(op.weights, op.bias, y);
-        walk(panels, op.x, finish, |row| {
-            // SAFETY: a row is 32 bytes.
-            _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(row.as_ptr().cast()) })
-        });
+        walk(panels, op.x, finish, |row| load_f16(row));
     }
     // SAFETY: as for `linear_f32`.
     unsafe { linear(op, finish, y) }
@@ -107,13 +106,75 @@ fn sums<W, const N: usize>(
     }
     let mut stored = [[0.0; PANEL]; N];
     for (stored, sum) in stored.iter_mut().zip(sums) {
-        // SAFETY: a panel is 64 bytes.
-        unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), sum) }
+        save(stored, sum);
     }
     store(&stored, finish, pass.y);
     Some(())
 }
 
+type Row = __m512;
+
+// Fourteen columns: half of a common row, and with two registers per window as
+// many sums as there are registers for. Seven where sums are short and most of
+// the time goes by between tiles.
+conv2d_kernels!("avx512f", 2, 7, 14, 13 12 11 10 9 8 7 6 5 4 3 2);
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn zero() -> Row {
+    _mm512_setzero_ps()
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast(x: &f32) -> Row {
+    _mm512_set1_ps(*x)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fma(row: Row, x: Row, sum: Row) -> Row {
+    _mm512_fmadd_ps(row, x, sum)
+}
+
+/// Hands a sum to up to sixteen outputs.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn finish_panel(y: &mut [f32], sum: Row, finish: Finish) {
+    let Ok(y) = <&mut [f32; PANEL]>::try_from(&mut *y) else {
+        let mut stored = [[0.0; PANEL]];
+        save(&mut stored[0], sum);
+        return store(&stored, finish, y);
+    };
+    let sum = match finish {
+        Finish::Store => sum,
+        Finish::Accumulate => _mm512_add_ps(load(y), sum),
+    };
+    save(y, sum);
+}
+
+/// The sum of all lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn total(sum: Row) -> f32 {
+    _mm512_reduce_add_ps(sum)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn save(row: &mut [f32; PANEL], sum: Row) {
+    // SAFETY: a row is 64 bytes.
+    unsafe { _mm512_storeu_ps(row.as_mut_ptr(), sum) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f16(row: &[u16; PANEL]) -> Row {
+    // SAFETY: a row is 32 bytes.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(row.as_ptr().cast()) })
+}
+
+#[inline]
 #[target_feature(enable = "avx512f")]
 fn load(row: &[f32; PANEL]) -> __m512 {
     // SAFETY: a row is 64 bytes.

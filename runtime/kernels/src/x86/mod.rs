@@ -6,6 +6,7 @@
 
 mod avx2;
 mod avx512;
+mod conv;
 mod int8;
 mod panels;
 
