@@ -84,6 +84,39 @@ impl RandomCheckpoint {
         }))
     }
 
+    /// The smallest `UNet2DModel` with one of everything: attention, two
+    /// channels, classes, a skip connection; on `size × size` pixels.
+    pub fn unet(seed: u64, size: usize) -> Result<Self> {
+        let mut checkpoint = Self::new(seed)?;
+        let (channels, inputs, cond) = (4, 2, 6);
+        checkpoint.conv("conv_in", channels, inputs, 3);
+        checkpoint.linear("time_embedding.linear_1", cond, channels);
+        checkpoint.linear("time_embedding.linear_2", cond, cond);
+        checkpoint.normal("class_embedding.weight", &[3, cond], 0.5, 0.0);
+        checkpoint.resnet("down_blocks.0.resnets.0", channels, channels, cond);
+        let attention = "down_blocks.0.attentions.0";
+        checkpoint.norm(&format!("{attention}.group_norm"), channels);
+        for part in ["to_q", "to_k", "to_v", "to_out.0"] {
+            checkpoint.linear(&format!("{attention}.{part}"), channels, channels);
+        }
+        for i in 0..2 {
+            let name = format!("up_blocks.0.resnets.{i}");
+            checkpoint.resnet(&name, channels, 2 * channels, cond);
+            let shortcut = format!("{name}.conv_shortcut");
+            checkpoint.conv(&shortcut, channels, 2 * channels, 1);
+        }
+        checkpoint.norm("conv_norm_out", channels);
+        checkpoint.conv("conv_out", inputs, channels, 3);
+        checkpoint.finish(json!({
+            "_class_name": "UNet2DModel",
+            "sample_size": size, "in_channels": inputs, "out_channels": inputs,
+            "block_out_channels": [channels], "layers_per_block": 1,
+            "down_block_types": ["AttnDownBlock2D"], "up_block_types": ["UpBlock2D"],
+            "mid_block_type": null, "norm_num_groups": 2, "attention_head_dim": 2,
+            "time_embedding_dim": cond, "num_class_embeds": 3,
+        }))
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
@@ -130,6 +163,21 @@ impl RandomCheckpoint {
             0.0,
         );
         self.normal(&format!("{name}.bias"), &[outputs], 0.2, 0.0);
+    }
+
+    fn conv(&mut self, name: &str, outputs: usize, inputs: usize, kernel: usize) {
+        let deviation = 1.0 / ((inputs * kernel * kernel) as f32).sqrt();
+        let shape = [outputs, inputs, kernel, kernel];
+        self.normal(&format!("{name}.weight"), &shape, deviation, 0.0);
+        self.normal(&format!("{name}.bias"), &[outputs], 0.2, 0.0);
+    }
+
+    fn resnet(&mut self, name: &str, outputs: usize, inputs: usize, cond: usize) {
+        self.norm(&format!("{name}.norm1"), inputs);
+        self.conv(&format!("{name}.conv1"), outputs, inputs, 3);
+        self.linear(&format!("{name}.time_emb_proj"), outputs, cond);
+        self.norm(&format!("{name}.norm2"), outputs);
+        self.conv(&format!("{name}.conv2"), outputs, outputs, 3);
     }
 
     fn norm(&mut self, name: &str, n: usize) {

@@ -230,7 +230,11 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
     )?;
     line(
         "arena",
-        format!("{} bytes, exactly", thousands(header.arena_bytes.into())),
+        format!(
+            "{} bytes, exactly; {} are in use at once",
+            thousands(header.arena_bytes.into()),
+            thousands(bytes_in_use(model) as u64)
+        ),
     )?;
     for trajectory in model.trajectories() {
         let slots = match trajectory.slots {
@@ -256,6 +260,48 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
         )?;
     }
     Ok(text)
+}
+
+/// The most bytes of the arena whose contents matter during any operation: what
+/// no placement of the same values could do without.
+///
+/// Walks the plan backwards and keeps, for every byte, whether it is read later.
+fn bytes_in_use(model: &Model<'_>) -> usize {
+    let head = model.head();
+    let whole = |offset| Region {
+        offset,
+        count: model.elements() as u32,
+        element: Element::F32,
+    };
+    let mut needed = vec![false; model.arena_bytes()];
+    let mark = |needed: &mut Vec<bool>, region: Region, value: bool| {
+        let bytes = region.range().and_then(|range| needed.get_mut(range));
+        bytes.into_iter().for_each(|bytes| bytes.fill(value));
+    };
+    let count = |needed: &[bool]| needed.iter().filter(|&&needed| needed).count();
+    mark(&mut needed, whole(head.sample), true);
+    mark(&mut needed, whole(head.output), true);
+    let mut most = count(&needed);
+    let layers: Vec<Layer<'_>> = model.layers().collect();
+    for access in layers
+        .iter()
+        .rev()
+        .filter_map(|layer| Access::of(&layer.op))
+    {
+        // During the operation everything that it touches is in use, and what
+        // later ones read.
+        let mut during = needed.clone();
+        for region in access.regions() {
+            mark(&mut during, region, true);
+        }
+        most = most.max(count(&during));
+        mark(&mut needed, access.output, access.updates);
+        for input in access.inputs.into_iter().flatten() {
+            mark(&mut needed, input, true);
+        }
+        mark(&mut needed, whole(head.sample), true);
+    }
+    most
 }
 
 /// diffusers' name of what the network predicts.
@@ -293,6 +339,7 @@ fn to_json(model: &Model<'_>, rows: &[Row]) -> Value {
         "prediction_type": prediction(model),
         "flash_bytes": header.file_len,
         "arena_bytes": header.arena_bytes,
+        "arena_bytes_in_use": bytes_in_use(model),
         "macs": header.macs,
         "trajectories": model.trajectories().map(|t| json!({
             "name": spec(&t),

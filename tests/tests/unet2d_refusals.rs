@@ -1,0 +1,177 @@
+//! U-Net checkpoints that quell cannot run: refused, and what is at fault named.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use quell::format::Tier;
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::compile::compile;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+/// A copy of a golden checkpoint.
+fn copy(number: &str) -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/unet2d");
+    for entry in std::fs::read_dir(goldens.join(number))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
+    }
+    Ok(folder)
+}
+
+/// What opening a golden checkpoint says, with some fields of its configuration
+/// replaced.
+fn with_fields(fields: &Value) -> Result<Checkpoint> {
+    let folder = copy("00")?;
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    for (key, value) in fields.as_object().context("an object")? {
+        config[key] = value.clone();
+    }
+    std::fs::write(&path, config.to_string())?;
+    Checkpoint::open(folder.path())
+}
+
+#[track_caller]
+fn assert_names<T>(result: Result<T>, words: &[&str]) {
+    let Err(error) = result else {
+        panic!("accepted, but {words:?} is at fault");
+    };
+    let message = format!("{error:#}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+}
+
+#[test]
+fn the_checkpoint_itself_is_accepted() -> Result<()> {
+    with_fields(&json!({})).map(drop)
+}
+
+#[test]
+fn fields_and_values_are_named() {
+    for (name, value) in [
+        ("mystery", json!(1)),
+        ("sample_size", json!(null)),
+        ("sample_size", json!(0)),
+        ("sample_size", json!(9)),
+        ("in_channels", json!(0)),
+        ("out_channels", json!(2)),
+        ("time_embedding_type", json!("sinusoidal")),
+        ("time_embedding_dim", json!(0)),
+        ("freq_shift", json!(2)),
+        ("block_out_channels", json!([])),
+        ("block_out_channels", json!([4, 0])),
+        ("down_block_types", json!(["DownBlock2D"])),
+        ("up_block_types", json!(["UpBlock2D"])),
+        ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+        ("layers_per_block", json!(0)),
+        ("mid_block_scale_factor", json!(0.0)),
+        ("downsample_padding", json!(2)),
+        ("downsample_type", json!("fir")),
+        ("upsample_type", json!("fir")),
+        ("dropout", json!(2.0)),
+        ("act_fn", json!("elu")),
+        ("attention_head_dim", json!(100)),
+        ("norm_num_groups", json!(null)),
+        ("norm_num_groups", json!(3)),
+        ("attn_norm_num_groups", json!(3)),
+        ("norm_eps", json!(0.0)),
+        ("resnet_time_scale_shift", json!("spatial")),
+        ("class_embed_type", json!("identity")),
+        ("class_embed_type", json!("projection")),
+        ("num_class_embeds", json!(0)),
+        ("num_train_timesteps", json!(21)),
+    ] {
+        let result = with_fields(&json!({ name: value }));
+        let name = match name {
+            "attn_norm_num_groups" => "norm_num_groups",
+            name => name,
+        };
+        assert_names(result, &[name, "config.json"]);
+    }
+}
+
+#[test]
+fn unsupported_blocks_are_named() {
+    for block in ["SkipDownBlock2D", "KDownBlock2D", "CrossAttnDownBlock2D"] {
+        let fields = json!({ "down_block_types": ["DownBlock2D", block] });
+        assert_names(with_fields(&fields), &["down_block_types", block]);
+    }
+    for block in ["AttnSkipUpBlock2D", "CrossAttnUpBlock2D"] {
+        let fields = json!({ "up_block_types": [block, "UpBlock2D"] });
+        assert_names(with_fields(&fields), &["up_block_types", block]);
+    }
+    let fields = json!({
+        "time_embedding_type": "fourier", "class_embed_type": "timestep", "num_class_embeds": 3,
+    });
+    assert_names(with_fields(&fields), &["class_embed_type", "fourier"]);
+    let fields = json!({ "time_embedding_type": "learned" });
+    assert_names(with_fields(&fields), &["num_train_timesteps"]);
+}
+
+#[test]
+fn every_missing_tensor_is_named() -> Result<()> {
+    let folder = copy("00")?;
+    let path = folder.path().join(WEIGHTS);
+    let bytes = std::fs::read(&path)?;
+    let file = SafeTensors::deserialize(&bytes)?;
+    let tensors = file.tensors();
+    for (missing, _) in &tensors {
+        let rest = tensors.iter().filter(|(name, _)| name != missing);
+        let rest = rest.map(|(name, view)| (name, view.clone()));
+        std::fs::write(&path, safetensors::serialize(rest, None)?)?;
+        assert_names(Checkpoint::open(folder.path()), &[missing, "missing"]);
+    }
+    // One that nobody asked for.
+    let all = tensors
+        .iter()
+        .map(|(name, view)| (name.clone(), view.clone()));
+    let extra = ("surplus".to_owned(), tensors[0].1.clone());
+    std::fs::write(
+        &path,
+        safetensors::serialize(all.chain([extra]).collect::<Vec<_>>(), None)?,
+    )?;
+    assert_names(Checkpoint::open(folder.path()), &["surplus", "no place"]);
+    Ok(())
+}
+
+#[test]
+fn damaged_shards_are_named() -> Result<()> {
+    let folder = copy("28")?;
+    let index = folder.path().join(format!("{WEIGHTS}.index.json"));
+    let text = std::fs::read_to_string(&index)?;
+    let first = "diffusion_pytorch_model-00001-of-00002.safetensors";
+    let outside = text.replace(first, "../outside.safetensors");
+    std::fs::write(&index, outside)?;
+    assert_names(
+        Checkpoint::open(folder.path()),
+        &["../outside", "file name"],
+    );
+    let mut wrong: Value = serde_json::from_str(&text)?;
+    wrong["weight_map"]["phantom.weight"] = json!(first);
+    std::fs::write(&index, wrong.to_string())?;
+    assert_names(Checkpoint::open(folder.path()), &["phantom.weight"]);
+    std::fs::write(&index, text)?;
+    std::fs::remove_file(folder.path().join(first))?;
+    assert_names(Checkpoint::open(folder.path()), &[first]);
+    Ok(())
+}
+
+#[test]
+fn the_int8_tier_says_what_it_lacks() -> Result<()> {
+    let folder = copy("00")?;
+    let checkpoint = Checkpoint::open(folder.path())?;
+    let settings = Settings {
+        steps: vec![1],
+        runs: 1,
+    };
+    let compiled = compile(&checkpoint, Tier::Int8, &settings, &|_, _| {});
+    assert_names(compiled.map(drop), &["int8", "--weights f16"]);
+    Ok(())
+}
