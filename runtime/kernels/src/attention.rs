@@ -1,7 +1,10 @@
 //! Self-attention over the pixels of an image, the same bits on every target.
 
-use crate::elementwise::{dot, widest};
+use crate::elementwise::{Wide, dot, sum, widest_of};
 use crate::math;
+
+/// Channels of a result that are summed in registers.
+const TILE: usize = 16;
 
 /// Operands of multi-head self-attention (Vaswani et al. 2017, section 3.2).
 pub struct Attention<'a> {
@@ -22,8 +25,13 @@ pub struct Attention<'a> {
 /// The largest score of a row is subtracted before the exponential. Where
 /// lengths do not fit, nothing is written.
 pub fn attention(op: Attention<'_>) {
+    widest_of(op);
+}
+
+impl Wide for Attention<'_> {
     #[inline(always)]
-    fn run(op: Attention<'_>) {
+    fn run(self) {
+        let op = self;
         let tokens = op.scores.len();
         let channels = op.key.len().checked_div(tokens).unwrap_or(0);
         let width = channels.checked_div(op.heads).unwrap_or(0);
@@ -43,18 +51,32 @@ pub fn attention(op: Attention<'_>) {
                     *score = dot(query, key) * scale;
                 }
                 softmax(op.scores);
-                query.fill(0.0);
-                let values = op.value.chunks_exact(channels);
-                for (&weight, value) in op.scores.iter().zip(values) {
-                    let value = value.get(head.clone()).unwrap_or_default();
-                    for (y, &v) in query.iter_mut().zip(value) {
-                        *y += weight * v;
-                    }
+                let (tiles, rest) = query.as_chunks_mut::<TILE>();
+                let mut at = head.start;
+                for y in tiles {
+                    *y = mix(op.scores, op.value, channels, at);
+                    at += TILE;
+                }
+                for y in rest {
+                    [*y] = mix(op.scores, op.value, channels, at);
+                    at += 1;
                 }
             }
         }
     }
-    widest(run, op);
+}
+
+/// `N` channels of the values from channel `at` on, weighted and added in order.
+#[inline(always)]
+fn mix<const N: usize>(weights: &[f32], values: &[f32], channels: usize, at: usize) -> [f32; N] {
+    let mut sums = [0.0; N];
+    for (&weight, value) in weights.iter().zip(values.chunks_exact(channels)) {
+        let value = value.get(at..).and_then(|value| value.first_chunk::<N>());
+        for (sum, &v) in sums.iter_mut().zip(value.unwrap_or(&[0.0; N])) {
+            *sum += weight * v;
+        }
+    }
+    sums
 }
 
 /// Softmax in place.
@@ -65,7 +87,7 @@ fn softmax(x: &mut [f32]) {
         *x = math::exp(*x - largest);
     }
     // At least 1, the largest one's share.
-    let scale = 1.0 / x.iter().fold(0.0, |sum, x| sum + x);
+    let scale = 1.0 / sum(x, |x| x);
     for x in x {
         *x *= scale;
     }

@@ -5,11 +5,13 @@
 //! image may come in two parts, side by side in its channels, so that nobody
 //! has to copy them together.
 
-use crate::elementwise::widest;
+use crate::elementwise::{self, widest};
 use crate::math;
 
-/// Channels whose sums are kept in registers while all pixels are walked.
+/// Channels that are kept in registers while all pixels are walked; where fewer
+/// are left, [`SMALL_TILE`] or one.
 const TILE: usize = 16;
+const SMALL_TILE: usize = 4;
 
 /// Normalisation in groups of neighbouring channels (Wu & He 2018):
 /// `y = (x − mean) / sqrt(variance + epsilon) · weight + bias`, biased variance.
@@ -67,8 +69,8 @@ impl GroupNorm<'_> {
         let width = (channels / self.groups.max(1)).max(1);
         let count = (width * pixels) as f32;
         // Sums of channels, means of groups, deviations of channels from those.
-        let rest = channel_sums(parts, pixels, sums, |x, _| x);
-        if rest.is_none() {
+        squares.fill(0.0);
+        if channel_sums(parts, pixels, squares, sums, |x, _| x).is_none() {
             return;
         }
         for (c, sum) in sums.iter_mut().enumerate() {
@@ -81,10 +83,8 @@ impl GroupNorm<'_> {
                 *sum = added(g * width + c) - mean;
             }
         }
-        let centre: &[f32] = sums;
-        let at = |c: usize| centre.get(c).copied().unwrap_or(0.0);
-        let done = channel_sums(parts, pixels, squares, |x, c| {
-            let deviation = x + at(c);
+        let done = channel_sums(parts, pixels, sums, squares, |x, centre| {
+            let deviation = x + centre;
             deviation * deviation
         });
         if done.is_none() {
@@ -123,38 +123,35 @@ impl GroupNorm<'_> {
     }
 }
 
-/// Σ f(x, channel) over the pixels of every channel of both parts, pixels in
+/// Σ f(x, centre) over the pixels of every channel of both parts, pixels in
 /// order; `None` where lengths do not fit.
 #[inline(always)]
 fn channel_sums(
     parts: [&[f32]; 2],
     pixels: usize,
+    centres: &[f32],
     sums: &mut [f32],
-    f: impl Fn(f32, usize) -> f32 + Copy,
+    f: impl Fn(f32, f32) -> f32 + Copy,
 ) -> Option<()> {
     let [first, second] = parts.map(|part| part.len().checked_div(pixels).unwrap_or(0));
     if first + second != sums.len() {
         return None;
     }
     let (sums_first, sums_second) = sums.split_at_mut_checked(first)?;
-    part_sums(parts[0], sums_first, f);
-    part_sums(parts[1], sums_second, |x, c| f(x, first + c));
+    let (centres_first, centres_second) = centres.split_at_checked(first)?;
+    part_sums(parts[0], centres_first, sums_first, f);
+    part_sums(parts[1], centres_second, sums_second, f);
     Some(())
 }
 
 #[inline(always)]
-fn part_sums(x: &[f32], sums: &mut [f32], f: impl Fn(f32, usize) -> f32 + Copy) {
-    let channels = sums.len().max(1);
-    for (t, sums) in sums.chunks_mut(TILE).enumerate() {
-        let at = t * TILE;
-        if let Some(sums) = sums.as_mut_array::<TILE>() {
-            *sums = tile_sums(x, channels, at, f);
-            continue;
-        }
-        for (c, sum) in sums.iter_mut().enumerate() {
-            let [total] = tile_sums(x, channels, at + c, f);
-            *sum = total;
-        }
+fn part_sums(x: &[f32], centres: &[f32], sums: &mut [f32], f: impl Fn(f32, f32) -> f32 + Copy) {
+    for (at, tile) in tiles(sums.len()) {
+        match tile {
+            TILE => tile_sums::<TILE>(x, centres, sums, at, f),
+            SMALL_TILE => tile_sums::<SMALL_TILE>(x, centres, sums, at, f),
+            _ => tile_sums::<1>(x, centres, sums, at, f),
+        };
     }
 }
 
@@ -162,88 +159,151 @@ fn part_sums(x: &[f32], sums: &mut [f32], f: impl Fn(f32, usize) -> f32 + Copy) 
 #[inline(always)]
 fn tile_sums<const N: usize>(
     x: &[f32],
-    channels: usize,
+    centres: &[f32],
+    sums: &mut [f32],
     at: usize,
-    f: impl Fn(f32, usize) -> f32,
-) -> [f32; N] {
-    let mut sums = [0.0; N];
+    f: impl Fn(f32, f32) -> f32,
+) -> Option<()> {
+    let channels = sums.len().max(1);
+    let centres = *chunk::<N>(centres, at)?;
+    let mut total = [0.0; N];
     for row in x.chunks_exact(channels) {
-        let row = row.get(at..).and_then(|row| row.first_chunk::<N>());
-        for (c, (sum, &x)) in sums.iter_mut().zip(row.into_iter().flatten()).enumerate() {
-            *sum += f(x, at + c);
+        let row = chunk::<N>(row, at)?;
+        for ((sum, &x), &centre) in total.iter_mut().zip(row).zip(&centres) {
+            *sum += f(x, centre);
         }
     }
-    sums
+    *chunk_mut::<N>(sums, at)? = total;
+    Some(())
+}
+
+/// Where the tiles of some channels begin, and how wide they are.
+#[inline(always)]
+fn tiles(channels: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut next = 0;
+    core::iter::from_fn(move || {
+        let at = next;
+        let left = channels.checked_sub(at).filter(|left| *left > 0)?;
+        let tile = [TILE, SMALL_TILE].into_iter().find(|tile| *tile <= left);
+        next += tile.unwrap_or(1);
+        Some((at, next - at))
+    })
+}
+
+#[inline(always)]
+fn chunk<const N: usize>(x: &[f32], at: usize) -> Option<&[f32; N]> {
+    x.get(at..)?.first_chunk()
+}
+
+#[inline(always)]
+fn chunk_mut<const N: usize>(x: &mut [f32], at: usize) -> Option<&mut [f32; N]> {
+    x.get_mut(at..)?.first_chunk_mut()
 }
 
 /// `y = x·scale + shift`, then SiLU where `silu`; `table` is what
 /// [`GroupNorm::prepare`] made, `y` is `[pixels, channels]`.
 pub fn apply(table: &[f32], silu: bool, parts: [&[f32]; 2], pixels: usize, y: &mut [f32]) {
     #[inline(always)]
-    fn run((table, silu, parts, pixels, y): (&[f32], bool, [&[f32]; 2], usize, &mut [f32])) {
-        let (scales, shifts) = table.split_at(table.len() / 2);
-        let [first, second] = parts.map(|part| part.len() / pixels.max(1));
-        let channels = (first + second).max(1);
-        let mut rest = parts;
-        for y in y.chunks_exact_mut(channels) {
-            let Some((y_first, y_second)) = y.split_at_mut_checked(first) else {
-                return;
-            };
-            let [x_first, x_second] = [
-                rest[0].split_off(..first).unwrap_or_default(),
-                rest[1].split_off(..second).unwrap_or_default(),
-            ];
-            copy(x_first, y_first);
-            copy(x_second, y_second);
-            row(scales, shifts, silu, y);
+    fn run((table, parts, pixels, y): (&[f32], [&[f32]; 2], usize, &mut [f32])) {
+        let mut before = 0;
+        for x in parts {
+            let channels = x.len().checked_div(pixels).unwrap_or(0);
+            for (from, tile) in tiles(channels) {
+                let place = Place {
+                    from,
+                    channels,
+                    at: before + from,
+                };
+                match tile {
+                    TILE => place.apply::<TILE>(table, x, y),
+                    SMALL_TILE => place.apply::<SMALL_TILE>(table, x, y),
+                    _ => place.apply::<1>(table, x, y),
+                };
+            }
+            before += channels;
         }
     }
-    widest(run, (table, silu, parts, pixels, y));
+    widest(run, (table, parts, pixels, y));
+    if silu {
+        elementwise::silu(y);
+    }
 }
 
 /// [`apply`] where `x` is what is written.
 pub fn apply_in_place(table: &[f32], silu: bool, x: &mut [f32]) {
     #[inline(always)]
-    fn run((table, silu, x): (&[f32], bool, &mut [f32])) {
-        let (scales, shifts) = table.split_at(table.len() / 2);
-        for x in x.chunks_exact_mut(scales.len().max(1)) {
-            row(scales, shifts, silu, x);
+    fn run((table, x): (&[f32], &mut [f32])) {
+        for (at, tile) in tiles(table.len() / 2) {
+            match tile {
+                TILE => in_place::<TILE>(table, x, at),
+                SMALL_TILE => in_place::<SMALL_TILE>(table, x, at),
+                _ => in_place::<1>(table, x, at),
+            };
         }
     }
-    widest(run, (table, silu, x));
-}
-
-#[inline(always)]
-fn copy(x: &[f32], y: &mut [f32]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = x;
-    }
-}
-
-/// One pixel, a tile of channels at a time.
-#[inline(always)]
-fn row(scales: &[f32], shifts: &[f32], silu: bool, x: &mut [f32]) {
+    widest(run, (table, x));
     if silu {
-        tiles(scales, shifts, x, |x, scale, shift| {
-            math::silu(x * scale + shift)
-        });
-    } else {
-        tiles(scales, shifts, x, |x, scale, shift| x * scale + shift);
+        elementwise::silu(x);
     }
 }
 
-#[inline(always)]
-fn tiles(scales: &[f32], shifts: &[f32], x: &mut [f32], f: impl Fn(f32, f32, f32) -> f32) {
-    let (x, x_rest) = x.as_chunks_mut::<TILE>();
-    let (scales, scales_rest) = scales.as_chunks::<TILE>();
-    let (shifts, shifts_rest) = shifts.as_chunks::<TILE>();
-    for ((x, scales), shifts) in x.iter_mut().zip(scales).zip(shifts) {
-        for ((x, &scale), &shift) in x.iter_mut().zip(scales).zip(shifts) {
-            *x = f(*x, scale, shift);
+/// Where a tile of channels lies.
+struct Place {
+    /// The first channel, in its part.
+    from: usize,
+    /// Channels of the part.
+    channels: usize,
+    /// The first channel, in the whole image.
+    at: usize,
+}
+
+impl Place {
+    /// Normalises the tile in all pixels.
+    #[inline(always)]
+    fn apply<const N: usize>(&self, table: &[f32], x: &[f32], y: &mut [f32]) -> Option<()> {
+        let normal = Normal::<N>::at(table, self.at)?;
+        let rows = y.chunks_exact_mut((table.len() / 2).max(1));
+        for (x, y) in x.chunks_exact(self.channels.max(1)).zip(rows) {
+            *chunk_mut(y, self.at)? = normal.of(chunk(x, self.from)?);
         }
+        Some(())
     }
-    for ((x, &scale), &shift) in x_rest.iter_mut().zip(scales_rest).zip(shifts_rest) {
-        *x = f(*x, scale, shift);
+}
+
+/// Normalises the `N` channels from `at` on in all pixels.
+#[inline(always)]
+fn in_place<const N: usize>(table: &[f32], x: &mut [f32], at: usize) -> Option<()> {
+    let normal = Normal::<N>::at(table, at)?;
+    for x in x.chunks_exact_mut((table.len() / 2).max(1)) {
+        let x = chunk_mut(x, at)?;
+        *x = normal.of(x);
+    }
+    Some(())
+}
+
+/// Scales and shifts of a tile.
+struct Normal<const N: usize> {
+    scales: [f32; N],
+    shifts: [f32; N],
+}
+
+impl<const N: usize> Normal<N> {
+    #[inline(always)]
+    fn at(table: &[f32], at: usize) -> Option<Self> {
+        let (scales, shifts) = table.split_at(table.len() / 2);
+        Some(Self {
+            scales: *chunk(scales, at)?,
+            shifts: *chunk(shifts, at)?,
+        })
+    }
+
+    #[inline(always)]
+    fn of(&self, x: &[f32; N]) -> [f32; N] {
+        let mut y = *x;
+        for (y, (scale, shift)) in y.iter_mut().zip(self.scales.iter().zip(&self.shifts)) {
+            *y = *y * scale + shift;
+        }
+        y
     }
 }
 

@@ -231,7 +231,7 @@ impl Kernels {
 
     /// 2-D convolution (or `y += …`) with f32 weights; `y` is `[out_height,
     /// out_width, outputs]`. Every sum is the bias, then taps in order, then
-    /// channels in order.
+    /// channels in order; to few outputs, a table may sum channels side by side.
     #[inline]
     pub fn conv2d_f32(&self, op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
         let (shape, weights) = (op.shape, op.weights.len());

@@ -13,6 +13,7 @@ mod panels;
 use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::elementwise::Wide;
 use crate::table::Kernels;
 
 /// Slowest first; every table needs the features of all before it.
@@ -70,27 +71,26 @@ fn even(left: usize, most: usize) -> usize {
     left.div_ceil(left.div_ceil(most).max(1))
 }
 
-/// Runs a loop, which must be `#[inline(always)]`, compiled for the widest
-/// registers that the CPU has.
+/// Runs a loop compiled for the widest registers that the CPU has.
 ///
 /// The compiler vectorises it as it would by default, only wider, and never
 /// fuses operations: the bits are the same.
 #[inline]
-pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
+pub(crate) fn widest(wide: impl Wide) {
     #[target_feature(enable = "avx2")]
-    fn avx2<O>(run: impl FnOnce(O), operands: O) {
-        run(operands)
+    fn avx2(wide: impl Wide) {
+        wide.run()
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn avx512<O>(run: impl FnOnce(O), operands: O) {
-        run(operands)
+    fn avx512(wide: impl Wide) {
+        wide.run()
     }
     match count() {
-        0 => run(operands),
+        0 => wide.run(),
         // SAFETY: the CPU has the features of the first table.
-        1 => unsafe { avx2(run, operands) },
+        1 => unsafe { avx2(wide) },
         // SAFETY: the CPU has the features of the second table.
-        _ => unsafe { avx512(run, operands) },
+        _ => unsafe { avx512(wide) },
     }
 }
 
