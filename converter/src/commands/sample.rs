@@ -145,6 +145,10 @@ fn trajectory(
     wanted: impl Fn(&Trajectory<'_>) -> bool,
     name: &str,
 ) -> Result<Request> {
+    ensure!(
+        args.eta == 0.0,
+        "--eta is for ddim; a trajectory's options were given to quell convert"
+    );
     let fits = |t: &Trajectory<'_>| wanted(t) && args.steps.is_none_or(|n| n == t.steps);
     let mut numbered = (0..).zip(model.trajectories());
     if let Some((index, trajectory)) = numbered.find(|(_, t)| fits(t)) {

@@ -1,5 +1,5 @@
 //! DDIM run backwards, from an image to the noise that gives it (Song et al.
-//! 2021, section 4.3; Mokady et al. 2023, equation 3).
+//! 2021, section 4.3; Mokady et al. 2023).
 
 use anyhow::{Result, bail};
 use quell::format::{Limit, Spacing};

@@ -124,9 +124,16 @@ impl Solver {
         }
     }
 
-    /// Step i: from level i to the next one. Lu et al. 2022b, equation 8 to 12
-    /// (first order: 4.1; second: algorithm 2; third: appendix B.3), with
-    /// `h = λ'−λ` and differences of clean samples D₁ and D₂.
+    /// Step i, from level i to the next one, with h = λ'−λ:
+    ///
+    /// ```text
+    /// x' = σ'/σ·x + α'·(1−e^(−h))·x₀
+    ///      second order: + ½·α'·(1−e^(−h))·D₁      (algorithm 2, DPM-Solver++(2M))
+    ///      third order:  + α'·φ₁·D₁ + α'·φ₂·D₂
+    /// ```
+    ///
+    /// D₁ and D₂ are divided differences of the clean samples over λ; φ₁ and φ₂ the
+    /// integrals of their terms against the exponential.
     fn step(&self, i: usize, order: usize) -> (Mix, f64) {
         let (now, next) = (self.levels[i], self.levels[i + 1]);
         let lambda = |back: usize| self.levels[i - back].lambda();

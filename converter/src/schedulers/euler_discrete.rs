@@ -1,5 +1,5 @@
 //! Euler steps along the probability flow (Karras et al. 2022, algorithm 1
-//! without churn).
+//! without its correction).
 
 use anyhow::Result;
 use quell::format::Limit;

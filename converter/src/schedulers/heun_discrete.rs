@@ -1,5 +1,5 @@
 //! Heun's second-order steps along the probability flow (Karras et al. 2022,
-//! algorithm 1 without churn).
+//! algorithm 1).
 
 use anyhow::Result;
 use quell::format::Limit;

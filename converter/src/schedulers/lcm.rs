@@ -1,4 +1,4 @@
-//! Latent consistency models (Luo et al. 2023, section 4.3; multistep consistency
+//! Latent consistency models (Luo et al. 2023; multistep consistency
 //! sampling, Song et al. 2023, algorithm 1).
 
 use anyhow::{Result, ensure};

@@ -1,5 +1,5 @@
-//! Trajectory consistency distillation (Zheng et al. 2024, algorithm 4: strategic
-//! stochastic sampling).
+//! Trajectory consistency distillation (Zheng et al. 2024): strategic stochastic
+//! sampling.
 
 use anyhow::{Result, ensure};
 use quell::format::Limit;

@@ -16,7 +16,7 @@ struct Solver {
 }
 
 /// Call i corrects the sample that it was given, with the clean sample that it
-/// predicts (algorithm 1, UniC), and goes on from the corrected one (UniP). Both
+/// predicts (UniC), and goes on from the corrected one (UniP). Both
 /// are linear in what the last calls predicted.
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     let order = run.options.integer("solver_order", 2)? as usize;
@@ -105,7 +105,7 @@ fn levels(run: &Run<'_>) -> Result<Levels> {
 }
 
 impl Solver {
-    /// From the corrected sample at level i to level i + 1, equation 9.
+    /// From the corrected sample at level i to level i + 1: UniP.
     fn predicted(&self, i: usize, order: usize, sample: Mix) -> Mix {
         let clean = |back: usize| match back {
             0 => Mix::X0,
@@ -113,7 +113,7 @@ impl Solver {
         };
         let update = self.update(i, order);
         let weights = match order {
-            // Independent of the step sizes (section 3.3).
+            // Independent of the step sizes, as the authors choose it.
             2 => vec![0.5],
             _ => solve(&update.ratios[..order - 1], &update.right[..order - 1]),
         };
@@ -125,7 +125,7 @@ impl Solver {
     }
 
     /// The sample at level i again, now that the clean sample there is known,
-    /// equation 8; `order` is that of the step which led there.
+    /// UniC; `order` is that of the step which led there.
     fn corrected(&self, i: usize, order: usize) -> Mix {
         let clean = |back: usize| Mix::slot((i - 1 - back) % self.order);
         let update = self.update(i - 1, order);
@@ -176,7 +176,7 @@ struct Update {
     step: f64,
     /// (λ_k − λ)/h of earlier levels, then 1.
     ratios: Vec<f64>,
-    /// The vector b of equation 11.
+    /// Right side of the system whose solution weighs the differences.
     right: Vec<f64>,
 }
 
