@@ -1,7 +1,7 @@
 //! The arithmetic of quell: slices in, slices out.
 //!
-//! This crate owns every SIMD instruction and every `unsafe` block of the
-//! project. It knows nothing of files, plans, arenas or diffusion: a kernel
+//! This crate owns every SIMD instruction and every `unsafe` block of quell's
+//! libraries. It knows nothing of files, plans, arenas or diffusion: a kernel
 //! sees only its operands, in the layouts that [`layout`] defines.
 //!
 //! # Tables
@@ -14,9 +14,9 @@
 //! # What is exact
 //!
 //! - Everything in [`math`], [`elementwise`], [`norm`], [`attention`] and
-//!   [`image`] and every `int8` kernel gives the same bits on every target and every table: integers, and f32
-//!   operations that IEEE 754 specifies to the last bit (add, sub, mul, div,
-//!   sqrt), in a fixed order, never fused.
+//!   [`image`] and every `int8` kernel gives the same bits on every target and
+//!   every table: integers, and f32 operations that IEEE 754 specifies to the
+//!   last bit (add, sub, mul, div, sqrt), in a fixed order, never fused.
 //! - The f32 and f16 linear and convolution kernels sum over inputs in the
 //!   same order everywhere, but a table may fuse multiply and add, and sum the
 //!   channels of a convolution to few outputs side by side. Against the

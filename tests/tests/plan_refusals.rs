@@ -1,0 +1,247 @@
+//! Plans that contradict themselves, each in one way: the rule that it breaks is
+//! the one that refuses it. Without these, a rule could be lost and only a
+//! hostile file would notice.
+
+use anyhow::Result;
+use quell::format::{Head, I8Output, Layer, Op, Tier};
+use quell::{Model, OpenError, PlanError};
+use quell_converter::compile::Compiled;
+use quell_converter::model_file::ModelFile;
+use quell_converter::write::{self, Slabs, Summary};
+use quell_tests::RandomCheckpoint;
+
+/// What a fault may change: the layers are `embed, quantize, linear_i8` three times.
+struct Parts<'a> {
+    head: Head<'a>,
+    layers: Vec<Layer<'a>>,
+    slabs: Slabs,
+}
+
+const EMBED: usize = 0;
+const QUANTIZE: usize = 1;
+const LINEAR: usize = 2;
+const OUTPUT: usize = 4;
+
+/// How a file with a fault is refused.
+fn refusal(compiled: &Compiled, fault: impl FnOnce(&mut Parts<'_>)) -> Result<Option<OpenError>> {
+    let file = ModelFile::from_bytes(&compiled.bytes);
+    let model = file.model()?;
+    let mut parts = Parts {
+        head: *model.head(),
+        layers: model.layers().collect(),
+        slabs: compiled.plan.slabs.clone(),
+    };
+    // What `assemble` appends to the plan's slabs.
+    parts.slabs.push(model.alphas_cumprod())?;
+    fault(&mut parts);
+    parts.head.layers = parts.layers.len() as u32;
+    let summary = Summary {
+        shape: model.header().shape,
+        tier: model.header().tier,
+        arena_bytes: model.arena_bytes(),
+        macs: model.header().macs,
+        trajectories: None,
+    };
+    let bytes = write::file(summary, &parts.head, &parts.layers, &parts.slabs)?;
+    let file = ModelFile::from_bytes(&bytes);
+    Ok(Model::open(file.bytes()).err())
+}
+
+/// The fault is found in layer `layer`, and is `error`.
+#[track_caller]
+fn refused(layer: usize, error: PlanError, fault: impl FnOnce(&mut Parts<'_>)) {
+    let compiled = RandomCheckpoint::classic(1, 4, &[9, 8]).and_then(|c| c.compile(Tier::Int8));
+    let refusal = refusal(&compiled.unwrap(), fault).unwrap();
+    let layer = layer as u32;
+    assert_eq!(refusal, Some(OpenError::Plan { layer, error }));
+}
+
+/// A fault in the first operation of a U-Net that `edit` takes for its own.
+#[track_caller]
+fn refused_in_unet(error: PlanError, edit: impl Fn(&mut Op) -> bool) {
+    let compiled = RandomCheckpoint::unet(3, 4).and_then(|c| c.compile(Tier::F32));
+    let mut at = None;
+    let refusal = refusal(&compiled.unwrap(), |p| {
+        at = p.layers.iter_mut().position(|layer| edit(&mut layer.op));
+    });
+    let layer = at.expect("the U-Net has such an operation") as u32;
+    assert_eq!(refusal.unwrap(), Some(OpenError::Plan { layer, error }));
+}
+
+macro_rules! edit {
+    ($parts:expr, $layer:expr, $kind:ident, |$op:ident| $edit:expr) => {{
+        let Op::$kind($op) = &mut $parts.layers[$layer].op else {
+            panic!("layer {} is another operation", $layer)
+        };
+        $edit
+    }};
+}
+
+#[test]
+fn nothing_changed_opens() -> Result<()> {
+    let compiled = RandomCheckpoint::classic(1, 4, &[9, 8])?.compile(Tier::Int8)?;
+    assert_eq!(refusal(&compiled, |_| {})?, None);
+    Ok(())
+}
+
+#[test]
+fn inputs_must_have_been_written() {
+    refused(QUANTIZE, PlanError::Unwritten, |p| {
+        p.layers.remove(QUANTIZE);
+    });
+    // The time, which the input vector ends with.
+    refused(EMBED, PlanError::Unwritten, |p| {
+        p.layers.remove(EMBED);
+    });
+    // As another type than they are read.
+    refused(LINEAR, PlanError::Unwritten, |p| {
+        let sample = p.head.sample;
+        edit!(p, LINEAR, LinearI8, |op| op.input = sample);
+    });
+}
+
+#[test]
+fn regions_must_lie_apart_in_the_arena() {
+    refused(QUANTIZE, PlanError::Overlap, |p| {
+        let sample = p.head.sample;
+        edit!(p, QUANTIZE, Quantize, |op| op.output = sample);
+    });
+    refused(LINEAR, PlanError::Overlap, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.output = op.input);
+    });
+    refused(QUANTIZE, PlanError::Region, |p| {
+        edit!(p, QUANTIZE, Quantize, |op| op.output = 1 << 20);
+    });
+    refused(LINEAR, PlanError::Region, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.scratch += 2);
+    });
+    refused(LINEAR, PlanError::Shape, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.outputs = 0);
+    });
+    refused(LINEAR, PlanError::Shape, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.inputs = u32::MAX);
+    });
+}
+
+#[test]
+fn slabs_must_fit_their_shapes() {
+    refused(LINEAR, PlanError::Slab, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.weights.len -= 8);
+    });
+    refused(LINEAR, PlanError::Slab, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.bias.offset += 4);
+    });
+    refused(LINEAR, PlanError::Slab, |p| {
+        edit!(p, LINEAR, LinearI8, |op| op.weights.offset = 1 << 30);
+    });
+    refused(EMBED, PlanError::Rows, |p| {
+        edit!(p, EMBED, Embed, |op| op.rows -= 1);
+    });
+}
+
+#[test]
+fn accumulators_must_not_overflow() {
+    refused(LINEAR, PlanError::Overflow, |p| {
+        let bias = p.slabs.push(&[i32::MAX; 16]).unwrap();
+        edit!(p, LINEAR, LinearI8, |op| op.bias = bias);
+    });
+    // Fits an i32 as it is, and not when it is shifted.
+    refused(LINEAR, PlanError::Overflow, |p| {
+        let bias = p.slabs.push(&[1 << 24; 16]).unwrap();
+        edit!(p, LINEAR, LinearI8, |op| {
+            op.bias = bias;
+            if let I8Output::I8 { shift, .. } = &mut op.result {
+                *shift = 8;
+            }
+        });
+    });
+}
+
+#[test]
+fn numbers_must_be_in_range() {
+    fn result(p: &mut Parts<'_>, edit: impl FnOnce(&mut I8Output)) {
+        edit!(p, LINEAR, LinearI8, |op| edit(&mut op.result));
+    }
+    refused(LINEAR, PlanError::Range, |p| {
+        result(p, |result| {
+            if let I8Output::I8 { shift, .. } = result {
+                *shift = 9;
+            }
+        });
+    });
+    refused(LINEAR, PlanError::Range, |p| {
+        result(p, |result| {
+            if let I8Output::I8 { min, .. } = result {
+                *min = -128;
+            }
+        });
+    });
+    refused(LINEAR, PlanError::Range, |p| {
+        let negative = p.slabs.push(&[-1i32; 16]).unwrap();
+        result(p, |result| {
+            if let I8Output::I8 { multipliers, .. } = result {
+                *multipliers = negative;
+            }
+        });
+    });
+    refused(OUTPUT, PlanError::Range, |p| {
+        let nan = p.slabs.push(&[f32::NAN; 16]).unwrap();
+        edit!(p, OUTPUT, LinearI8, |op| {
+            if let I8Output::F32 { scales, .. } = &mut op.result {
+                *scales = nan;
+            }
+        });
+    });
+    for scale in [0.0, -1.0, f32::INFINITY] {
+        refused(QUANTIZE, PlanError::Range, |p| {
+            let scales = p.slabs.push(&[scale; 17]).unwrap();
+            edit!(p, QUANTIZE, Quantize, |op| op.inverse_scales = scales);
+        });
+    }
+    refused(QUANTIZE, PlanError::Range, |p| {
+        edit!(p, QUANTIZE, Quantize, |op| op.zero_point = -128);
+    });
+}
+
+/// Faults of the head are reported behind the last layer.
+#[test]
+fn the_head_must_make_sense() {
+    const HEAD: usize = OUTPUT + 1;
+    refused(HEAD, PlanError::Schedule, |p| {
+        let rising: Vec<f32> = (1..=20).map(|i| i as f32 / 30.0).collect();
+        p.head.schedule.alphas_cumprod = p.slabs.push(&rising).unwrap();
+    });
+    refused(HEAD, PlanError::Schedule, |p| {
+        p.head.schedule.clip = Some(f32::NAN)
+    });
+    refused(HEAD, PlanError::Unwritten, |p| {
+        p.layers[OUTPUT].op = p.layers[OUTPUT - 1].op;
+    });
+    refused(HEAD, PlanError::Rows, |p| {
+        (p.head.classes, p.head.null_class) = (3, Some(1));
+    });
+}
+
+/// An edit of one kind of operation: whether it was one.
+macro_rules! of {
+    ($kind:ident, |$op:ident| $edit:expr) => {
+        |op: &mut Op| match op {
+            Op::$kind($op) => {
+                $edit;
+                true
+            }
+            _ => false,
+        }
+    };
+}
+
+#[test]
+fn image_operations_must_fit_their_shapes() {
+    refused_in_unet(PlanError::Slab, of!(Conv2d, |op| op.weights.len -= 64));
+    refused_in_unet(PlanError::Overlap, of!(Conv2d, |op| op.output = op.input));
+    refused_in_unet(PlanError::Slab, of!(GroupNorm, |op| op.weight.len -= 4));
+    refused_in_unet(PlanError::Range, of!(GroupNorm, |op| op.epsilon = f32::NAN));
+    refused_in_unet(PlanError::Shape, of!(Attention, |op| op.heads = 0));
+    refused_in_unet(PlanError::Overlap, of!(Attention, |op| op.query = op.key));
+    refused_in_unet(PlanError::Shape, of!(Transpose, |op| op.rows = 0));
+}
