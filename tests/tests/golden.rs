@@ -14,8 +14,8 @@ use quell::{Kernels, Model, Request, Sampler};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
+use quell_converter::input::samples as read_npy;
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::output::read_npy;
 use quell_tests::{generate, models};
 
 const MODELS: [&str; 2] = ["mlp", "mlp-classic"];
@@ -99,6 +99,7 @@ fn runs(model: &Model<'_>) -> Vec<(String, Request)> {
         steps,
         seed,
         class,
+        ..Request::default()
     };
     let ddim = |eta| Sampler::Ddim { eta };
     [
@@ -153,10 +154,10 @@ fn self_tests_hold() -> Result<()> {
         let model = file.model()?;
         let test = model.head().self_test.context("no self-test")?;
         let request = Request {
-            sampler: Sampler::Ddim { eta: 0.0 },
             steps: test.steps,
             seed: test.seed,
             class: test.class,
+            ..Request::default()
         };
         assert_eq!(
             quell::digest(&generate(&model, request)?),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::output;
+use quell_converter::{input, output};
 
 /// Call the denoiser once: from a noisy sample to the network's prediction.
 #[derive(clap::Args)]
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
-    let samples = output::read_npy(&args.sample, model.header().shape)?;
+    let samples = input::samples(&args.sample, model.header().shape)?;
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
     let mut predictions = Vec::with_capacity(samples.len());

@@ -1,8 +1,9 @@
 //! DDIM (Song et al. 2021, equations 12 and 16).
 
+use quell_format::{Prediction, Schedule};
 use quell_kernels::math;
 
-use super::{Next, Point};
+use super::{Coefficients, Computed, Level, Next, Point, predictions, timestep};
 
 /// A step: `x ← √ᾱ'·x₀ + √(1−ᾱ'−σ²)·ε + σ·z`,
 /// `σ = η·√((1−ᾱ')/(1−ᾱ)·(1−ᾱ/ᾱ'))`.
@@ -17,11 +18,45 @@ pub(super) fn step(eta: f32, point: Point) -> Next {
     ((math::sqrt(a_prev), math::sqrt(direction), 0.0), sigma)
 }
 
+/// Step `i` of the way back, `x ← √ᾱ·x₀ + √(1−ᾱ)·ε` with ᾱ of a later timestep.
+///
+/// As in diffusers, the network is told the timestep that the step leads to,
+/// T/steps behind the sample's. Before the first lies the clean image, or ᾱ₀
+/// where `set_alpha_to_one` is false or the network predicts x₀: of a sample
+/// without any noise ε would be 0/0.
+pub(super) fn inverse(
+    schedule: &Schedule,
+    alphas_cumprod: &[f32],
+    steps: u32,
+    i: u32,
+) -> Option<Computed> {
+    let alpha = |t: u32| alphas_cumprod.get(t as usize).copied();
+    let t = timestep(schedule, steps, steps.checked_sub(i)?.checked_sub(1)?)?;
+    let stride = schedule.timesteps.checked_div(steps)?;
+    let from_one = schedule.set_alpha_to_one && schedule.prediction != Prediction::Sample;
+    let from = match t.checked_sub(stride) {
+        Some(before) => alpha(before)?,
+        None if from_one => 1.0,
+        None => alpha(0)?,
+    };
+    let (x0, epsilon) = predictions(schedule.prediction, from)?;
+    let arrival = Level::at(alpha(t)?);
+    Some(Computed {
+        timestep: t,
+        coefficients: Coefficients {
+            x0,
+            epsilon,
+            next: (arrival.signal, arrival.noise, 0.0),
+            noise: 0.0,
+        },
+        level: Level::at(from),
+        arrival,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::{Coefficients, predictions};
-    use quell_format::Prediction;
 
     const POINT: Point = Point {
         alpha_cumprod: 0.36,
