@@ -1,6 +1,6 @@
 //! Reverse diffusion, one step at a time.
 
-use quell_format::{Layer, Prediction, Row, Trajectory};
+use quell_format::{Layer, Prediction, Purpose, Row, Trajectory};
 use thiserror::Error;
 
 use crate::model::Model;
@@ -40,6 +40,9 @@ pub enum RequestError {
     /// The class is at fault.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// Only denoisers can be sampled.
+    #[error("a {} cannot be sampled, only called", .0.name())]
+    Purpose(Purpose),
     /// More steps than timesteps, none, or past the schedule's end.
     #[error("{steps} steps are impossible: the model was trained with {timesteps} timesteps")]
     Steps {
@@ -112,6 +115,10 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         session: &'s mut Session<'m, 'a>,
         request: Request,
     ) -> Result<Self, RequestError> {
+        match session.model().purpose() {
+            Purpose::Denoiser => {}
+            other => return Err(RequestError::Purpose(other)),
+        }
         let class = session.model().class_row(request.class)?;
         let trajectory = match request.sampler {
             Sampler::Trajectory(index) => Some(trajectory(session.model(), index, request.steps)?),

@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use proptest::prelude::*;
-use quell::format::{Header, Tier, checksum};
+use quell::format::{Header, Purpose, Tier, checksum};
 use quell::{Model, Request, Sampler};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_tests::RandomCheckpoint;
+use quell_tests::{RandomCheckpoint, networks};
 
-/// A small file of every tier and architecture, and one with trajectories that
-/// keep samples, add noise, visit timesteps in between and threshold.
+/// A small file of every tier and architecture, one with trajectories that keep
+/// samples, add noise, visit timesteps in between and threshold, and files of
+/// other purposes with a second input.
 fn corpus() -> Result<Vec<Vec<u8>>> {
     let mut files = Vec::new();
     for tier in [Tier::F32, Tier::F16, Tier::Int8] {
@@ -33,6 +34,9 @@ fn corpus() -> Result<Vec<Vec<u8>>> {
     for tier in [Tier::F32, Tier::F16] {
         files.push(RandomCheckpoint::unet(3, 4)?.compile(tier)?.bytes);
     }
+    for purpose in [Purpose::Plain, Purpose::ClassifierGradient] {
+        files.push(networks::compiled(purpose, true, Tier::F32)?.bytes);
+    }
     Ok(files)
 }
 
@@ -47,6 +51,13 @@ fn open_and_run(bytes: &[u8]) -> bool {
     }
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut()).unwrap();
+    session.context_mut().fill(0.5);
+    let class = (model.head().classes > 0).then_some(0);
+    let called = match model.purpose() {
+        Purpose::Plain => session.infer().is_ok(),
+        _ => session.denoise(0, class).is_ok(),
+    };
+    assert!(called, "a valid file cannot be called");
     let computed = [(Sampler::Ddpm, 3), (Sampler::Ddim { eta: 0.5 }, 3)];
     let carried = (0..).zip(model.trajectories());
     let carried = carried.map(|(i, t)| (Sampler::Trajectory(i), t.steps));
@@ -55,7 +66,7 @@ fn open_and_run(bytes: &[u8]) -> bool {
             sampler,
             steps,
             seed: 1,
-            class: (model.head().classes > 0).then_some(0),
+            class,
         };
         if let Ok(mut generation) = session.generate(request) {
             while generation.step().is_some() {}
@@ -163,7 +174,7 @@ proptest! {
     /// Several bytes at once, a piece moved elsewhere, then a valid checksum.
     #[test]
     fn random_damage_never_panics(
-        which in 0usize..9,
+        which in 0usize..11,
         edits in prop::collection::vec((0usize..4096, any::<u8>()), 0..6),
         splice in prop::option::of((0usize..2048, 0usize..2048, 1usize..64)),
     ) {

@@ -8,7 +8,7 @@ mod blocks;
 mod embedding;
 
 use anyhow::{Result, bail, ensure};
-use quell::format::Function;
+use quell::format::{Function, Purpose};
 use serde::Deserialize;
 
 use self::blocks::{Builder, Feature};
@@ -176,9 +176,12 @@ pub(super) fn network(
         value = graph.push("output.channels_first", transpose, &[value], size.len());
     }
     embedding::divide_by_time(&mut graph, &settings, value, times);
+    let shape = [size.channels, size.height, size.width].map(|n| n as u32);
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
-        shape: [size.channels, size.height, size.width].map(|n| n as u32),
+        purpose: Purpose::Denoiser,
+        shape,
+        output_shape: shape,
         classes: settings.class.count(),
         null_class: None,
         graph,
