@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result};
-use quell::format::{self, Head, Layer, Prediction, Schedule, SelfTest, Slab, Tier};
+use anyhow::{Context, Result, ensure};
+use quell::format::{self, Head, Layer, Prediction, Purpose, Schedule, SelfTest, Slab, Tier};
 use quell::{Kernels, Request};
 
 use crate::calibrate::{self, Settings};
@@ -51,6 +51,17 @@ pub fn compile(
         schedule: &checkpoint.schedule,
         trajectories: &checkpoint.trajectories,
     };
+    let purpose = checkpoint.network.purpose;
+    ensure!(
+        tier != Tier::Int8 || purpose == Purpose::Denoiser,
+        "int8 is calibrated on the steps of a sampler, and a {} has none; use --weights f16 or f32",
+        purpose.name()
+    );
+    ensure!(
+        tier != Tier::Int8 || graph.context().is_none(),
+        "int8 is calibrated on the steps of a sampler, which knows no context; use --weights f16 \
+         or f32"
+    );
     let grids = match tier {
         Tier::Int8 => calibrate::calibrate(&source, settings, progress)?,
         Tier::F32 | Tier::F16 => HashMap::new(),
@@ -76,8 +87,10 @@ pub fn assemble(
     self_test: Option<SelfTest>,
 ) -> Result<Vec<u8>> {
     let mut slabs = plan.slabs.clone();
-    let schedule = source.schedule;
-    let alphas: Vec<f32> = schedule.alphas_cumprod.iter().map(|&a| a as f32).collect();
+    let schedule = match source.network.purpose {
+        Purpose::Plain => Schedule::NONE,
+        Purpose::Denoiser | Purpose::ClassifierGradient => schedule(source.schedule, &mut slabs)?,
+    };
     let head = Head {
         model: &source.network.architecture,
         layers: plan.layers.len() as u32,
@@ -85,29 +98,42 @@ pub fn assemble(
         output: plan.output,
         classes: source.network.classes,
         null_class: source.network.null_class,
-        schedule: Schedule {
-            alphas_cumprod: slabs.push(&alphas)?,
-            timesteps: alphas.len() as u32,
-            prediction: schedule.prediction,
-            variance: schedule.variance,
-            spacing: schedule.spacing,
-            steps_offset: schedule.steps_offset,
-            set_alpha_to_one: schedule.set_alpha_to_one,
-            clip: schedule.clip,
-        },
+        schedule,
         self_test,
     };
     let layers = plan.layers.iter().map(|(name, op)| Layer { name, op: *op });
     let layers: Vec<Layer<'_>> = layers.collect();
     let (trajectories, arena_bytes) = place(source, plan, &mut slabs)?;
+    let context = plan.context.zip(source.graph.context());
     let summary = Summary {
+        purpose: source.network.purpose,
         shape: source.network.shape,
+        output_shape: source.network.output_shape,
+        context: context.map(|(offset, elements)| format::Context {
+            offset,
+            elements: elements as u32,
+        }),
         tier,
         arena_bytes,
         macs: source.graph.macs(),
         trajectories,
     };
     write::file(summary, &head, &layers, &slabs)
+}
+
+/// The schedule as the file states it, its table among the slabs.
+fn schedule(schedule: &NoiseSchedule, slabs: &mut Slabs) -> Result<Schedule> {
+    let alphas: Vec<f32> = schedule.alphas_cumprod.iter().map(|&a| a as f32).collect();
+    Ok(Schedule {
+        alphas_cumprod: slabs.push(&alphas)?,
+        timesteps: alphas.len() as u32,
+        prediction: schedule.prediction,
+        variance: schedule.variance,
+        spacing: schedule.spacing,
+        steps_offset: schedule.steps_offset,
+        set_alpha_to_one: schedule.set_alpha_to_one,
+        clip: schedule.clip,
+    })
 }
 
 /// The trajectories' tables and records among the slabs, and the bytes of an

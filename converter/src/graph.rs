@@ -40,6 +40,8 @@ pub struct Affine {
 pub enum Op {
     /// The current sample, flattened `[c, h, w]`.
     Sample,
+    /// The second input, if the network has one.
+    Context,
     /// A row per timestep.
     Time(Matrix),
     /// A row per class.
@@ -193,7 +195,8 @@ pub struct Node {
     pub len: usize,
 }
 
-/// A denoiser: from sample, timestep and class to a prediction.
+/// A network: from sample, timestep and class to a prediction, or from one array
+/// to another.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     /// In order of execution; the last one is the output.
@@ -233,6 +236,12 @@ impl Graph {
     /// The network's output.
     pub fn output(&self) -> ValueId {
         self.nodes.len() - 1
+    }
+
+    /// Elements of the second input, if the network has one.
+    pub fn context(&self) -> Option<usize> {
+        let node = self.nodes.iter().find(|node| node.op == Op::Context);
+        node.map(|node| node.len)
     }
 
     /// For every value, the nodes that read it; nothing for dead values.

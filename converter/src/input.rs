@@ -47,16 +47,27 @@ pub fn samples(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
     array(path, shape, f32::from).with_context(|| path.display().to_string())
 }
 
+/// Reads an `.npy` array `[n, …]` as n vectors of so many elements.
+pub fn vectors(path: &Path, elements: usize) -> Result<Vec<Vec<f32>>> {
+    let read = || {
+        let (shape, values) = values(path, f32::from)?;
+        let rows = shape.get(1..).unwrap_or_default();
+        ensure!(
+            shape.len() > 1 && rows.iter().product::<u64>() == elements as u64,
+            "the array has shape {shape:?}, expected [n, …] with {elements} elements each"
+        );
+        Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
+    };
+    read().with_context(|| path.display().to_string())
+}
+
 fn is_array(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default();
     extension.eq_ignore_ascii_case("npy")
 }
 
-/// Numbers as they are, bytes as `byte` says.
 fn array(path: &Path, shape: [u32; 3], byte: impl Fn(u8) -> f32) -> Result<Vec<Vec<f32>>> {
-    let file = std::io::BufReader::new(std::fs::File::open(path)?);
-    let array = npyz::NpyFile::new(file).context("not a readable .npy array")?;
-    let found = array.shape().to_vec();
+    let (found, values) = values(path, byte)?;
     let [c, h, w] = shape;
     let sample = shape.map(u64::from);
     // Leading dimensions of 1 may be left out.
@@ -70,6 +81,16 @@ fn array(path: &Path, shape: [u32; 3], byte: impl Fn(u8) -> f32) -> Result<Vec<V
         fits,
         "the array has shape {found:?}, expected [n, {c}, {h}, {w}]"
     );
+    let elements = (c * h * w) as usize;
+    Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
+}
+
+/// The shape and the elements of an array, all finite: numbers as they are, bytes as
+/// `byte` says.
+fn values(path: &Path, byte: impl Fn(u8) -> f32) -> Result<(Vec<u64>, Vec<f32>)> {
+    let file = std::io::BufReader::new(std::fs::File::open(path)?);
+    let array = npyz::NpyFile::new(file).context("not a readable .npy array")?;
+    let shape = array.shape().to_vec();
     ensure!(
         array.order() == npyz::Order::C,
         "the array is in Fortran order, expected C order"
@@ -79,8 +100,7 @@ fn array(path: &Path, shape: [u32; 3], byte: impl Fn(u8) -> f32) -> Result<Vec<V
         values.iter().all(|x| x.is_finite()),
         "the array holds NaN or infinite numbers"
     );
-    let elements = (c * h * w) as usize;
-    Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
+    Ok((shape, values))
 }
 
 fn numbers<R: std::io::Read>(

@@ -30,6 +30,8 @@ pub struct Lowered {
     pub slabs: Slabs,
     /// Where the sample lies in the arena.
     pub sample: u32,
+    /// Where the context lies in the arena, if the network has one.
+    pub context: Option<u32>,
     /// Where the output lies in the arena.
     pub output: u32,
     /// Bytes of the arena.
@@ -53,13 +55,17 @@ pub fn lower(graph: &Graph, tier: Tier, grids: &HashMap<ValueId, Grid>) -> Resul
         values: Vec::new(),
         slabs: Slabs::default(),
     };
-    let sample = lowering.place_sample()?;
+    lowering.place_concatenations()?;
+    let Some(sample) = lowering.place_input(&Op::Sample) else {
+        bail!("the network does not read the sample");
+    };
+    let context = lowering.place_input(&Op::Context);
     for i in 0..graph.nodes.len() {
         if i == graph.output() || !lowering.users[i].is_empty() {
             lowering.node(i)?;
         }
     }
-    lowering.finish(sample)
+    lowering.finish(sample, context)
 }
 
 /// Additions that a layer makes on its way out: the value that a layer
@@ -82,12 +88,18 @@ fn absorbed(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
         );
         let only_reader = users[layer] == [sum];
         let old_is_free = users[old].iter().all(|&user| user == sum || user < layer);
-        let writable = !matches!(graph.nodes[old].op, Op::Sample | Op::Concat);
+        let writable = !is_fixed(&graph.nodes[old].op);
         if can_add && only_reader && old_is_free && writable {
             absorbed.insert(layer, (old, sum));
         }
     }
     absorbed
+}
+
+/// Whether a value lies where others decide: the caller's inputs are only read,
+/// and of a concatenation every reader sees all parts.
+fn is_fixed(op: &Op) -> bool {
+    matches!(op, Op::Sample | Op::Context | Op::Concat)
 }
 
 /// A place in a buffer, in bytes from its start.
@@ -123,42 +135,40 @@ struct Draft {
 }
 
 impl Lowering<'_> {
-    /// Concatenations first: their parts must be made in place. Then the
-    /// sample, which lives as long as the plan.
-    fn place_sample(&mut self) -> Result<Home> {
-        let mut sample = None;
+    /// Before everything else: the parts must be made in place.
+    fn place_concatenations(&mut self) -> Result<()> {
         for (i, node) in self.graph.nodes.iter().enumerate() {
-            match node.op {
-                Op::Concat => {
-                    let home = self.allocate(4 * node.len);
-                    self.homes.insert(i, home);
-                    let mut offset = 0;
-                    for &part in &node.inputs {
-                        let part_home = Home { offset, ..home };
-                        let twice = self.homes.insert(part, part_home).is_some();
-                        ensure!(!twice, "{}: a value in two places", node.name);
-                        offset += 4 * self.graph.nodes[part].len;
-                    }
-                }
-                Op::Sample => sample = Some(i),
-                _ => {}
+            if node.op != Op::Concat {
+                continue;
+            }
+            let home = self.allocate(4 * node.len);
+            self.homes.insert(i, home);
+            let mut offset = 0;
+            for &part in &node.inputs {
+                let part_home = Home { offset, ..home };
+                let twice = self.homes.insert(part, part_home).is_some();
+                ensure!(!twice, "{}: a value in two places", node.name);
+                offset += 4 * self.graph.nodes[part].len;
             }
         }
-        let Some(sample) = sample else {
-            bail!("the network does not read the sample");
-        };
-        let len = self.graph.nodes[sample].len;
-        let home = self.homes.get(&sample).copied();
+        Ok(())
+    }
+
+    /// What the caller writes lives as long as the plan.
+    fn place_input(&mut self, op: &Op) -> Option<Home> {
+        let input = self.graph.nodes.iter().position(|node| node.op == *op)?;
+        let len = self.graph.nodes[input].len;
+        let home = self.homes.get(&input).copied();
         let home = home.unwrap_or_else(|| self.allocate(4 * len));
-        self.homes.insert(sample, home);
+        self.homes.insert(input, home);
         self.buffers[home.buffer].touch(0);
-        Ok(home)
+        Some(home)
     }
 
     fn node(&mut self, i: ValueId) -> Result<()> {
         let node = &self.graph.nodes[i];
         match &node.op {
-            Op::Sample | Op::Concat => Ok(()),
+            Op::Sample | Op::Context | Op::Concat => Ok(()),
             Op::Time(table) => self.embed(i, Index::Timestep, table),
             Op::Class(table) => self.embed(i, Index::Class, table),
             Op::Linear { weight, bias } if self.tier == Tier::Int8 => {
@@ -327,8 +337,7 @@ impl Lowering<'_> {
     /// Whether node `i` may leave its result where its input `before` lies.
     fn can_overwrite(&self, i: ValueId, before: ValueId) -> bool {
         let last_reader = self.users[before].iter().all(|&user| user <= i);
-        let fixed = matches!(self.graph.nodes[before].op, Op::Sample | Op::Concat);
-        last_reader && !fixed
+        last_reader && !is_fixed(&self.graph.nodes[before].op)
     }
 
     /// Where an f32 result goes, which value it then is, and whether it is added
@@ -455,15 +464,17 @@ impl Lowering<'_> {
         }
     }
 
-    fn finish(mut self, sample: Home) -> Result<Lowered> {
+    fn finish(mut self, sample: Home, context: Option<Home>) -> Result<Lowered> {
         let output = self.homes.get(&self.graph.output()).copied();
         let Some(output) = output else {
             bail!("the network's output has no place");
         };
-        // The sampler reads both after the last operation.
+        // The caller reads the output after the last operation, and a sampler the
+        // sample; what is not written anew is an input of the next call.
         let end = self.layers.len();
-        self.buffers[sample.buffer].touch(end);
-        self.buffers[output.buffer].touch(end);
+        for home in [Some(sample), context, Some(output)].into_iter().flatten() {
+            self.buffers[home.buffer].touch(end);
+        }
         let (offsets, arena_bytes) = memory::plan(&self.buffers, format::ARENA_ALIGN);
         let resolve = |home: &Home| (offsets[home.buffer] + home.offset) as u32;
         let build = |(name, draft): (String, Draft)| {
@@ -472,6 +483,7 @@ impl Lowering<'_> {
         };
         Ok(Lowered {
             sample: resolve(&sample),
+            context: context.as_ref().map(resolve),
             output: resolve(&output),
             layers: self.layers.into_iter().map(build).collect(),
             values: self.values,

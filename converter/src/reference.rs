@@ -10,7 +10,21 @@ use quell::format::{Function, Prediction};
 use crate::checkpoint::NoiseSchedule;
 use crate::graph::{Graph, Matrix, Op};
 
-/// All values of one denoiser call; the last one is the output.
+/// What a network is called with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inputs<'a> {
+    /// `[c, h, w]`.
+    pub sample: &'a [f64],
+    /// The second input, where the network has one.
+    pub context: &'a [f64],
+    /// A row of the time tables.
+    pub timestep: usize,
+    /// A row of the class embedding.
+    pub class: Option<usize>,
+}
+
+/// All values of one call of a network without context; the last one is the
+/// output.
 ///
 /// `class` is a row of the class embedding.
 pub fn evaluate(
@@ -19,12 +33,26 @@ pub fn evaluate(
     timestep: usize,
     class: Option<usize>,
 ) -> Result<Vec<Vec<f64>>> {
+    call(
+        graph,
+        &Inputs {
+            sample,
+            timestep,
+            class,
+            context: &[],
+        },
+    )
+}
+
+/// All values of one call; the last one is the output.
+pub fn call(graph: &Graph, inputs: &Inputs<'_>) -> Result<Vec<Vec<f64>>> {
     let mut values: Vec<Vec<f64>> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let value = match &node.op {
-            Op::Sample => sample.to_vec(),
-            Op::Time(table) => row(table, timestep),
-            Op::Class(table) => match class {
+            Op::Sample => inputs.sample.to_vec(),
+            Op::Context => inputs.context.to_vec(),
+            Op::Time(table) => row(table, inputs.timestep),
+            Op::Class(table) => match inputs.class {
                 Some(class) => row(table, class),
                 None => bail!("{}: a class is needed", node.name),
             },
@@ -42,7 +70,7 @@ pub fn evaluate(
 pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
     let input = |i: usize| inputs[i];
     match op {
-        Op::Sample | Op::Time(_) | Op::Class(_) => Vec::new(),
+        Op::Sample | Op::Context | Op::Time(_) | Op::Class(_) => Vec::new(),
         Op::Linear { weight, bias } => linear(weight, bias, input(0)),
         Op::LayerNorm { epsilon, affine } => {
             let mut value = layer_norm(input(0), f64::from(*epsilon));

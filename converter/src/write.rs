@@ -1,7 +1,9 @@
 //! The bytes of a file: header, records, slabs.
 
 use anyhow::{Context, Result};
-use quell::format::{Head, Header, Layer, SLAB_ALIGN, Slab, Tier, checksum};
+use quell::format::{
+    Context as ContextInput, Head, Header, Layer, Purpose, SLAB_ALIGN, Slab, Tier, checksum,
+};
 use quell_kernels::cast;
 use serde::Serialize;
 
@@ -26,8 +28,14 @@ impl Slabs {
 /// What the header says and the plan does not.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
-    /// `[channels, height, width]`.
+    /// What the network is for.
+    pub purpose: Purpose,
+    /// `[channels, height, width]` of a sample.
     pub shape: [u32; 3],
+    /// `[channels, height, width]` of the output.
+    pub output_shape: [u32; 3],
+    /// The second input, if there is one.
+    pub context: Option<ContextInput>,
     /// Type of the weights.
     pub tier: Tier,
     /// Bytes of working memory.
@@ -52,10 +60,7 @@ pub fn file(
     let slabs_offset = (Header::LEN + plan.len()).next_multiple_of(SLAB_ALIGN);
     let u32 = |n: usize| u32::try_from(n).context("more than 4 GiB");
     let mut header = Header {
-        minor: match summary.trajectories {
-            Some(_) => quell::format::MINOR,
-            None => 0,
-        },
+        minor: minor(&summary),
         file_len: u32(slabs_offset + slabs.0.len())?,
         crc32: 0,
         required_ops: layers.iter().fold(0, |bits, layer| bits | layer.op.bit()),
@@ -68,6 +73,9 @@ pub fn file(
         shape: summary.shape,
         tier: summary.tier,
         trajectories: summary.trajectories.unwrap_or(Slab { offset: 0, len: 0 }),
+        purpose: summary.purpose,
+        other_output: other_output(&summary),
+        context: summary.context,
     };
     let mut file = header.to_bytes().to_vec();
     file.extend(plan);
@@ -76,6 +84,20 @@ pub fn file(
     header.crc32 = checksum(&file);
     file[..Header::LEN].copy_from_slice(&header.to_bytes());
     Ok(file)
+}
+
+/// The lowest minor version that has all that the file uses.
+fn minor(summary: &Summary) -> u16 {
+    let denoiser = summary.purpose == Purpose::Denoiser;
+    if !denoiser || other_output(summary).is_some() || summary.context.is_some() {
+        2
+    } else {
+        u16::from(summary.trajectories.is_some())
+    }
+}
+
+fn other_output(summary: &Summary) -> Option<[u32; 3]> {
+    (summary.output_shape != summary.shape).then_some(summary.output_shape)
 }
 
 /// A postcard byte string that holds a postcard value.

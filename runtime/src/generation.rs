@@ -8,7 +8,7 @@ mod edit;
 mod guide;
 mod request;
 
-use quell_format::{Layer, Limit, Row, Trajectory};
+use quell_format::{Layer, Limit, Purpose, Row, Trajectory};
 use quell_kernels::math;
 
 use self::edit::Walk;
@@ -76,6 +76,10 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         session: &'s mut Session<'m, 'a>,
         request: Request,
     ) -> Result<Self, RequestError> {
+        match session.model().purpose() {
+            Purpose::Denoiser => {}
+            other => return Err(RequestError::Purpose(other)),
+        }
         let class = session.model().class_row(request.class)?;
         let trajectory = request::trajectory(session.model(), &request)?;
         request::check_guidance(session.model(), &request, session.spare_bytes())?;

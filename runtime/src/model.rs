@@ -1,6 +1,6 @@
 //! A model: a file that has been checked, in place.
 
-use quell_format::{File, FormatError, Head, Header, Layer, Trajectory};
+use quell_format::{File, FormatError, Head, Header, Layer, Purpose, Trajectory};
 use quell_kernels::{Kernels, cast};
 use thiserror::Error;
 
@@ -93,6 +93,17 @@ impl<'m> Model<'m> {
     /// Bytes of working memory with room for [`crate::Guidance`]: one more sample.
     pub fn guided_arena_bytes(&self) -> usize {
         self.arena_bytes() + self.elements() * size_of::<f32>()
+    }
+
+    /// What the network is for: what [`Session`] may be asked.
+    pub fn purpose(&self) -> Purpose {
+        self.file.header().purpose
+    }
+
+    /// Shape of the output: `[channels, height, width]`; the sample's, unless the
+    /// network is a plain one.
+    pub fn output_shape(&self) -> [u32; 3] {
+        self.file.header().output_shape()
     }
 
     /// Number of elements of a sample.

@@ -1,6 +1,6 @@
 //! A model at work in an arena: single denoiser calls.
 
-use quell_format::{Layer, Trajectory};
+use quell_format::{Layer, Purpose, Trajectory};
 use quell_kernels::cast;
 use thiserror::Error;
 
@@ -27,7 +27,7 @@ pub enum SessionError {
     Misaligned,
 }
 
-/// Why a denoiser call is impossible.
+/// Why a call is impossible.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InputError {
@@ -50,6 +50,12 @@ pub enum InputError {
     /// The model was not trained to run without a class.
     #[error("the model needs a class, 0..{0}")]
     ClassNeeded(u32),
+    /// A plain network was asked at a timestep.
+    #[error("a plain network has neither timestep nor class: use `infer`")]
+    Plain,
+    /// A network of this purpose was asked without a timestep.
+    #[error("a {} needs a timestep: use `denoise`", .0.name())]
+    Timed(Purpose),
 }
 
 /// What an operation has left in the arena, for calibration and comparison.
@@ -102,7 +108,7 @@ impl<'m, 'a> Session<'m, 'a> {
 
     /// The current sample, `[c, h, w]`: input of the next denoiser call.
     pub fn sample(&self) -> &[f32] {
-        self.view(self.model.head().sample)
+        self.view(self.model.head().sample, self.elements())
     }
 
     /// The current sample, to write.
@@ -113,12 +119,54 @@ impl<'m, 'a> Session<'m, 'a> {
             .unwrap_or(&mut [])
     }
 
-    /// What the last denoiser call left, `[c, h, w]`.
+    /// What the last call left, of [`Model::output_shape`].
     pub fn output(&self) -> &[f32] {
-        self.view(self.model.head().output)
+        self.view(self.model.head().output, self.output_elements())
     }
 
-    /// One denoiser call on [`Session::sample`]; returns its output, `[c, h, w]`.
+    /// The second input, to write; empty where the model has none. It stays as it
+    /// is from call to call, and is zero in a new session.
+    pub fn context_mut(&mut self) -> &mut [f32] {
+        let context = self.model.header().context;
+        context
+            .and_then(|context| f32s(context.offset, context.elements))
+            .and_then(|range| view_f32_mut(self.arena, range))
+            .unwrap_or(&mut [])
+    }
+
+    /// One call of a plain network on [`Session::sample`]; returns its output, of
+    /// [`Model::output_shape`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (bytes, latents): (&[u8], [f32; 16]) = (&[], [0.0; 16]);
+    /// # let mut arena = quell::Arena::<16>::new();
+    /// let decoder = quell::Model::open(bytes)?;
+    /// let mut session = decoder.session(arena.bytes_mut())?;
+    /// session.sample_mut().copy_from_slice(&latents);
+    /// let pixels: &[f32] = session.infer()?;
+    /// # let _ = pixels; Ok(()) }
+    /// ```
+    pub fn infer(&mut self) -> Result<&[f32], InputError> {
+        self.infer_with(|_, _| {})
+    }
+
+    /// [`Session::infer`] that shows what each operation has left.
+    pub fn infer_with(
+        &mut self,
+        mut observe: impl FnMut(&Layer<'m>, Values<'_>),
+    ) -> Result<&[f32], InputError> {
+        match self.model.purpose() {
+            Purpose::Plain => self.run(0, None, &mut observe),
+            timed @ (Purpose::Denoiser | Purpose::ClassifierGradient) => {
+                return Err(InputError::Timed(timed));
+            }
+        }
+        Ok(self.output())
+    }
+
+    /// One call on [`Session::sample`] at a timestep; returns its output: what a
+    /// denoiser predicts, `[c, h, w]`.
     ///
     /// Without a class, a conditional model uses its "no class" embedding.
     pub fn denoise(&mut self, timestep: u32, class: Option<u32>) -> Result<&[f32], InputError> {
@@ -132,6 +180,9 @@ impl<'m, 'a> Session<'m, 'a> {
         class: Option<u32>,
         mut observe: impl FnMut(&Layer<'m>, Values<'_>),
     ) -> Result<&[f32], InputError> {
+        if self.model.purpose() == Purpose::Plain {
+            return Err(InputError::Plain);
+        }
         let timesteps = self.model.head().schedule.timesteps;
         if timestep >= timesteps {
             return Err(InputError::Timestep {
@@ -173,7 +224,7 @@ impl<'m, 'a> Session<'m, 'a> {
         let head = self.model.head();
         let ranges = (
             f32s(head.sample, self.elements()),
-            f32s(head.output, self.elements()),
+            f32s(head.output, self.output_elements()),
         );
         match ranges {
             (Some(sample), Some(output)) => view_pair(self.arena, sample, output),
@@ -243,7 +294,7 @@ impl<'m, 'a> Session<'m, 'a> {
         let (head, elements) = (self.model.head(), self.elements());
         let ranges = [
             f32s(head.sample, elements)?,
-            f32s(head.output, elements)?,
+            f32s(head.output, self.output_elements())?,
             f32s(trajectory.history, trajectory.slots.checked_mul(elements)?)?,
         ];
         let [sample, output, history] = disjoint(self.arena, ranges)?;
@@ -263,8 +314,8 @@ impl<'m, 'a> Session<'m, 'a> {
         })
     }
 
-    fn view(&self, offset: u32) -> &[f32] {
-        let range = f32s(offset, self.elements());
+    fn view(&self, offset: u32, elements: u32) -> &[f32] {
+        let range = f32s(offset, elements);
         range
             .and_then(|range| view_f32(self.arena, range))
             .unwrap_or(&[])
@@ -272,5 +323,9 @@ impl<'m, 'a> Session<'m, 'a> {
 
     fn elements(&self) -> u32 {
         self.model.elements() as u32
+    }
+
+    fn output_elements(&self) -> u32 {
+        self.model.header().output_elements().unwrap_or(0) as u32
     }
 }

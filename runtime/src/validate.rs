@@ -10,7 +10,7 @@ mod trajectory;
 
 use quell_format::{
     ARENA_ALIGN, Conv2d, Embed, Factor, File, GroupNorm, Head, I8Output, Index, Linear, LinearI8,
-    Op, Prediction, SLAB_ALIGN, Scale, Slab, WeightType,
+    Op, Prediction, Purpose, SLAB_ALIGN, Scale, Schedule, Slab, WeightType,
 };
 use quell_kernels::{cast, layout};
 use thiserror::Error;
@@ -31,7 +31,8 @@ pub enum PlanError {
     /// A region is misaligned or reaches past the arena.
     #[error("a region does not lie in the arena")]
     Region,
-    /// Two regions of an operation overlap, or the sample is overwritten.
+    /// Two regions of an operation overlap, or the sample or the context is
+    /// overwritten.
     #[error("regions overlap")]
     Overlap,
     /// It reads what nothing has written.
@@ -53,6 +54,11 @@ pub enum PlanError {
     /// The noise schedule is not one.
     #[error("the noise schedule is invalid")]
     Schedule,
+    /// It has what no file of its purpose has: a plain network a class, a
+    /// classifier gradient a self-test, one of these trajectories; or it lacks
+    /// what each has: a denoiser an output of the sample's shape.
+    #[error("does not fit the purpose of the file")]
+    Purpose,
 }
 
 use PlanError as E;
@@ -67,18 +73,41 @@ pub(crate) fn plan(file: &File<'_>) -> Result<(), (u32, PlanError)> {
 }
 
 fn check_head(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
-    let sample = sample(file)?;
-    let output = Region::new(head.output, sample.count, Element::F32);
-    check_region(file, sample)?;
+    let count = file.header().output_elements().ok_or(E::Shape)?;
+    let output = Region::new(head.output, count as u32, Element::F32);
     check_region(file, output)?;
-    if overlap(sample, output)? {
-        return Err(E::Overlap);
+    for input in inputs(file)?.into_iter().flatten() {
+        check_region(file, input)?;
+        require(!overlap(input, output)?, E::Overlap)?;
+    }
+    if let [Some(sample), Some(context)] = inputs(file)? {
+        require(!overlap(sample, context)?, E::Overlap)?;
     }
     check_written(file, head.layers, output)?;
     if head.null_class.is_some_and(|class| class < head.classes) {
         return Err(E::Rows);
     }
-    let schedule = &head.schedule;
+    check_purpose(file, head)?;
+    match file.header().purpose {
+        Purpose::Plain => require(head.schedule == Schedule::NONE, E::Schedule),
+        Purpose::Denoiser | Purpose::ClassifierGradient => check_schedule(file, &head.schedule),
+    }
+}
+
+/// What a file has besides its operations is what files of its purpose have.
+fn check_purpose(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
+    let header = file.header();
+    let as_sample = header.output_shape() == header.shape;
+    let never_sampled = head.self_test.is_none() && file.trajectories().next().is_none();
+    let fits = match header.purpose {
+        Purpose::Denoiser => as_sample,
+        Purpose::ClassifierGradient => as_sample && never_sampled,
+        Purpose::Plain => never_sampled && head.classes == 0 && head.null_class.is_none(),
+    };
+    require(fits, E::Purpose)
+}
+
+fn check_schedule(file: &File<'_>, schedule: &Schedule) -> Result<(), PlanError> {
     let alphas = numbers::<f32>(file, schedule.alphas_cumprod, schedule.timesteps as usize)?;
     // At the end of the schedule nothing of the signal need be left, but then
     // x₀ does not follow from ε.
@@ -120,25 +149,25 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
     }
 }
 
-/// In the arena, apart from each other and from the sample, and read only
-/// after being written.
+/// In the arena, apart from each other and from what the caller writes, and
+/// read only after being written.
 fn check_regions(file: &File<'_>, index: u32, access: &Access) -> Result<(), PlanError> {
     for region in access.regions() {
         check_region(file, region)?;
     }
     let (output, scratch) = (access.output, access.scratch);
-    let inputs = || access.inputs.into_iter().flatten();
-    let sample = sample(file)?;
+    let read = || access.inputs.into_iter().flatten();
+    let given = inputs(file)?;
     for written in [Some(output), scratch].into_iter().flatten() {
-        for other in inputs().chain([sample]) {
+        for other in read().chain(given.into_iter().flatten()) {
             require(!overlap(written, other)?, E::Overlap)?;
         }
     }
     if let Some(scratch) = scratch {
         require(!overlap(output, scratch)?, E::Overlap)?;
     }
-    for (i, input) in inputs().enumerate() {
-        for other in inputs().skip(i + 1) {
+    for (i, input) in read().enumerate() {
+        for other in read().skip(i + 1) {
             require(!overlap(input, other)?, E::Overlap)?;
         }
         check_written(file, index, input)?;
@@ -156,10 +185,18 @@ fn check_region(file: &File<'_>, region: Region) -> Result<(), PlanError> {
     require(range.end <= arena && region.is_aligned(), E::Region)
 }
 
-/// The sample's region: written by the caller before the first operation.
+/// The sample's region.
 fn sample(file: &File<'_>) -> Result<Region, PlanError> {
     let count = file.header().elements().ok_or(E::Shape)?;
     Ok(Region::new(file.head().sample, count as u32, Element::F32))
+}
+
+/// What the caller writes before the first operation: the sample, and the
+/// context where there is one.
+fn inputs(file: &File<'_>) -> Result<[Option<Region>; 2], PlanError> {
+    let context = file.header().context;
+    let context = context.map(|c| Region::new(c.offset, c.elements, Element::F32));
+    Ok([Some(sample(file)?), context])
 }
 
 fn overlap(a: Region, b: Region) -> Result<bool, PlanError> {
@@ -168,18 +205,19 @@ fn overlap(a: Region, b: Region) -> Result<bool, PlanError> {
 }
 
 /// Every byte of `region` was written as that type by an operation before
-/// `index`, or is the sample's.
+/// `index`, or by the caller.
 ///
 /// Walks the region from its start: each round finds a writer that reaches
 /// further, so there are at most as many rounds as operations.
 fn check_written(file: &File<'_>, index: u32, region: Region) -> Result<(), PlanError> {
     let wanted = region.range().ok_or(E::Shape)?;
-    let sample = sample(file)?;
+    let given = inputs(file)?;
     let mut reached = wanted.start;
     while reached < wanted.end {
         let outputs = file.layers().take(index as usize);
         let outputs = outputs.filter_map(|layer| Some(Access::of(&layer.op)?.output));
-        let further = core::iter::once(sample)
+        let given = given.into_iter().flatten();
+        let further = given
             .chain(outputs)
             .filter(|written| written.element == region.element)
             .filter_map(|written| written.range())
@@ -196,7 +234,7 @@ fn check_embed(file: &File<'_>, op: &Embed) -> Result<(), PlanError> {
     let rows_fit = match op.index {
         // Behind those of training come the timesteps that trajectories visit
         // between them.
-        Index::Timestep => op.rows >= head.schedule.timesteps,
+        Index::Timestep => head.schedule.timesteps > 0 && op.rows >= head.schedule.timesteps,
         // Without a null class there is always a class to look up.
         Index::Class => match head.null_class {
             Some(null) => null.checked_add(1) == Some(op.rows),

@@ -1,6 +1,8 @@
 //! What the cross-crate tests share: small models made on the spot, the
 //! committed ones, and one way to run them.
 
+pub mod networks;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;

@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use proptest::prelude::*;
-use quell::format::{Header, Tier, checksum};
+use quell::format::{Header, Purpose, Tier, checksum};
 use quell::{Generation, Guidance, Inpaint, Model, Request, Sampler};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_tests::RandomCheckpoint;
+use quell_tests::{RandomCheckpoint, networks};
 
-/// A small file of every tier and architecture, and one with trajectories that
-/// keep samples, add noise, visit timesteps in between and threshold.
+/// A small file of every tier and architecture, one with trajectories that keep
+/// samples, add noise, visit timesteps in between and threshold, and files of
+/// other purposes with a second input.
 fn corpus() -> Result<Vec<Vec<u8>>> {
     let mut files = Vec::new();
     for tier in [Tier::F32, Tier::F16, Tier::Int8] {
@@ -32,6 +33,9 @@ fn corpus() -> Result<Vec<Vec<u8>>> {
     files.push(carrier.compile_for(Tier::Int8, &trajectories)?.bytes);
     for tier in [Tier::F32, Tier::F16] {
         files.push(RandomCheckpoint::unet(3, 4)?.compile(tier)?.bytes);
+    }
+    for purpose in [Purpose::Plain, Purpose::ClassifierGradient] {
+        files.push(networks::compiled(purpose, true, Tier::F32)?.bytes);
     }
     Ok(files)
 }
@@ -63,6 +67,13 @@ fn open_and_run(bytes: &[u8]) -> bool {
     }
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut()).unwrap();
+    session.context_mut().fill(0.5);
+    let class = (model.head().classes > 0).then_some(0);
+    let called = match model.purpose() {
+        Purpose::Plain => session.infer().is_ok(),
+        _ => session.denoise(0, class).is_ok(),
+    };
+    assert!(called, "a valid file cannot be called");
     let image = vec![0.5; model.elements()];
     let computed = [
         (Sampler::Ddpm, 3),
@@ -76,7 +87,7 @@ fn open_and_run(bytes: &[u8]) -> bool {
             sampler,
             steps,
             seed: 1,
-            class: (model.head().classes > 0).then_some(0),
+            class,
             guidance: Guidance {
                 scale: if model.head().null_class.is_some() {
                     2.0
@@ -193,7 +204,7 @@ proptest! {
     /// Several bytes at once, a piece moved elsewhere, then a valid checksum.
     #[test]
     fn random_damage_never_panics(
-        which in 0usize..9,
+        which in 0usize..11,
         edits in prop::collection::vec((0usize..4096, any::<u8>()), 0..6),
         splice in prop::option::of((0usize..2048, 0usize..2048, 1usize..64)),
     ) {

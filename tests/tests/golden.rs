@@ -14,7 +14,7 @@ use quell::{Kernels, Model, Request, Sampler};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
-use quell_converter::input::samples as read_npy;
+use quell_converter::input::samples;
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_tests::{generate, models};
 
@@ -30,8 +30,8 @@ fn golden(file: &str) -> PathBuf {
 /// range.
 fn differences(model: &Model<'_>, name: &str) -> Result<(f64, f64)> {
     let shape = model.header().shape;
-    let noise = read_npy(&golden(&format!("{name}-noise.npy")), shape)?;
-    let expected = read_npy(&golden(&format!("{name}-sample.npy")), shape)?;
+    let noise = samples(&golden(&format!("{name}-noise.npy")), shape)?;
+    let expected = samples(&golden(&format!("{name}-sample.npy")), shape)?;
     let mut arena = HostArena::new(model);
     let (mut largest, mut sum, mut count) = (0.0f64, 0.0, 0);
     for (i, (noise, expected)) in (0..).zip(noise.iter().zip(&expected)) {

@@ -3,18 +3,22 @@
 //! hostile file would notice.
 
 use anyhow::Result;
-use quell::format::{Head, I8Output, Layer, Op, Tier};
+use quell::format::{
+    Context, FormatError, Head, HeaderError, I8Output, Index, Layer, Limit, Op, Purpose, SelfTest,
+    Slab, Tier, Trajectory,
+};
 use quell::{Model, OpenError, PlanError};
 use quell_converter::compile::Compiled;
 use quell_converter::model_file::ModelFile;
 use quell_converter::write::{self, Slabs, Summary};
-use quell_tests::RandomCheckpoint;
+use quell_tests::{RandomCheckpoint, networks};
 
 /// What a fault may change: the layers are `embed, quantize, linear_i8` three times.
 struct Parts<'a> {
     head: Head<'a>,
     layers: Vec<Layer<'a>>,
     slabs: Slabs,
+    summary: Summary,
 }
 
 const EMBED: usize = 0;
@@ -30,19 +34,24 @@ fn refusal(compiled: &Compiled, fault: impl FnOnce(&mut Parts<'_>)) -> Result<Op
         head: *model.head(),
         layers: model.layers().collect(),
         slabs: compiled.plan.slabs.clone(),
+        summary: Summary {
+            purpose: model.purpose(),
+            shape: model.header().shape,
+            output_shape: model.output_shape(),
+            context: model.header().context,
+            tier: model.header().tier,
+            arena_bytes: model.arena_bytes(),
+            macs: model.header().macs,
+            trajectories: None,
+        },
     };
     // What `assemble` appends to the plan's slabs.
-    parts.slabs.push(model.alphas_cumprod())?;
+    if model.purpose() != Purpose::Plain {
+        parts.slabs.push(model.alphas_cumprod())?;
+    }
     fault(&mut parts);
     parts.head.layers = parts.layers.len() as u32;
-    let summary = Summary {
-        shape: model.header().shape,
-        tier: model.header().tier,
-        arena_bytes: model.arena_bytes(),
-        macs: model.header().macs,
-        trajectories: None,
-    };
-    let bytes = write::file(summary, &parts.head, &parts.layers, &parts.slabs)?;
+    let bytes = write::file(parts.summary, &parts.head, &parts.layers, &parts.slabs)?;
     let file = ModelFile::from_bytes(&bytes);
     Ok(Model::open(file.bytes()).err())
 }
@@ -244,4 +253,177 @@ fn image_operations_must_fit_their_shapes() {
     refused_in_unet(PlanError::Shape, of!(Attention, |op| op.heads = 0));
     refused_in_unet(PlanError::Overlap, of!(Attention, |op| op.query = op.key));
     refused_in_unet(PlanError::Shape, of!(Transpose, |op| op.rows = 0));
+}
+
+/// A fault of a network of this purpose, with a second input: found in an
+/// operation that `at` picks, or in the head.
+#[track_caller]
+fn refused_of(
+    purpose: Purpose,
+    error: PlanError,
+    at: impl Fn(&Op) -> bool,
+    fault: impl FnOnce(&mut Parts<'_>),
+) {
+    let compiled = networks::compiled(purpose, true, Tier::F32).unwrap();
+    let mut layer = 0;
+    let refusal = refusal(&compiled, |p| {
+        let first = p.layers.iter().position(|layer| at(&layer.op));
+        fault(p);
+        layer = first.unwrap_or(p.layers.len()) as u32;
+    });
+    assert_eq!(refusal.unwrap(), Some(OpenError::Plan { layer, error }));
+}
+
+const TRAJECTORY: Trajectory<'_> = Trajectory {
+    sampler: "euler",
+    options: "",
+    steps: 1,
+    calls: 1,
+    table: Slab { offset: 0, len: 0 },
+    history: 0,
+    slots: 0,
+    noise_scale: 1.0,
+    limit: Limit::None,
+};
+
+const HEAD_ONLY: fn(&Op) -> bool = |_| false;
+
+#[test]
+fn what_a_file_has_fits_its_purpose() -> Result<()> {
+    use Purpose::{ClassifierGradient, Denoiser, Plain};
+    for purpose in [Denoiser, Plain, ClassifierGradient] {
+        let compiled = networks::compiled(purpose, true, Tier::F32)?;
+        assert_eq!(refusal(&compiled, |_| {})?, None);
+    }
+    let self_test = Some(SelfTest {
+        seed: 1,
+        steps: 1,
+        class: None,
+        digest: 0,
+    });
+    for purpose in [Plain, ClassifierGradient] {
+        refused_of(purpose, PlanError::Purpose, HEAD_ONLY, |p| {
+            p.head.self_test = self_test;
+        });
+    }
+    for purpose in [Plain, ClassifierGradient] {
+        refused_of(purpose, PlanError::Purpose, HEAD_ONLY, |p| {
+            let records = write::record(&TRAJECTORY).unwrap();
+            p.summary.trajectories = Some(p.slabs.push(&records).unwrap());
+        });
+    }
+    refused_of(Plain, PlanError::Purpose, HEAD_ONLY, |p| p.head.classes = 2);
+    refused_of(Plain, PlanError::Purpose, HEAD_ONLY, |p| {
+        p.head.null_class = Some(0);
+    });
+    for purpose in [Denoiser, ClassifierGradient] {
+        refused_of(purpose, PlanError::Purpose, HEAD_ONLY, |p| {
+            p.summary.output_shape = [1, 4, 4];
+        });
+    }
+    refused_of(Plain, PlanError::Schedule, HEAD_ONLY, |p| {
+        p.head.schedule.steps_offset = 1;
+    });
+    refused_of(Denoiser, PlanError::Schedule, HEAD_ONLY, |p| {
+        p.head.schedule.alphas_cumprod.len = 0;
+        p.head.schedule.timesteps = 0;
+        p.layers.retain(|layer| !matches!(layer.op, Op::Embed(_)));
+        // Nothing reads the vector of the time then.
+        for layer in &mut p.layers {
+            if let Op::Linear(op) = &mut layer.op {
+                op.accumulate = false;
+            }
+        }
+    });
+    // A plain network has no time to look up.
+    let embed: fn(&Op) -> bool = |op| matches!(op, Op::Embed(op) if op.index == Index::Timestep);
+    refused_of(Denoiser, PlanError::Rows, embed, |p| {
+        p.summary.purpose = Plain;
+        p.head.schedule.timesteps = 0;
+    });
+    Ok(())
+}
+
+#[test]
+fn the_second_input_is_only_read() {
+    let read_context: fn(&Op) -> bool = |op| matches!(op, Op::Linear(_));
+    refused_of(Purpose::Plain, PlanError::Unwritten, read_context, |p| {
+        p.summary.context = None;
+    });
+    refused_of(Purpose::Plain, PlanError::Unwritten, read_context, |p| {
+        if let Some(context) = &mut p.summary.context {
+            context.elements -= 1;
+        }
+    });
+    // Whatever is written first is written there.
+    refused_of(
+        Purpose::Plain,
+        PlanError::Overlap,
+        |_| true,
+        |p| {
+            let Some(access) = quell::Access::of(&p.layers[0].op) else {
+                panic!("the first operation overflows");
+            };
+            if let Some(context) = &mut p.summary.context {
+                context.offset = access.output.offset;
+            }
+        },
+    );
+    refused_of(Purpose::Plain, PlanError::Region, read_context, |p| {
+        let end = p.summary.arena_bytes as u32;
+        p.summary.context = Some(Context {
+            offset: end - 4,
+            elements: 5,
+        });
+        if let Some(Op::Linear(op)) = p
+            .layers
+            .iter_mut()
+            .map(|l| &mut l.op)
+            .find(|op| matches!(op, Op::Linear(_)))
+        {
+            op.input = end - 4;
+        }
+    });
+    // One that nothing reads lies in the arena too, apart from the sample.
+    let unread = |offset: u32| {
+        move |p: &mut Parts<'_>| {
+            p.summary.context = Some(Context {
+                offset,
+                elements: 4,
+            });
+        }
+    };
+    let compiled = networks::compiled(Purpose::Plain, false, Tier::F32).unwrap();
+    let sample = ModelFile::from_bytes(&compiled.bytes)
+        .model()
+        .unwrap()
+        .head()
+        .sample;
+    for (offset, error) in [(1 << 20, PlanError::Region), (sample, PlanError::Overlap)] {
+        let Some(OpenError::Plan { error: found, .. }) =
+            refusal(&compiled, unread(offset)).unwrap()
+        else {
+            panic!("a context at {offset} is accepted");
+        };
+        assert_eq!(found, error);
+    }
+}
+
+#[test]
+fn header_fields_are_in_range() -> Result<()> {
+    let compiled = networks::compiled(Purpose::Plain, false, Tier::F32)?;
+    for (at, word, field) in [
+        (88, 3, "purpose"),
+        (92, 0, "output_shape"),
+        (96, 1 << 17, "output_shape"),
+        (104, 64, "context"),
+        (108, (1 << 30) + 1, "context"),
+    ] {
+        let mut bytes = compiled.bytes.clone();
+        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
+        let file = ModelFile::from_bytes(&bytes);
+        let error = OpenError::Format(FormatError::Header(HeaderError::Field(field)));
+        assert_eq!(Model::open(file.bytes()).err(), Some(error), "{field}");
+    }
+    Ok(())
 }

@@ -70,6 +70,7 @@ fn fields_and_values_are_named() {
         ("down_block_types", json!(["DownBlock2D"])),
         ("up_block_types", json!(["UpBlock2D"])),
         ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+        ("null_class_id", json!(3)),
         ("layers_per_block", json!(0)),
         ("mid_block_scale_factor", json!(0.0)),
         ("downsample_padding", json!(2)),

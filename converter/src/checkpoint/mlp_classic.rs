@@ -2,7 +2,7 @@
 //! linear layers with ReLU in between.
 
 use anyhow::{Context, Result, ensure};
-use quell::format::Function;
+use quell::format::{Function, Purpose};
 use serde::Deserialize;
 
 use super::{Network, Tensors};
@@ -68,7 +68,9 @@ pub(super) fn network(
     graph.linear(name, weight, bias, value);
     let network = Network {
         architecture: "MLPClassic".to_owned(),
+        purpose: Purpose::Denoiser,
         shape,
+        output_shape: shape,
         classes: 0,
         null_class: None,
         graph,

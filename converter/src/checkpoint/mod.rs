@@ -14,6 +14,7 @@ mod unet2d;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use quell::format::Purpose;
 use serde_json::Value;
 
 pub use scheduler::NoiseSchedule;
@@ -30,7 +31,7 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// The network as the checkpoint states it, nothing folded.
     pub network: Network,
-    /// The noise schedule.
+    /// The noise schedule; one without timesteps for a plain network.
     pub schedule: NoiseSchedule,
     /// The runs that the file is to carry; the network has a row for every
     /// timestep that they visit.
@@ -42,8 +43,12 @@ pub struct Checkpoint {
 pub struct Network {
     /// `_class_name` of the configuration.
     pub architecture: String,
+    /// What it is for.
+    pub purpose: Purpose,
     /// `[channels, height, width]` of a sample.
     pub shape: [u32; 3],
+    /// `[channels, height, width]` of the output.
+    pub output_shape: [u32; 3],
     /// Classes that can be asked for.
     pub classes: u32,
     /// Row of the class embedding that means "no class".

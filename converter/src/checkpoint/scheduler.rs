@@ -31,6 +31,20 @@ pub struct NoiseSchedule {
 }
 
 impl NoiseSchedule {
+    /// That of a network without time: no timesteps.
+    pub fn none() -> Self {
+        Self {
+            alphas_cumprod: Vec::new(),
+            prediction: Prediction::Epsilon,
+            variance: Variance::FixedSmall,
+            spacing: Spacing::Leading,
+            steps_offset: 0,
+            set_alpha_to_one: false,
+            clip: None,
+            options: Options::new(serde_json::Map::new()),
+        }
+    }
+
     /// Reads a scheduler's configuration.
     pub fn read(path: &Path) -> Result<Self> {
         let (class, fields) = config::read(path)?;

@@ -8,7 +8,7 @@ mod blocks;
 mod embedding;
 
 use anyhow::{Result, bail, ensure};
-use quell::format::Function;
+use quell::format::{Function, Purpose};
 use serde::Deserialize;
 
 use self::blocks::{Builder, Feature};
@@ -48,6 +48,9 @@ struct Config {
     class_embed_type: Option<String>,
     num_class_embeds: Option<u32>,
     num_train_timesteps: Option<usize>,
+    /// Ours, since diffusers' configuration cannot say it: the row of the class
+    /// embedding that stands for "no class".
+    null_class_id: Option<u32>,
 }
 
 /// One number for a square, or rows and columns.
@@ -91,6 +94,7 @@ impl Default for Config {
             class_embed_type: None,
             num_class_embeds: None,
             num_train_timesteps: None,
+            null_class_id: None,
         }
     }
 }
@@ -101,6 +105,8 @@ struct Settings {
     time: embedding::Time,
     embedding_size: usize,
     class: embedding::Class,
+    classes: u32,
+    null_class: Option<u32>,
     down: Vec<Block>,
     up: Vec<Block>,
     mid: bool,
@@ -176,11 +182,14 @@ pub(super) fn network(
         value = graph.push("output.channels_first", transpose, &[value], size.len());
     }
     embedding::divide_by_time(&mut graph, &settings, value, times);
+    let shape = [size.channels, size.height, size.width].map(|n| n as u32);
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
-        shape: [size.channels, size.height, size.width].map(|n| n as u32),
-        classes: settings.class.count(),
-        null_class: None,
+        purpose: Purpose::Denoiser,
+        shape,
+        output_shape: shape,
+        classes: settings.classes,
+        null_class: settings.null_class,
         graph,
     };
     Ok((config.num_train_timesteps.unwrap_or(timesteps), network))
@@ -212,6 +221,8 @@ impl Config {
             let blocks = names.iter().map(|name| block(self, name));
             blocks.collect::<Result<Vec<Block>>>()
         };
+        let class = embedding::Class::of(self, timesteps)?;
+        let (classes, null_class) = class.count(self.null_class_id)?;
         Ok(Settings {
             input: self.image()?,
             time: embedding::Time::of(self, timesteps)?,
@@ -220,7 +231,9 @@ impl Config {
                 Some(size) => size,
                 None => 4 * channels[0],
             },
-            class: embedding::Class::of(self, timesteps)?,
+            class,
+            classes,
+            null_class,
             down: blocks(&self.down_block_types, Self::down_block)?,
             up: blocks(&self.up_block_types, Self::up_block)?,
             mid,

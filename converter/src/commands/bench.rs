@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use quell::{Kernels, Request};
+use quell::format::Purpose;
+use quell::{Kernels, Request, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
 use serde_json::json;
 
 use super::{print, progress, thousands};
 
 /// Measure milliseconds per step: one thread, batch 1.
+///
+/// Of a network that cannot be sampled, milliseconds per call.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,24 +47,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = model.session(arena.bytes_mut())?;
     let budget = Duration::try_from_secs_f64(args.seconds).context("--seconds")?;
 
-    let request = Request {
-        steps: model.head().schedule.timesteps.min(8),
-        class: (model.head().classes > 0).then_some(0),
-        ..Request::default()
-    };
     let bar = progress("measuring", budget.as_millis() as u64);
     let (start, mut times, mut steps) = (Instant::now(), Vec::new(), 0);
     // A tenth of the time to warm caches and clocks, then measure.
     while times.is_empty() || start.elapsed() < budget {
-        let mut generation = session.generate(request)?;
-        loop {
-            let before = Instant::now();
-            if generation.step().is_none() {
-                break;
-            }
+        for time in round(&mut session)? {
             steps += 1;
             if steps > 8 && start.elapsed() > budget / 10 {
-                times.push(before.elapsed().as_secs_f64() * 1e3);
+                times.push(time.as_secs_f64() * 1e3);
             }
         }
         bar.set_position(start.elapsed().as_millis() as u64);
@@ -93,6 +86,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         model.header().tier.name(),
         kernels.name,
     ))
+}
+
+/// How long each step of a generation takes, or a call of a network that cannot
+/// be sampled.
+fn round(session: &mut Session<'_, '_>) -> Result<Vec<Duration>> {
+    let head = *session.model().head();
+    let class = (head.classes > 0).then_some(0);
+    let mut before = Instant::now();
+    let mut times = Vec::new();
+    match session.model().purpose() {
+        Purpose::Denoiser => {
+            let mut generation = session.generate(Request {
+                steps: head.schedule.timesteps.min(8),
+                class,
+                ..Request::default()
+            })?;
+            before = Instant::now();
+            while generation.step().is_some() {
+                times.push(before.elapsed());
+                before = Instant::now();
+            }
+        }
+        Purpose::Plain => {
+            session.infer()?;
+            times.push(before.elapsed());
+        }
+        Purpose::ClassifierGradient => {
+            session.denoise(head.schedule.timesteps / 2, class)?;
+            times.push(before.elapsed());
+        }
+    }
+    Ok(times)
 }
 
 fn find(name: &str) -> Result<&'static Kernels> {

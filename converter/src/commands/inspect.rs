@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use quell::format::{I8Output, Layer, Op, WeightType};
+use quell::format::{I8Output, Layer, Op, Purpose, WeightType};
 use quell::{Access, Element, Model, Region};
 use quell_converter::model_file::ModelFile;
 use serde_json::{Value, json};
@@ -202,25 +202,32 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
         "model",
         format!("{}, {} weights", head.model, header.tier.name()),
     )?;
-    line("sample", shape(model))?;
-    line(
-        "classes",
-        match (head.classes, head.null_class) {
-            (0, _) => "none".to_owned(),
-            (n, Some(_)) => format!("{n}, or none"),
-            (n, None) => n.to_string(),
-        },
-    )?;
-    line(
-        "schedule",
-        format!(
-            "{} timesteps, predicts {}, {} spacing",
-            schedule.timesteps,
-            prediction(model),
-            format!("{:?}", schedule.spacing).to_lowercase(),
-        ),
-    )?;
-    line("MACs", format!("{} per step", thousands(header.macs)))?;
+    line("purpose", header.purpose.name().to_owned())?;
+    line("sample", shape(header.shape))?;
+    line("output", shape(header.output_shape()))?;
+    if let Some(context) = header.context {
+        line("context", format!("{} elements", context.elements))?;
+    }
+    if header.purpose != Purpose::Plain {
+        line(
+            "classes",
+            match (head.classes, head.null_class) {
+                (0, _) => "none".to_owned(),
+                (n, Some(_)) => format!("{n}, or none"),
+                (n, None) => n.to_string(),
+            },
+        )?;
+        line(
+            "schedule",
+            format!(
+                "{} timesteps, predicts {}, {} spacing",
+                schedule.timesteps,
+                prediction(model),
+                format!("{:?}", schedule.spacing).to_lowercase(),
+            ),
+        )?;
+    }
+    line("MACs", format!("{} per call", thousands(header.macs)))?;
     line(
         "flash",
         format!(
@@ -268,19 +275,27 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
 /// Walks the plan backwards and keeps, for every byte, whether it is read later.
 fn bytes_in_use(model: &Model<'_>) -> usize {
     let head = model.head();
-    let whole = |offset| Region {
+    let numbers = |offset, count| Region {
         offset,
-        count: model.elements() as u32,
+        count,
         element: Element::F32,
     };
+    let inputs = || {
+        let context = model.header().context;
+        let context = context.map(|c| numbers(c.offset, c.elements));
+        [Some(numbers(head.sample, model.elements() as u32)), context]
+            .into_iter()
+            .flatten()
+    };
+    let outputs = model.output_shape().iter().product();
     let mut needed = vec![false; model.arena_bytes()];
     let mark = |needed: &mut Vec<bool>, region: Region, value: bool| {
         let bytes = region.range().and_then(|range| needed.get_mut(range));
         bytes.into_iter().for_each(|bytes| bytes.fill(value));
     };
     let count = |needed: &[bool]| needed.iter().filter(|&&needed| needed).count();
-    mark(&mut needed, whole(head.sample), true);
-    mark(&mut needed, whole(head.output), true);
+    inputs().for_each(|input| mark(&mut needed, input, true));
+    mark(&mut needed, numbers(head.output, outputs), true);
     let mut most = count(&needed);
     let layers: Vec<Layer<'_>> = model.layers().collect();
     for access in layers
@@ -299,7 +314,7 @@ fn bytes_in_use(model: &Model<'_>) -> usize {
         for input in access.inputs.into_iter().flatten() {
             mark(&mut needed, input, true);
         }
-        mark(&mut needed, whole(head.sample), true);
+        inputs().for_each(|input| mark(&mut needed, input, true));
     }
     most
 }
@@ -331,12 +346,15 @@ fn to_json(model: &Model<'_>, rows: &[Row]) -> Value {
     };
     json!({
         "model": head.model,
+        "purpose": header.purpose.name(),
         "weights": header.tier.name(),
         "shape": header.shape,
+        "output_shape": header.output_shape(),
+        "context_elements": header.context.map(|context| context.elements),
         "classes": head.classes,
         "null_class": head.null_class,
         "timesteps": head.schedule.timesteps,
-        "prediction_type": prediction(model),
+        "prediction_type": (header.purpose != Purpose::Plain).then(|| prediction(model)),
         "flash_bytes": header.file_len,
         "arena_bytes": header.arena_bytes,
         "arena_bytes_in_use": bytes_in_use(model),

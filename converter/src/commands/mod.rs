@@ -11,7 +11,6 @@ use std::io::{ErrorKind, Write};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use quell::Model;
 use quell::format::Trajectory;
 use quell_converter::calibrate::Settings;
 
@@ -88,8 +87,7 @@ fn spec(trajectory: &Trajectory<'_>) -> String {
 }
 
 /// `1 x 28 x 28`.
-fn shape(model: &Model<'_>) -> String {
-    let [c, h, w] = model.header().shape;
+fn shape([c, h, w]: [u32; 3]) -> String {
     format!("{c} x {h} x {w}")
 }
 

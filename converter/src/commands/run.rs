@@ -1,29 +1,38 @@
-//! `quell run`: a single denoiser call.
+//! `quell run`: a single call.
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+use quell::format::Purpose;
+use quell::{Model, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
 
-/// Call the denoiser once: from a noisy sample to the network's prediction.
+/// Call the network once: a denoiser from a noisy sample to its prediction, a
+/// plain network (an autoencoder's encoder or decoder) from input to output.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example:
-  quell run model.quell --sample x.npy --timestep 10 --class 3 --output eps.npy")]
+Examples:
+  quell run model.quell --sample x.npy --timestep 10 --class 3 --output eps.npy
+  quell run model.quell --sample x.npy --timestep 10 --context text.npy --output eps.npy
+  quell run decoder.quell --sample latents.npy --output pixels.npy")]
 pub(crate) struct Args {
     /// Model to run
     model: PathBuf,
-    /// Noisy samples: f32 array [n, c, h, w]
+    /// What the network reads: f32 array [n, c, h, w]
     #[arg(long, value_name = "NPY")]
     sample: PathBuf,
-    /// Timestep, 0 up to the number of training timesteps
+    /// Timestep, 0 up to the number of training timesteps; not for plain networks
     #[arg(long)]
-    timestep: u32,
+    timestep: Option<u32>,
     /// Class, where the model has classes
     #[arg(long)]
     class: Option<u32>,
-    /// Where the predictions go: f32 array [n, c, h, w]
+    /// Second input, where the model has one: f32 array [n, ...], or [1, ...] for
+    /// all samples
+    #[arg(long, value_name = "NPY")]
+    context: Option<PathBuf>,
+    /// Where the outputs go: f32 array [n, c, h, w]
     #[arg(short, long, value_name = "NPY")]
     output: PathBuf,
 }
@@ -32,14 +41,66 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
+    check(args, &model).with_context(name)?;
     let samples = input::samples(&args.sample, model.header().shape)?;
+    let contexts = contexts(args, &model, samples.len())?;
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
-    let mut predictions = Vec::with_capacity(samples.len());
-    for sample in samples {
-        session.sample_mut().copy_from_slice(&sample);
-        let prediction = session.denoise(args.timestep, args.class);
-        predictions.push(prediction.with_context(name)?.to_vec());
+    let mut outputs = Vec::with_capacity(samples.len());
+    for (i, sample) in samples.iter().enumerate() {
+        session.sample_mut().copy_from_slice(sample);
+        if let Some(context) = contexts.get(i).or(contexts.first()) {
+            session.context_mut().copy_from_slice(context);
+        }
+        outputs.push(call(args, &mut session).with_context(name)?.to_vec());
     }
-    output::npy(&args.output, &predictions, model.header().shape)
+    output::npy(&args.output, &outputs, model.output_shape())
+}
+
+/// Whether what was given is what the model needs.
+fn check(args: &Args, model: &Model<'_>) -> Result<()> {
+    let timed = model.purpose() != Purpose::Plain;
+    if timed && args.timestep.is_none() {
+        bail!(
+            "a {} is called at a timestep: give --timestep 0..{}",
+            model.purpose().name(),
+            model.head().schedule.timesteps
+        );
+    }
+    for (option, given) in [
+        ("--timestep", args.timestep.is_some()),
+        ("--class", args.class.is_some()),
+    ] {
+        ensure!(timed || !given, "a plain network takes no {option}");
+    }
+    match (model.header().context, &args.context) {
+        (Some(context), None) => bail!(
+            "the model has a second input of {} elements: give --context",
+            context.elements
+        ),
+        (None, Some(_)) => bail!("the model has no second input, so it takes no --context"),
+        _ => Ok(()),
+    }
+}
+
+/// One for each sample, one for all, or none.
+fn contexts(args: &Args, model: &Model<'_>, samples: usize) -> Result<Vec<Vec<f32>>> {
+    let (Some(path), Some(context)) = (&args.context, model.header().context) else {
+        return Ok(Vec::new());
+    };
+    let contexts = input::vectors(path, context.elements as usize)?;
+    let count = contexts.len();
+    ensure!(
+        count == samples || count == 1,
+        "{}: holds {count} contexts for {samples} samples",
+        path.display()
+    );
+    Ok(contexts)
+}
+
+fn call<'s>(args: &Args, session: &'s mut Session<'_, '_>) -> Result<&'s [f32]> {
+    Ok(match args.timestep {
+        Some(timestep) => session.denoise(timestep, args.class)?,
+        None => session.infer()?,
+    })
 }

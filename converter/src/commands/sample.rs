@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::format::{Prediction, Trajectory};
+use quell::format::{Prediction, Purpose, Trajectory};
 use quell::{Model, Request, Sampler, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
@@ -83,6 +83,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = file
         .model()
         .with_context(|| args.model.display().to_string())?;
+    let purpose = model.purpose();
+    ensure!(
+        purpose == Purpose::Denoiser,
+        "{}: a {} cannot be sampled; quell run calls it once",
+        args.model.display(),
+        purpose.name()
+    );
+    ensure!(
+        model.header().context.is_none(),
+        "{}: its second input has no value here; quell run --context calls it once",
+        args.model.display()
+    );
     let noise = match &args.noise {
         Some(path) => Some(input::samples(path, model.header().shape)?),
         None => None,

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
-use quell::format::Tier;
+use quell::format::{Purpose, Tier};
 use quell::{Model, Request, Rng, Sampler, Values};
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::{self, Compiled};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::reference;
+use quell_converter::reference::{self, Inputs};
 use quell_converter::schedulers::Spec;
 
 use super::{Calibration, print, progress, spec};
@@ -19,7 +19,9 @@ use super::{Calibration, print, progress, spec};
 ///
 /// The reference is the checkpoint's network in f64, from the same noise. Shown
 /// are the error of every operation of single denoiser calls, and of whole
-/// samples. Fails where an error exceeds the tolerance of the model's tier.
+/// samples; of a network that cannot be sampled, and of one with a second input,
+/// those of calls on random inputs. Fails where an error exceeds the tolerance of
+/// the model's tier.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -33,11 +35,12 @@ pub(crate) struct Args {
     /// DDIM steps of a whole sample
     #[arg(long, default_value_t = 4)]
     steps: u32,
-    /// Number of whole samples
+    /// Number of whole samples, or of calls on random inputs
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     samples: u32,
-    /// Largest mean absolute pixel difference, as a share of the pixels' range
-    /// [default: 1e-4 for f32, 5e-3 for f16, 0.02 for int8]
+    /// Largest mean absolute pixel difference, as a share of the pixels' range; of
+    /// calls on random inputs, the largest difference over the output's root mean
+    /// square [default: 1e-4 for f32, 5e-3 for f16, 0.02 for int8]
     #[arg(long)]
     tolerance: Option<f64>,
     #[command(flatten)]
@@ -72,21 +75,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         compiled: &compiled,
         same_grids: compiled.bytes == file.bytes(),
     };
-    let errors = comparison.operations()?;
-    let sample = comparison.samples()?;
-    print(&comparison.report(&errors, &sample)?)?;
     let tolerance = args.tolerance.unwrap_or(match tier {
         Tier::F32 => 1e-4,
         Tier::F16 => 5e-3,
         Tier::Int8 => 0.02,
     });
+    let sampled = model.purpose() == Purpose::Denoiser && model.header().context.is_none();
+    let (error, what) = match sampled {
+        true => {
+            let errors = comparison.operations()?;
+            let sample = comparison.samples()?;
+            print(&comparison.report(&errors, &comparison.of_samples(&sample))?)?;
+            (sample.mean_pixel, "mean pixel difference, of the range,")
+        }
+        false => {
+            let (errors, output) = comparison.calls()?;
+            print(&comparison.report(&errors, &comparison.of_calls(&output))?)?;
+            (output.largest_relative(), "largest relative error")
+        }
+    };
     // Written so that NaN fails.
-    let passes = sample.mean_pixel <= tolerance;
+    let passes = error <= tolerance;
     if !passes {
         bail!(
-            "{}: mean pixel difference {:.2e} exceeds {tolerance:.0e} of the range",
-            args.model.display(),
-            sample.mean_pixel
+            "{}: {what} {error:.2e} exceeds {tolerance:.0e}",
+            args.model.display()
         );
     }
     Ok(())
@@ -130,6 +143,12 @@ impl Error {
     fn relative(&self) -> f64 {
         (self.squares / self.reference.max(f64::MIN_POSITIVE)).sqrt()
     }
+
+    /// The largest one relative to the root mean square of the exact values.
+    fn largest_relative(&self) -> f64 {
+        let mean = self.reference / self.count.max(1) as f64;
+        self.largest / mean.max(f64::MIN_POSITIVE).sqrt()
+    }
 }
 
 struct SampleError {
@@ -164,20 +183,70 @@ impl Comparison<'_> {
             };
             let timestep = step.timestep as usize;
             let exact = reference::evaluate(&self.compiled.graph, &sample, timestep, class)?;
-            for (i, left) in left.iter().enumerate() {
-                let (value, grid) = &self.compiled.plan.values[i];
-                if grid.is_some() && !self.same_grids {
-                    continue;
-                }
-                for (j, (&got, &exact)) in left.iter().zip(&exact[*value]).enumerate() {
-                    let got = match grid {
-                        Some(grid) => grid.dequantize(j, got as i8),
-                        None => got,
-                    };
-                    errors[i].add(f64::from(got), exact);
-                }
+            self.compare(&left, &exact, &mut errors);
+        }
+    }
+
+    /// What every operation has left, with the exact values of the graph.
+    fn compare(&self, left: &[Vec<f32>], exact: &[Vec<f64>], errors: &mut [Error]) {
+        for (i, left) in left.iter().enumerate() {
+            let (value, grid) = &self.compiled.plan.values[i];
+            if grid.is_some() && !self.same_grids {
+                continue;
+            }
+            for (j, (&got, &exact)) in left.iter().zip(&exact[*value]).enumerate() {
+                let got = match grid {
+                    Some(grid) => grid.dequantize(j, got as i8),
+                    None => got,
+                };
+                errors[i].add(f64::from(got), exact);
             }
         }
+    }
+
+    /// Single calls on random inputs at timesteps all along the schedule, if there
+    /// is one: operation by operation, and what the checkpoint's graph as it is
+    /// makes of the whole.
+    fn calls(&self) -> Result<(Vec<Error>, Error)> {
+        let bar = progress("calling", u64::from(self.args.samples));
+        let mut errors = vec![Error::default(); self.compiled.plan.layers.len()];
+        let mut output = Error::default();
+        let mut arena = HostArena::new(&self.model);
+        let mut session = self.model.session(arena.bytes_mut())?;
+        let timesteps = self.model.head().schedule.timesteps;
+        for i in 0..self.args.samples {
+            let request = self.request(i);
+            let timestep =
+                (u64::from(timesteps) * u64::from(i) / u64::from(self.args.samples)) as u32;
+            let mut rng = Rng::new(request.seed);
+            rng.fill(session.sample_mut());
+            rng.fill(session.context_mut());
+            let exact =
+                |numbers: &[f32]| -> Vec<f64> { numbers.iter().map(|&x| f64::from(x)).collect() };
+            let (sample, context) = (exact(session.sample()), exact(session.context_mut()));
+            let inputs = Inputs {
+                sample: &sample,
+                context: &context,
+                timestep: timestep as usize,
+                class: self.class_row(i),
+            };
+            let mut left = Vec::new();
+            let observe = |_: &_, values: Values<'_>| left.push(to_f32(values));
+            let got = match self.model.purpose() {
+                Purpose::Plain => session.infer_with(observe)?,
+                _ => session.denoise_with(timestep, request.class, observe)?,
+            };
+            let graph = &self.checkpoint.network.graph;
+            let whole = reference::call(graph, &inputs)?;
+            for (&got, &exact) in got.iter().zip(&whole[graph.output()]) {
+                output.add(f64::from(got), exact);
+            }
+            let exact = reference::call(&self.compiled.graph, &inputs)?;
+            self.compare(&left, &exact, &mut errors);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok((errors, output))
     }
 
     /// Whole samples from the same noise, the checkpoint's graph as it is.
@@ -237,7 +306,24 @@ impl Comparison<'_> {
             .map(|class| class as usize)
     }
 
-    fn report(&self, errors: &[Error], sample: &SampleError) -> Result<String> {
+    fn of_samples(&self, sample: &SampleError) -> String {
+        format!(
+            "{} samples of {} steps: mean pixel difference {:.2e}, largest {:.2e} of the range",
+            self.args.samples, self.args.steps, sample.mean_pixel, sample.largest_pixel
+        )
+    }
+
+    fn of_calls(&self, output: &Error) -> String {
+        format!(
+            "{} calls on random inputs: relative error {:.2e}, largest {:.2e}",
+            self.args.samples,
+            output.relative(),
+            output.largest_relative()
+        )
+    }
+
+    /// A line for every operation, and one for the whole.
+    fn report(&self, errors: &[Error], whole: &str) -> Result<String> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header(["layer", "op", "largest error", "relative error"]);
@@ -264,11 +350,7 @@ impl Comparison<'_> {
             ]);
         }
         let mut text = format!("{table}\n\n");
-        writeln!(
-            text,
-            "{} samples of {} steps: mean pixel difference {:.2e}, largest {:.2e} of the range",
-            self.args.samples, self.args.steps, sample.mean_pixel, sample.largest_pixel
-        )?;
+        writeln!(text, "{whole}")?;
         Ok(text)
     }
 }

@@ -11,9 +11,10 @@ pub const MAGIC: [u8; 8] = *b"\x89QUELL\r\n";
 pub const MAJOR: u16 = 1;
 /// Minor version: a reader skips what a later one added.
 ///
-/// A writer states the lowest one that has all it uses: 1 where a file carries
-/// trajectories, else 0.
-pub const MINOR: u16 = 1;
+/// A writer states the lowest one that has all it uses: 2 where a file is no
+/// denoiser, has an output of another shape than its sample, or a context; else
+/// 1 where it carries trajectories; else 0.
+pub const MINOR: u16 = 2;
 
 /// Type of the weights and of the arithmetic of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,64 @@ impl Tier {
             Tier::Int8 => "int8",
         }
     }
+}
+
+/// What a network is for: what it may be asked to do.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// From a noisy sample, timestep and class to a prediction; what samplers run.
+    Denoiser = 0,
+    /// From one array to another, without timestep, class or noise schedule: an
+    /// autoencoder's encoder or decoder.
+    Plain = 1,
+    /// From a noisy sample, timestep and class to the gradient of the class's
+    /// logarithmic probability; it has a schedule, and cannot be sampled.
+    ClassifierGradient = 2,
+}
+
+impl Purpose {
+    /// The name, for people: `denoiser`, `plain network`, `classifier gradient`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Purpose::Denoiser => "denoiser",
+            Purpose::Plain => "plain network",
+            Purpose::ClassifierGradient => "classifier gradient",
+        }
+    }
+}
+
+/// A second input, which the caller writes and the plan only reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Bytes from the start of the arena.
+    pub offset: u32,
+    /// Number of f32 elements.
+    pub elements: u32,
+}
+
+impl Context {
+    /// What stands in a file that has none.
+    const NONE: Self = Self {
+        offset: 0,
+        elements: 0,
+    };
+}
+
+/// Most elements of an array.
+const MOST_ELEMENTS: u32 = 1 << 30;
+
+/// Elements of an array; `None` if there are none or too many.
+const fn elements([c, h, w]: [u32; 3]) -> Option<usize> {
+    // 16 bits each keep the products in range.
+    if c > 0xffff || h > 0xffff || w > 0xffff {
+        return None;
+    }
+    let elements = c as u64 * h as u64 * w as u64;
+    if elements == 0 || elements > MOST_ELEMENTS as u64 {
+        return None;
+    }
+    Some(elements as usize)
 }
 
 /// Why the first bytes of a file are not a header.
@@ -90,6 +149,13 @@ pub struct Header {
     /// Records of [`crate::Trajectory`], one behind the other; empty where there
     /// are none.
     pub trajectories: Slab,
+    /// What the network is for.
+    pub purpose: Purpose,
+    /// Shape of the output where that is not the sample's; what counts is
+    /// [`Header::output_shape`].
+    pub other_output: Option<[u32; 3]>,
+    /// The second input, if there is one.
+    pub context: Option<Context>,
 }
 
 impl Header {
@@ -139,6 +205,20 @@ impl Header {
                 offset: u32_at(file, 80),
                 len: u32_at(file, 84),
             },
+            purpose: match u32_at(file, 88) {
+                0 => Purpose::Denoiser,
+                1 => Purpose::Plain,
+                2 => Purpose::ClassifierGradient,
+                _ => return Err(HeaderError::Field("purpose")),
+            },
+            other_output: match [u32_at(file, 92), u32_at(file, 96), u32_at(file, 100)] {
+                [0, 0, 0] => None,
+                shape => Some(shape),
+            },
+            context: match (u32_at(file, 104), u32_at(file, 108)) {
+                (0, 0) => None,
+                (offset, elements) => Some(Context { offset, elements }),
+            },
         };
         if u32_at(file, 36) != crate::ARENA_ALIGN as u32 {
             return Err(HeaderError::Field("arena_align"));
@@ -170,20 +250,33 @@ impl Header {
         if self.elements().is_none() {
             return Err(HeaderError::Field("shape"));
         }
+        if self.output_elements().is_none() {
+            return Err(HeaderError::Field("output_shape"));
+        }
+        if let Some(Context { elements, .. }) = self.context
+            && (elements == 0 || elements > MOST_ELEMENTS)
+        {
+            return Err(HeaderError::Field("context"));
+        }
         Ok(self)
     }
 
     /// Elements of a sample; `None` if there are none or more than 2³⁰.
     pub const fn elements(&self) -> Option<usize> {
-        let [c, h, w] = self.shape;
-        // 16 bits each keep the products in range.
-        if c > 0xffff || h > 0xffff || w > 0xffff {
-            return None;
+        elements(self.shape)
+    }
+
+    /// Shape of the output: `[channels, height, width]`.
+    pub const fn output_shape(&self) -> [u32; 3] {
+        match self.other_output {
+            Some(shape) => shape,
+            None => self.shape,
         }
-        match c as u64 * h as u64 * w as u64 {
-            n @ 1..=0x4000_0000 => Some(n as usize),
-            _ => None,
-        }
+    }
+
+    /// Elements of the output; `None` if there are none or more than 2³⁰.
+    pub const fn output_elements(&self) -> Option<usize> {
+        elements(self.output_shape())
     }
 
     /// The bytes of this header. Inverse of [`Header::parse`].
@@ -212,6 +305,14 @@ impl Header {
         put(76, &(self.tier as u32).to_le_bytes());
         put(80, &self.trajectories.offset.to_le_bytes());
         put(84, &self.trajectories.len.to_le_bytes());
+        put(88, &(self.purpose as u32).to_le_bytes());
+        let output = self.other_output.unwrap_or([0; 3]);
+        put(92, &output[0].to_le_bytes());
+        put(96, &output[1].to_le_bytes());
+        put(100, &output[2].to_le_bytes());
+        let Context { offset, elements } = self.context.unwrap_or(Context::NONE);
+        put(104, &offset.to_le_bytes());
+        put(108, &elements.to_le_bytes());
         bytes
     }
 }

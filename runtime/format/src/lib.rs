@@ -16,7 +16,7 @@ mod schedule;
 mod trajectory;
 
 pub use file::{File, FormatError, Records, Trajectories, checksum};
-pub use header::{Header, HeaderError, MAGIC, MAJOR, MINOR, Tier};
+pub use header::{Context, Header, HeaderError, MAGIC, MAJOR, MINOR, Purpose, Tier};
 pub use plan::{
     Activation, Attention, Condition, Conv2d, Embed, Factor, Function, GroupNorm, Head, I8Output,
     Index, Layer, LayerNorm, Linear, LinearI8, Op, Part, Quantize, Resize, Scale, SelfTest, Slab,

@@ -28,13 +28,14 @@ pub struct Head<'a> {
     /// Where the sample lies in the arena, f32 `[c, h, w]`. The plan never
     /// writes there: a sampler's state lives in it from step to step.
     pub sample: u32,
-    /// Where the network leaves its output, f32 `[c, h, w]`.
+    /// Where the network leaves its output, f32 of
+    /// [`crate::Header::output_shape`].
     pub output: u32,
     /// Classes that a caller may ask for; 0 for an unconditional model.
     pub classes: u32,
     /// The row of class embeddings that means "no class", if there is one.
     pub null_class: Option<u32>,
-    /// The noise schedule.
+    /// The noise schedule; [`Schedule::NONE`] for a plain network.
     pub schedule: Schedule,
     /// A known result, for devices to check themselves; int8 files have one.
     pub self_test: Option<SelfTest>,

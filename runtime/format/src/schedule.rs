@@ -61,3 +61,17 @@ pub struct Schedule {
     /// Predicted x₀ is clamped to ± this.
     pub clip: Option<f32>,
 }
+
+impl Schedule {
+    /// That of a network without time: no timesteps.
+    pub const NONE: Self = Self {
+        alphas_cumprod: Slab { offset: 0, len: 0 },
+        timesteps: 0,
+        prediction: Prediction::Epsilon,
+        variance: Variance::FixedSmall,
+        spacing: Spacing::Leading,
+        steps_offset: 0,
+        set_alpha_to_one: false,
+        clip: None,
+    };
+}

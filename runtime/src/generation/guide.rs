@@ -3,7 +3,7 @@
 //! Owns the arithmetic of classifier-free guidance and the use of a classifier's
 //! gradient. Knows no sampler: a step tells it its noise level.
 
-use quell_format::Prediction;
+use quell_format::{Prediction, Purpose};
 use quell_kernels::math;
 
 use super::{Generation, Guidance, RequestError};
@@ -29,7 +29,8 @@ impl<'g, 'c, 'b> Guide<'g, 'c, 'b> {
         scale: f32,
     ) -> Result<Self, RequestError> {
         let (own, other) = (generation.session.model(), classifier.model());
-        if other.header().shape != own.header().shape {
+        let gradient = other.purpose() == Purpose::ClassifierGradient;
+        if !gradient || other.header().shape != own.header().shape {
             return Err(RequestError::Classifier);
         }
         if !scale.is_finite() {

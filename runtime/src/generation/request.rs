@@ -3,7 +3,7 @@
 //! Everything that could go wrong during a run is found here, before its first
 //! step. Knows no arithmetic.
 
-use quell_format::{Prediction, Trajectory};
+use quell_format::{Prediction, Purpose, Trajectory};
 use thiserror::Error;
 
 use crate::model::Model;
@@ -80,6 +80,9 @@ pub enum RequestError {
     /// The class is at fault.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// Only denoisers can be sampled.
+    #[error("a {} cannot be sampled, only called", .0.name())]
+    Purpose(Purpose),
     /// More steps than timesteps, none, or past the schedule's end.
     #[error("{steps} steps are impossible: the model was trained with {timesteps} timesteps")]
     Steps {

@@ -7,7 +7,7 @@
 use quell_format::{File, Index, Limit, Mix, Op, Row, SLOTS, Trajectory};
 use thiserror::Error;
 
-use super::{PlanError, check_region, overlap, require, sample, slab};
+use super::{PlanError, check_region, inputs, overlap, require, sample, slab};
 use crate::access::{Access, Element, Region};
 
 /// What is wrong with a trajectory.
@@ -91,7 +91,7 @@ fn check_history(file: &File<'_>, trajectory: &Trajectory<'_>) -> Result<(), Pla
     let history = Region::new(trajectory.history, count, Element::F32);
     check_region(file, history)?;
     let apart = |region| require(!overlap(history, region)?, PlanError::Overlap);
-    apart(sample)?;
+    inputs(file)?.into_iter().flatten().try_for_each(apart)?;
     // The network's output is the output of an operation.
     for layer in file.layers() {
         let access = Access::of(&layer.op).ok_or(PlanError::Shape)?;

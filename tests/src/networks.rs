@@ -1,0 +1,165 @@
+//! Networks that no checkpoint format states: of other purposes than denoising,
+//! with an output of another shape, with a second input.
+
+use anyhow::Result;
+use quell::Rng;
+use quell::format::{Prediction, Purpose, Spacing, Tier, Variance};
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::{Checkpoint, Network, NoiseSchedule};
+use quell_converter::compile::{Compiled, compile};
+use quell_converter::graph::{
+    Affine, Condition, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
+};
+
+/// Elements of the second input.
+const CONTEXT: usize = 5;
+/// Training timesteps of what has time.
+const TIMESTEPS: usize = 6;
+
+/// A small network of this purpose with random weights; a plain one has an output
+/// of another shape than its input.
+pub fn network(purpose: Purpose, context: bool) -> Checkpoint {
+    let timed = purpose != Purpose::Plain;
+    let shape = [2, 4, 4];
+    let output_shape = if timed { shape } else { [3, 2, 2] };
+    let mut builder = Builder {
+        graph: Graph::default(),
+        rng: Rng::new(5),
+    };
+    let sample = builder.graph.push("sample", Op::Sample, &[], 32);
+    let vector = builder.vector(timed, context);
+    builder.body(sample, vector, output_shape);
+    Checkpoint {
+        path: "made on the spot".into(),
+        network: Network {
+            architecture: "Small".to_owned(),
+            purpose,
+            shape,
+            output_shape,
+            classes: 0,
+            null_class: None,
+            graph: builder.graph,
+        },
+        schedule: if timed {
+            schedule()
+        } else {
+            NoiseSchedule::none()
+        },
+        trajectories: Vec::new(),
+    }
+}
+
+/// A file of such a network.
+pub fn compiled(purpose: Purpose, context: bool, tier: Tier) -> Result<Compiled> {
+    let checkpoint = network(purpose, context);
+    compile(&checkpoint, tier, &Settings::default(), &|_, _| {})
+}
+
+fn schedule() -> NoiseSchedule {
+    NoiseSchedule {
+        alphas_cumprod: (1..=TIMESTEPS).map(|t| 1.0 - t as f64 / 7.0).collect(),
+        prediction: Prediction::Epsilon,
+        variance: Variance::FixedSmall,
+        spacing: Spacing::Trailing,
+        ..NoiseSchedule::none()
+    }
+}
+
+struct Builder {
+    graph: Graph,
+    rng: Rng,
+}
+
+impl Builder {
+    fn numbers(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| 0.4 * self.rng.normal()).collect()
+    }
+
+    fn matrix(&mut self, rows: usize, columns: usize) -> Matrix {
+        Matrix {
+            rows,
+            columns,
+            data: self.numbers(rows * columns),
+        }
+    }
+
+    /// What conditions the image, `[4]`, from timestep and context.
+    fn vector(&mut self, timed: bool, context: bool) -> Option<ValueId> {
+        let time = timed.then(|| {
+            let table = self.matrix(TIMESTEPS, 4);
+            self.graph.push("time", Op::Time(table), &[], 4)
+        });
+        let context = context.then(|| {
+            let context = self.graph.push("context", Op::Context, &[], CONTEXT);
+            let (weight, bias) = (self.matrix(4, CONTEXT), self.numbers(4));
+            self.graph.linear("context.proj", weight, bias, context)
+        });
+        match (time, context) {
+            (Some(time), Some(context)) => {
+                Some(self.graph.push("vector", Op::Add, &[time, context], 4))
+            }
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn body(&mut self, sample: ValueId, vector: Option<ValueId>, [c, h, w]: [u32; 3]) {
+        let (outputs, height, width) = (c as usize, h as usize, w as usize);
+        let image = |height, width, channels| Image {
+            height,
+            width,
+            channels,
+        };
+        let input = image(4, 4, 2);
+        let transpose = Op::Transpose {
+            rows: 2,
+            columns: 16,
+        };
+        let mut x = self.graph.push("channels_last", transpose, &[sample], 32);
+        x = self.conv("conv_in", x, input, image(4, 4, 4), 1);
+        let affine = Affine {
+            weight: self.numbers(4),
+            bias: self.numbers(4),
+        };
+        let norm = GroupNorm {
+            channels: 4,
+            groups: 2,
+            epsilon: 1e-5,
+            affine,
+            condition: match vector {
+                Some(_) => Condition::Add,
+                None => Condition::None,
+            },
+            function: None,
+        };
+        let inputs: Vec<ValueId> = [x].into_iter().chain(vector).collect();
+        x = self.graph.push("norm", Op::GroupNorm(norm), &inputs, 64);
+        let output = image(height, width, outputs);
+        x = self.conv("conv_out", x, image(4, 4, 4), output, 4 / height);
+        let transpose = Op::Transpose {
+            rows: output.pixels(),
+            columns: outputs,
+        };
+        self.graph
+            .push("channels_first", transpose, &[x], output.len());
+    }
+
+    fn conv(
+        &mut self,
+        name: &str,
+        x: ValueId,
+        input: Image,
+        output: Image,
+        stride: usize,
+    ) -> ValueId {
+        let op = Conv2d {
+            input,
+            output,
+            kernel: 3,
+            stride,
+            padding: 1,
+            weight: self.numbers(9 * input.channels * output.channels),
+            bias: self.numbers(output.channels),
+        };
+        self.graph.push(name, Op::Conv2d(op), &[x], output.len())
+    }
+}
