@@ -13,7 +13,7 @@ use quell_kernels::math;
 
 use self::edit::Walk;
 use crate::rng::Rng;
-use crate::sampler::{self, Coefficients, Level, Sampler};
+use crate::sampler::{self, Coefficients, Deviation, Level, Sampler};
 use crate::session::{Session, Values};
 
 pub use edit::Inpaint;
@@ -230,11 +230,17 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         let clip = self.session.model().head().schedule.clip;
         // RePaint's two parts share their noise, as they do in diffusers.
         let known = self.inpaint.filter(|_| arrival.noise > 0.0);
-        let noisy = coefficients.noise != 0.0 || known.is_some();
+        let noisy = coefficients.noise != Deviation::NONE || known.is_some();
         let (sample, output) = self.session.sample_and_output();
+        // Behind the prediction lie the variances, where they are learned.
+        let variances = output.get(sample.len()..).unwrap_or_default();
         for (i, (x, &m)) in sample.iter_mut().zip(output).enumerate() {
             let z = if noisy { self.rng.normal() } else { 0.0 };
-            *x = coefficients.apply(*x, m, clip, z);
+            let deviation = match coefficients.noise {
+                Deviation::Fixed(deviation) => deviation,
+                learned => learned.of(variances.get(i).copied().unwrap_or(0.0)),
+            };
+            *x = coefficients.apply(*x, m, clip, deviation * z);
             if let Some(inpaint) = &self.inpaint {
                 *x = inpaint.keep(i, arrival, *x, z);
             }

@@ -45,7 +45,7 @@ pub use model::{Model, OpenError};
 pub use quell_format as format;
 pub use quell_kernels::Kernels;
 pub use rng::Rng;
-pub use sampler::{Coefficients, Sampler, advance};
+pub use sampler::{Coefficients, Deviation, Sampler, advance};
 pub use session::{InputError, Session, SessionError, Values};
 pub use validate::{PlanError, TrajectoryError};
 

@@ -17,9 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, RePaintScheduler, UNet2DModel
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    RePaintScheduler,
+    UNet2DModel,
+)
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from diffusers.schedulers import scheduling_ddim, scheduling_repaint
+from diffusers.schedulers import scheduling_ddpm, scheduling_repaint
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parent / "editing"
@@ -75,12 +81,12 @@ class Stream:
         return torch.tensor(values, dtype=torch.float64).reshape(shape)
 
 
-def network():
+def network(out_channels=1):
     torch.manual_seed(5)
     model = UNet2DModel(
         sample_size=8,
         in_channels=1,
-        out_channels=1,
+        out_channels=out_channels,
         block_out_channels=(4, 8),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -95,11 +101,9 @@ def network():
         for block in [*model.down_blocks, model.mid_block, *model.up_blocks]:
             for resnet in block.resnets:
                 resnet.time_emb_proj.weight *= 5
+        # Most variances positive, as those of a trained network.
+        model.conv_out.bias[1:] = 0.5
     return model.eval().double()
-
-
-def schedule_config(name, **more):
-    return dict(_class_name=name, prediction_type="epsilon", **SCHEDULE, **more)
 
 
 @torch.no_grad()
@@ -177,17 +181,38 @@ def inverted(model, image, steps, class_):
     return x
 
 
+@torch.no_grad()
+def learned(model, rng, variance_type, steps, class_):
+    """DDPM with variances of the network's own."""
+    scheduler = DDPMScheduler(**SCHEDULE, variance_type=variance_type)
+    scheduler.set_timesteps(steps)
+    x = rng.tensor((1, 1, 8, 8))
+    scheduling_ddpm.randn_tensor = lambda *_, **__: rng.tensor(x.shape)
+    for t in scheduler.timesteps:
+        m = model(x, t, torch.tensor([class_])).sample
+        # A negative variance has no root; quell takes it for none.
+        m[:, 1:] = m[:, 1:].clamp(min=0) if variance_type == "learned" else m[:, 1:]
+        x = scheduler.step(m, t, x).prev_sample
+    return x
+
+
+def save(model, folder, scheduler, **more):
+    folder.mkdir(parents=True)
+    model.float().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["null_class_id"] = CLASSES
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    scheduler = dict(_class_name=scheduler, prediction_type="epsilon", **SCHEDULE, **more)
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    model.double()
+
+
 def main():
     shutil.rmtree(HERE, ignore_errors=True)
-    HERE.mkdir(parents=True)
-    model = network()
-    model.float().save_pretrained(HERE)
-    config = json.loads((HERE / "config.json").read_text())
-    config["null_class_id"] = CLASSES
-    (HERE / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    scheduler = schedule_config("DDIMScheduler", timestep_spacing="leading", steps_offset=0)
-    (HERE / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    model = model.double()
+    model, variances = network(), network(out_channels=2)
+    save(model, HERE, "DDIMScheduler", timestep_spacing="leading", steps_offset=0)
+    for kind in ["learned", "learned_range"]:
+        save(variances, HERE / kind, "DDPMScheduler", variance_type=kind)
 
     rows = torch.linspace(-1, 1, 8, dtype=torch.float64)
     image = torch.sin(3 * rows[:, None] + 5 * rows[None, :] ** 2)[None, None]
@@ -206,6 +231,8 @@ def main():
         repaint_strides=repaint(model, Stream(6), image, mask, 10, 2, 3, 2, 1.0),
         repaint_plain=repaint(model, Stream(7), image, mask, 5, 5, 5, 0, 0.3),
         inverted=inverted(model, image, 10, 2),
+        learned=learned(variances, Stream(8), "learned", 20, 1),
+        learned_range=learned(variances, Stream(9), "learned_range", 5, 2),
     )
     runs = {name: run.float().contiguous() for name, run in runs.items()}
     save_file(runs, HERE / "runs.safetensors")

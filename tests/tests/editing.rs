@@ -37,12 +37,17 @@ impl Goldens {
 }
 
 fn model_file() -> Result<ModelFile> {
-    let checkpoint = Checkpoint::open(&folder())?;
+    compiled(&folder())
+}
+
+fn compiled(folder: &Path) -> Result<ModelFile> {
+    let checkpoint = Checkpoint::open(folder)?;
     let bytes = compile(&checkpoint, Tier::F32, &Settings::default(), &|_, _| {})?.bytes;
     Ok(ModelFile::from_bytes(&bytes))
 }
 
-/// A run on every table of kernels, `prepare`d, must give the golden.
+/// A run on every table of kernels, `prepare`d, must give the golden: of the
+/// checkpoint of that name, where there is one.
 #[track_caller]
 fn assert_gives(
     name: &str,
@@ -59,7 +64,8 @@ fn assert_gives(
         goldens.get("mask")?,
         goldens.get(name)?,
     );
-    let file = model_file()?;
+    let (own, shared) = (folder().join(name), folder());
+    let file = compiled(if own.is_dir() { &own } else { &shared })?;
     for kernels in Kernels::available() {
         let model = file.model()?.with_kernels(kernels);
         let mut arena = HostArena::new(&model);
@@ -144,6 +150,19 @@ fn inpainting_is_diffusers_repaint() -> Result<()> {
                 jump_n_sample,
             })
         })?;
+    }
+    Ok(())
+}
+
+/// Networks with twice the outputs, which say how much noise DDPM adds.
+#[test]
+fn learned_variances_are_diffusers() -> Result<()> {
+    for (name, steps, seed, class) in [("learned", 20, 8, 1), ("learned_range", 5, 9, 2)] {
+        let request = Request {
+            sampler: Sampler::Ddpm,
+            ..ddim(seed, steps, class, 0.0)
+        };
+        assert_gives(name, request, |_, _, _| Ok(()))?;
     }
     Ok(())
 }

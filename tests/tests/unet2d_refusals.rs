@@ -61,7 +61,7 @@ fn fields_and_values_are_named() {
         ("sample_size", json!(0)),
         ("sample_size", json!(9)),
         ("in_channels", json!(0)),
-        ("out_channels", json!(2)),
+        ("out_channels", json!(3)),
         ("time_embedding_type", json!("sinusoidal")),
         ("time_embedding_dim", json!(0)),
         ("freq_shift", json!(2)),
@@ -96,6 +96,28 @@ fn fields_and_values_are_named() {
         };
         assert_names(result, &[name, "config.json"]);
     }
+}
+
+/// A prediction and its variance, but a scheduler that wants no variance; and the
+/// other way round.
+#[test]
+fn outputs_go_with_the_variance_type() -> Result<()> {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/editing");
+    for (folder, variance) in [("learned", "fixed_small"), (".", "learned")] {
+        let copy = tempfile::tempdir()?;
+        for file in ["config.json", "scheduler_config.json", WEIGHTS] {
+            std::fs::copy(goldens.join(folder).join(file), copy.path().join(file))?;
+        }
+        let path = copy.path().join("scheduler_config.json");
+        let mut scheduler: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        scheduler["_class_name"] = json!("DDPMScheduler");
+        scheduler["variance_type"] = json!(variance);
+        scheduler["timestep_spacing"] = json!("leading");
+        std::fs::write(&path, scheduler.to_string())?;
+        let words = ["out_channels", "variance_type", "scheduler_config.json"];
+        assert_names(Checkpoint::open(copy.path()), &words);
+    }
+    Ok(())
 }
 
 #[test]

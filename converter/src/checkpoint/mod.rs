@@ -85,6 +85,18 @@ impl Checkpoint {
         };
         let network = network(&config, &tensors, &timesteps)?;
         tensors.refuse_unused()?;
+        let twice = network.output_shape != network.shape;
+        if twice != schedule.variance.is_learned() {
+            let [channels, ..] = network.shape;
+            bail!(
+                "{}: `out_channels` is {} for {channels} `in_channels`, which does not go with the \
+                 `variance_type` of {}: twice as many for `learned` and `learned_range`, as many \
+                 for all others",
+                config.display(),
+                network.output_shape[0],
+                scheduler.display()
+            );
+        }
         Ok(Self {
             path: folder.to_owned(),
             network,

@@ -102,6 +102,7 @@ impl Default for Config {
 /// The configuration, every value understood.
 struct Settings {
     input: Image,
+    out_channels: usize,
     time: embedding::Time,
     embedding_size: usize,
     class: embedding::Class,
@@ -176,18 +177,19 @@ pub(super) fn network(
     let output = builder.body(Feature { value, size })?;
     let mut graph = builder.graph;
     let mut value = output.value;
-    if size.channels > 1 {
-        let (rows, columns) = (size.pixels(), size.channels);
+    if output.size.channels > 1 {
+        let (rows, columns) = (size.pixels(), output.size.channels);
         let transpose = Op::Transpose { rows, columns };
-        value = graph.push("output.channels_first", transpose, &[value], size.len());
+        let len = output.size.len();
+        value = graph.push("output.channels_first", transpose, &[value], len);
     }
     embedding::divide_by_time(&mut graph, &settings, value, times);
-    let shape = [size.channels, size.height, size.width].map(|n| n as u32);
+    let shape = |image: Image| [image.channels, image.height, image.width].map(|n| n as u32);
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
         purpose: Purpose::Denoiser,
-        shape,
-        output_shape: shape,
+        shape: shape(size),
+        output_shape: shape(output.size),
         classes: settings.classes,
         null_class: settings.null_class,
         graph,
@@ -225,6 +227,7 @@ impl Config {
         let (classes, null_class) = class.count(self.null_class_id)?;
         Ok(Settings {
             input: self.image()?,
+            out_channels: self.out_channels as usize,
             time: embedding::Time::of(self, timesteps)?,
             embedding_size: match self.time_embedding_dim {
                 Some(0) => bail!("`time_embedding_dim` is 0"),
@@ -301,9 +304,10 @@ impl Config {
         );
         let channels = self.in_channels;
         ensure!((1..=64).contains(&channels), "`in_channels` is {channels}");
+        // Twice as many are a prediction and its variance.
         ensure!(
-            self.out_channels == channels,
-            "`out_channels` is {}, expected `in_channels`, {channels}",
+            [channels, 2 * channels].contains(&self.out_channels),
+            "`out_channels` is {}, expected `in_channels`, {channels}, or twice that",
             self.out_channels
         );
         Ok(Image {

@@ -3,7 +3,7 @@
 use quell_format::{Prediction, Schedule};
 use quell_kernels::math;
 
-use super::{Coefficients, Computed, Level, Next, Point, predictions, timestep};
+use super::{Coefficients, Computed, Deviation, Level, Next, Point, predictions, timestep};
 
 /// A step: `x ← √ᾱ'·x₀ + √(1−ᾱ'−σ²)·ε + σ·z`,
 /// `σ = η·√((1−ᾱ')/(1−ᾱ)·(1−ᾱ/ᾱ'))`.
@@ -15,7 +15,8 @@ pub(super) fn step(eta: f32, point: Point) -> Next {
     let sigma = eta * math::sqrt(variance);
     // Rounding may leave the difference a hair below zero where η = 1.
     let direction = (1.0 - a_prev - sigma * sigma).max(0.0);
-    ((math::sqrt(a_prev), math::sqrt(direction), 0.0), sigma)
+    let next = (math::sqrt(a_prev), math::sqrt(direction), 0.0);
+    (next, Deviation::Fixed(sigma))
 }
 
 /// Step `i` of the way back, `x ← √ᾱ·x₀ + √(1−ᾱ)·ε` with ᾱ of a later timestep.
@@ -47,7 +48,7 @@ pub(super) fn inverse(
             x0,
             epsilon,
             next: (arrival.signal, arrival.noise, 0.0),
-            noise: 0.0,
+            noise: Deviation::NONE,
         },
         level: Level::at(from),
         arrival,
@@ -80,16 +81,16 @@ mod tests {
     #[test]
     fn deterministic_step_by_hand() {
         let c = coefficients(Prediction::Epsilon, 0.0, POINT);
-        assert!((c.apply(1.0, 0.5, None, 9.0) - 1.1).abs() < 1e-6);
+        assert!((c.apply(1.0, 0.5, None, 0.0) - 1.1).abs() < 1e-6);
         // Clipping x₀ at 0.5 leaves ε: 0.8·0.5 + 0.6·0.5 = 0.7.
-        assert!((c.apply(1.0, 0.5, Some(0.5), 9.0) - 0.7).abs() < 1e-6);
+        assert!((c.apply(1.0, 0.5, Some(0.5), 0.0) - 0.7).abs() < 1e-6);
     }
 
     /// σ² = (0.36/0.64)·(1 − 0.36/0.64) = 0.24609375; √(0.36 − σ²) = 0.3375.
     #[test]
     fn stochastic_step_by_hand() {
         let c = coefficients(Prediction::Epsilon, 1.0, POINT);
-        assert!((c.noise - 0.496_078_4).abs() < 1e-6, "{c:?}");
+        assert!((c.noise.of(9.0) - 0.496_078_4).abs() < 1e-6, "{c:?}");
         assert!((c.next.1 - 0.3375).abs() < 1e-6, "{c:?}");
     }
 
@@ -98,7 +99,7 @@ mod tests {
     fn eta_moves_variance_but_keeps_its_sum() {
         for eta in [0.0, 0.3, 1.0] {
             let c = coefficients(Prediction::Velocity, eta, POINT);
-            assert!((c.next.1 * c.next.1 + c.noise * c.noise - 0.36).abs() < 1e-6);
+            assert!((c.next.1 * c.next.1 + c.noise.of(9.0).powi(2) - 0.36).abs() < 1e-6);
         }
     }
 }

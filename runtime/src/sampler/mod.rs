@@ -180,14 +180,14 @@ pub(crate) struct Point {
 }
 
 /// Coefficients of x₀, ε and x in the next sample, and of noise.
-type Next = ((f32, f32, f32), f32);
+type Next = ((f32, f32, f32), Deviation);
 
 /// One reverse step, element by element, for current sample x, network output m
 /// and standard normal z:
 ///
 /// ```text
 /// x₀ = clamp(x0.0·x + x0.1·m)      ε = epsilon.0·x + epsilon.1·m
-/// x  ← next.0·x₀ + next.1·ε + next.2·x + noise·z
+/// x  ← next.0·x₀ + next.1·ε + next.2·x + noise·z        noise may depend on m
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coefficients {
@@ -197,21 +197,58 @@ pub struct Coefficients {
     pub epsilon: (f32, f32),
     /// Of x₀, ε and x in the next sample.
     pub next: (f32, f32, f32),
-    /// Of fresh noise; where 0, none is drawn from the stream.
-    pub noise: f32,
+    /// Of fresh noise.
+    pub noise: Deviation,
+}
+
+/// Standard deviation of the noise that a step adds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Deviation {
+    /// The same for all elements; where 0, no noise is drawn from the stream.
+    Fixed(f32),
+    /// √v, where the network says v; 0 for a negative one.
+    Learned,
+    /// The variance lies between these two logarithms, at `(v+1)/2` of the way
+    /// (Nichol & Dhariwal 2021, equation 15).
+    LearnedRange {
+        /// Logarithm of β̃.
+        min: f32,
+        /// Logarithm of β.
+        max: f32,
+    },
+}
+
+impl Deviation {
+    /// No noise.
+    pub const NONE: Self = Self::Fixed(0.0);
+
+    /// For an element of which the network says `v`.
+    #[inline]
+    pub fn of(&self, v: f32) -> f32 {
+        match *self {
+            Self::Fixed(deviation) => deviation,
+            Self::Learned if v > 0.0 => math::sqrt(v),
+            Self::Learned => 0.0,
+            Self::LearnedRange { min, max } => {
+                let share = (v + 1.0) * 0.5;
+                math::exp(0.5 * (share * max + (1.0 - share) * min))
+            }
+        }
+    }
 }
 
 impl Coefficients {
-    /// The step's arithmetic for one element; `clip` bounds x₀.
+    /// The step's arithmetic for one element; `clip` bounds x₀, `noise` is what
+    /// is added: z times its deviation.
     #[inline]
-    pub fn apply(&self, x: f32, m: f32, clip: Option<f32>, z: f32) -> f32 {
+    pub fn apply(&self, x: f32, m: f32, clip: Option<f32>, noise: f32) -> f32 {
         let x0 = self.x0.0 * x + self.x0.1 * m;
         let epsilon = self.epsilon.0 * x + self.epsilon.1 * m;
         let x0 = match clip {
             Some(limit) => clamp(x0, limit),
             None => x0,
         };
-        self.next.0 * x0 + self.next.1 * epsilon + self.next.2 * x + self.noise * z
+        self.next.0 * x0 + self.next.1 * epsilon + self.next.2 * x + noise
     }
 }
 

@@ -80,7 +80,7 @@ impl Builder<'_> {
             function: Some(Function::Silu),
         };
         let x = self.norm("conv_norm_out", norm, &[x], None)?;
-        self.conv("conv_out", x, sample.size.channels, 3)
+        self.conv("conv_out", x, self.settings.out_channels, 3)
     }
 
     fn down(
