@@ -192,6 +192,7 @@ fn weights_bytes(model: &Denoiser) -> Result<Vec<u8>, SafetensorsStoreError> {
     match model {
         Denoiser::Classic(model) => model.save_into(&mut store)?,
         Denoiser::Residual(model) => model.save_into(&mut store)?,
+        Denoiser::UNet(model) => model.save_into(&mut store)?,
     }
     store.get_bytes()
 }
@@ -209,6 +210,7 @@ fn load_weights(path: &Path, mut model: Denoiser) -> Result<Denoiser> {
     let applied: ApplyResult = match &mut model {
         Denoiser::Classic(model) => model.load_from(&mut store),
         Denoiser::Residual(model) => model.load_from(&mut store),
+        Denoiser::UNet(model) => model.load_from(&mut store),
     }
     .map_err(|error| anyhow!("{name}: cannot be read: {error}"))?;
     if let Some(error) = applied.errors.first() {

@@ -26,6 +26,7 @@ use crate::train::{self, Session};
 Examples:
   quell-train --model mlp --output models/mlp            the model that draws clean garments
   quell-train --model mlp-classic --output models/classic  the textbook recipe, 5 epochs
+  quell-train --model unet --output models/unet          diffusers' U-Net, sharpest and slowest
   quell-train --model mlp --output try --epochs 2 --limit 2000  a quick try
   quell-train --model mlp --output models/mlp --resume   go on after an interruption
   quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
@@ -96,10 +97,17 @@ struct TrainArgs {
     /// Stop after this epoch; --resume goes on later
     #[arg(long, value_name = "EPOCH")]
     stop_after: Option<usize>,
-    /// Times to go through the training pictures [default: 120; mlp-classic: 5]
+    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 10]
     #[arg(long)]
     epochs: Option<usize>,
-    /// Pictures per optimizer step [default: 256; mlp-classic: 128]
+    /// Parts of an epoch: the state is saved, and the loss measured, after each
+    /// [default: 1; unet: 12]
+    #[arg(long)]
+    parts: Option<usize>,
+    /// Pictures on which the loss is measured on the way, at most [default: 10000; unet: 1000]
+    #[arg(long, value_name = "N")]
+    valid_limit: Option<usize>,
+    /// Pictures per optimizer step [default: 256; mlp-classic: 128; unet: 64]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Adam's learning rate after warm-up [default: 0.002; mlp-classic: 0.001]
@@ -108,11 +116,11 @@ struct TrainArgs {
     /// How the learning rate changes [default: cosine; mlp-classic: constant]
     #[arg(long, value_enum)]
     lr_schedule: Option<LrSchedule>,
-    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0]
+    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0; unet: 200]
     #[arg(long)]
     warmup_steps: Option<usize>,
     /// Decay of the running average of the weights, which is exported (0 = no average)
-    /// [default: 0.9995; mlp-classic: 0.99]
+    /// [default: 0.9995; mlp-classic: 0.99; unet: 0.999]
     #[arg(long)]
     ema_decay: Option<f64>,
     /// Largest norm of each tensor's gradient (0 = no limit) [default: 1; mlp-classic: 0]
@@ -124,32 +132,40 @@ struct TrainArgs {
     /// Noise schedule [default: cosine; mlp-classic: linear]
     #[arg(long, value_enum)]
     schedule: Option<BetaSchedule>,
-    /// What the network predicts [default: sample; mlp-classic: epsilon]
+    /// What the network predicts [default: sample; mlp-classic: epsilon; unet: v]
     #[arg(long, value_enum)]
     prediction: Option<Prediction>,
     /// How much each timestep counts in the loss [default: uniform]
     #[arg(long, value_enum)]
     weighting: Option<Weighting>,
-    /// Number of noise steps [default: 200]
+    /// Number of noise steps [default: 200; unet: 1000]
     #[arg(long)]
     timesteps: Option<usize>,
-    /// Width of the hidden layers [default: 256; mlp-classic: 512]
+    /// Width of the hidden layers, or channels of the first level (unet: 16 or 32)
+    /// [default: 256; mlp-classic: 512; unet: 16]
     #[arg(long)]
     hidden: Option<usize>,
-    /// Residual blocks (mlp) or hidden layers (mlp-classic) [default: 3; mlp-classic: 2]
+    /// Residual blocks (mlp), hidden layers (mlp-classic) or residual blocks per level (unet: 1 or
+    /// 2) [default: 3; mlp-classic: 2; unet: 1]
     #[arg(long)]
     blocks: Option<usize>,
+    /// Levels, each of half the side: 2 or 3 (unet) [default: 3]
+    #[arg(long)]
+    levels: Option<usize>,
+    /// Leave self-attention out of the deepest level and the middle (unet)
+    #[arg(long)]
+    no_attention: bool,
     /// Width of the embedding of timestep and class (mlp) [default: 64]
     #[arg(long)]
     cond: Option<usize>,
     /// Sinusoidal features of the timestep, even (mlp) [default: 64]
     #[arg(long)]
     time_features: Option<usize>,
-    /// Train without classes (mlp)
+    /// Train without classes (mlp, unet)
     #[arg(long)]
     unconditional: bool,
     /// Begin with this checkpoint and learn its guided answers, so that sampling needs no
-    /// guidance (mlp; same sizes, schedule and prediction)
+    /// guidance (mlp, unet; same sizes, schedule and prediction)
     #[arg(long, value_name = "CHECKPOINT")]
     teacher: Option<PathBuf>,
     /// How strongly the teacher is guided [default: 2]
@@ -172,6 +188,8 @@ impl TrainArgs {
             model,
             data: self.data.clone().unwrap_or(good.data),
             epochs: self.epochs.unwrap_or(good.epochs),
+            parts: self.parts.unwrap_or(good.parts),
+            valid_limit: self.valid_limit.unwrap_or(good.valid_limit),
             batch_size: self.batch_size.unwrap_or(good.batch_size),
             learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
             lr_schedule: self.lr_schedule.unwrap_or(good.lr_schedule),
@@ -185,6 +203,8 @@ impl TrainArgs {
             timesteps: self.timesteps.unwrap_or(good.timesteps),
             hidden: self.hidden.unwrap_or(good.hidden),
             blocks: self.blocks.unwrap_or(good.blocks),
+            levels: self.levels.unwrap_or(good.levels),
+            no_attention: self.no_attention || good.no_attention,
             cond: self.cond.unwrap_or(good.cond),
             time_features: self.time_features.unwrap_or(good.time_features),
             unconditional: self.unconditional || good.unconditional,
@@ -221,13 +241,19 @@ impl Cli {
         let (Some(model), Some(output)) = (self.train.model, &self.train.output) else {
             unreachable!("clap requires --model and --output without a subcommand");
         };
+        let settings = self.train.settings(model);
+        if settings.epochs == 0 {
+            train::export_untrained(&settings, output, &device)?;
+            println!("{}: written, untrained", output.display());
+            return Ok(());
+        }
         let session = Session {
             output: output.clone(),
             resume: self.train.resume,
             force: self.train.force,
             stop_after: self.train.stop_after,
         };
-        match train::run(&self.train.settings(model), &session, &device)? {
+        match train::run(&settings, &session, &device)? {
             Some(report) => println!(
                 "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
                 output.display(),
