@@ -16,6 +16,7 @@ pub mod dataset;
 pub mod diffusion;
 pub mod guidance;
 pub mod model;
+mod operation;
 pub mod preview;
 pub mod progress;
 pub mod rng;

@@ -9,6 +9,8 @@
 
 mod blocks;
 mod config;
+mod conv;
+mod norm;
 
 use burn::module::{Initializer, Module};
 use burn::nn::conv::Conv2d;
@@ -17,6 +19,8 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor};
 
 use self::blocks::{Down, Mid, Up, conv, norm};
+use self::conv::conv2d;
+use self::norm::group_norm;
 pub use self::config::{DownBlock, Sizes, UNet2dConfig, UpBlock};
 use crate::dataset::{PIXELS, SIDE};
 use crate::model::frequencies;
@@ -125,7 +129,7 @@ impl UNet2d {
     ) -> Tensor<2> {
         let n = x.dims()[0];
         let activated = silu(self.embed(t, class));
-        let mut x = self.conv_in.forward(x.reshape([n, 1, SIDE, SIDE]));
+        let mut x = conv2d(x.reshape([n, SIDE, SIDE, 1]), &self.conv_in);
         let mut skips = vec![x.clone()];
         for level in &self.down_blocks {
             x = level.forward(x, &activated, &mut skips);
@@ -134,8 +138,8 @@ impl UNet2d {
         for level in &self.up_blocks {
             x = level.forward(x, &activated, &mut skips);
         }
-        let x = silu(self.conv_norm_out.forward(x));
-        self.conv_out.forward(x).reshape([n, PIXELS])
+        let x = group_norm(x, None, &self.conv_norm_out, true);
+        conv2d(x, &self.conv_out).reshape([n, PIXELS])
     }
 
     /// The vector that conditions every block: `[n, e]`.
@@ -157,4 +161,98 @@ fn cosines_and_sines(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
     let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
     let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
     Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{GroupNormConfig, PaddingConfig2d, conv::Conv2dConfig};
+    use burn::tensor::{Distribution, TensorData, Tolerance};
+
+    fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+        Tensor::random(shape, Distribution::Normal(0.3, 1.0), device).require_grad()
+    }
+
+    fn same<const D: usize>(ours: Tensor<D>, burns: Tensor<D>) {
+        let (ours, burns): (TensorData, TensorData) = (ours.into_data(), burns.into_data());
+        ours.assert_approx_eq::<f32>(&burns, Tolerance::rel_abs(1e-4, 1e-4));
+    }
+
+    fn channels_first(x: Tensor<4>) -> Tensor<4> {
+        x.permute([0, 3, 1, 2])
+    }
+
+    /// A loss with a different gradient for every number.
+    fn loss(y: Tensor<4>) -> Tensor<1> {
+        (y.clone() * y.clone().sin() + y).sum()
+    }
+
+    #[test]
+    fn convolutions_and_their_gradients_equal_burns() {
+        let device = Device::flex().autodiff();
+        for (kernel, stride, inputs, outputs) in
+            [(3, 1, 5, 18), (3, 2, 16, 16), (1, 1, 20, 3), (3, 1, 1, 32), (3, 1, 33, 1)]
+        {
+            let around = kernel / 2;
+            let layer = Conv2dConfig::new([inputs, outputs], [kernel, kernel])
+                .with_stride([stride, stride])
+                .with_padding(PaddingConfig2d::Explicit(around, around, around, around))
+                .init(&device);
+            // More pictures than are summed in one go.
+            let x = random([11, 6, 8, inputs], &device);
+            let ours = channels_first(conv2d(x.clone(), &layer));
+            let burns = layer.forward(channels_first(x.clone()));
+            same(ours.clone(), burns.clone());
+            let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+            let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().unwrap().val());
+            same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+            same(weight.grad(&ours).unwrap(), weight.grad(&burns).unwrap());
+            same(bias.grad(&ours).unwrap(), bias.grad(&burns).unwrap());
+        }
+    }
+
+    #[test]
+    fn group_norms_and_their_gradients_equal_burns() {
+        let device = Device::flex().autodiff();
+        for (channels, groups, activated) in [(24, 8, true), (6, 2, false), (16, 16, true)] {
+            let mut layer = GroupNormConfig::new(groups, channels).init(&device);
+            let affine = || burn::module::Param::from_tensor(random([channels], &device));
+            (layer.gamma, layer.beta) = (Some(affine()), Some(affine()));
+            let x = random([3, 5, 4, channels], &device);
+            let addend = random([3, channels], &device);
+            let ours = group_norm(x.clone(), Some(addend.clone()), &layer, activated);
+            let ours = channels_first(ours);
+            let sum = channels_first(x.clone()) + addend.clone().unsqueeze_dims(&[2, 3]);
+            let burns = layer.forward(sum);
+            let burns = if activated { silu(burns) } else { burns };
+            same(ours.clone(), burns.clone());
+            let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+            let affine = [layer.gamma, layer.beta].map(|parameter| parameter.unwrap().val());
+            for parameter in affine {
+                same(parameter.grad(&ours).unwrap(), parameter.grad(&burns).unwrap());
+            }
+            same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+            same(addend.grad(&ours).unwrap(), addend.grad(&burns).unwrap());
+        }
+    }
+
+    #[test]
+    fn doubling_and_its_gradient_equal_burns() {
+        let device = Device::flex().autodiff();
+        let x = random([2, 3, 4, 5], &device);
+        let ours = norm::double(x.clone());
+        let burns = x.clone().repeat_dim(3, 1).reshape([2, 3, 1, 4, 1, 5]);
+        let burns = burns.expand([2, 3, 2, 4, 2, 5]).reshape([2, 6, 8, 5]);
+        same(ours.clone(), burns.clone());
+        let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+        same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+    }
+
+    #[test]
+    fn tensors_that_are_not_recorded_stay_so() {
+        let device = Device::flex();
+        let layer = conv(3, 2, 4).init(&device);
+        let y = conv2d(Tensor::ones([1, 4, 4, 2], &device), &layer);
+        assert!(!y.device().is_autodiff());
+    }
 }

@@ -3,15 +3,17 @@
 //! This module owns what each part computes; names of fields are diffusers' names of layers. It
 //! must not know how the parts are put together.
 //!
-//! Pictures are `[n, c, h, w]` throughout, the embedding of timestep and class is `[n, e]`.
+//! Pictures are `[n, h, w, c]` throughout, the embedding of timestep and class is `[n, e]`.
 
 use burn::module::{Initializer, Module};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 
 use super::config::UNet2dConfig;
+use super::conv::conv2d;
+use super::norm::{double, group_norm};
 
 /// A convolution of `kernel` by `kernel` that keeps the size at stride 1.
 pub(super) fn conv(kernel: usize, inputs: usize, outputs: usize) -> Conv2dConfig {
@@ -56,12 +58,11 @@ impl Resnet {
 
     /// `activated` is `silu(e)`.
     fn forward(&self, x: Tensor<4>, activated: Tensor<2>) -> Tensor<4> {
-        let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
+        let h = conv2d(group_norm(x.clone(), None, &self.norm1, true), &self.conv1);
         let addend = self.time_emb_proj.forward(activated);
-        let h = h + addend.unsqueeze_dims(&[2, 3]);
-        let h = self.conv2.forward(silu(self.norm2.forward(h)));
+        let h = conv2d(group_norm(h, Some(addend), &self.norm2, true), &self.conv2);
         match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x) + h,
+            Some(shortcut) => conv2d(x, shortcut) + h,
             None => x + h,
         }
     }
@@ -94,10 +95,10 @@ impl Attention {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [n, c, h, w] = x.dims();
+        let [n, h, w, c] = x.dims();
         let (places, heads) = (h * w, c / self.head);
-        let tokens = self.group_norm.forward(x.clone()).reshape([n, c, places]);
-        let tokens = tokens.swap_dims(1, 2);
+        let tokens = group_norm(x.clone(), None, &self.group_norm, false);
+        let tokens = tokens.reshape([n * places, c]);
         let split = |layer: &Linear| {
             let projected = layer.forward(tokens.clone());
             projected
@@ -107,12 +108,12 @@ impl Attention {
         let (q, k, v) = (split(&self.to_q), split(&self.to_k), split(&self.to_v));
         let scores = q.mul_scalar((self.head as f64).sqrt().recip());
         let scores = softmax(scores.matmul(k.swap_dims(2, 3)), 3);
-        let mixed = scores.matmul(v).swap_dims(1, 2).reshape([n, places, c]);
+        let mixed = scores.matmul(v).swap_dims(1, 2).reshape([n * places, c]);
         let out = self
             .to_out
             .iter()
             .fold(mixed, |mixed, layer| layer.forward(mixed));
-        x + out.swap_dims(1, 2).reshape([n, c, h, w])
+        x + out.reshape([n, h, w, c])
     }
 }
 
@@ -168,7 +169,7 @@ impl Down {
             skips.push(x.clone());
         }
         for resampler in &self.downsamplers {
-            x = resampler.conv.forward(x);
+            x = conv2d(x, &resampler.conv);
             skips.push(x.clone());
         }
         x
@@ -246,14 +247,14 @@ impl Up {
     ) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let beside = skips.pop().into_iter();
-            x = Tensor::cat(std::iter::once(x).chain(beside).collect(), 1);
+            x = Tensor::cat(std::iter::once(x).chain(beside).collect(), 3);
             x = resnet.forward(x, activated.clone());
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(x);
             }
         }
         for resampler in &self.upsamplers {
-            x = resampler.conv.forward(double(x));
+            x = conv2d(double(x), &resampler.conv);
         }
         x
     }
@@ -269,12 +270,4 @@ fn attentions(
     let count = if wanted { count } else { 0 };
     let attention = |_| Attention::new(config, channels, device);
     (0..count).map(attention).collect()
-}
-
-/// Every pixel becomes a square of four.
-fn double(x: Tensor<4>) -> Tensor<4> {
-    let [n, c, h, w] = x.dims();
-    x.reshape([n * c, h, 1, w, 1])
-        .expand([n * c, h, 2, w, 2])
-        .reshape([n, c, 2 * h, 2 * w])
 }
