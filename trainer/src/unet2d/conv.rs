@@ -180,29 +180,39 @@ impl Convolution {
             return planes;
         }
         let mut seen = vec![0.0; shape.channels * taps * windows];
-        for (i, row) in seen.chunks_exact_mut(shape.out_width).enumerate() {
-            let (i, r) = (i / shape.out_height, i % shape.out_height);
-            let (c, down, right) = (i / taps, i % taps / shape.kernel, i % shape.kernel);
-            let above = r * shape.stride + down;
-            let Some(source) = above.checked_sub(shape.pad_top) else {
-                continue;
-            };
-            if source < shape.height {
-                let from = (c * shape.height + source) * shape.width;
-                shift(&planes[from..from + shape.width], right, shape, row);
+        let planes = planes.chunks_exact(pixels);
+        for (plane, seen) in planes.zip(seen.chunks_exact_mut(taps * windows)) {
+            for (tap, seen) in seen.chunks_exact_mut(windows).enumerate() {
+                self.seen_by_tap(plane, tap, seen);
             }
         }
         seen
     }
-}
 
-/// What tap `right` of every window in a row saw of a row of the picture.
-fn shift(source: &[f32], right: usize, shape: ConvShape, row: &mut [f32]) {
-    let first = usize::from(right < shape.pad_left);
-    let from = first * shape.stride + right - shape.pad_left;
-    let seen = source[from..].iter().step_by(shape.stride);
-    for (pixel, &x) in row[first..].iter_mut().zip(seen) {
-        *pixel = x;
+    /// What one tap of every window saw of one channel; zeros where it lay outside.
+    fn seen_by_tap(&self, plane: &[f32], tap: usize, seen: &mut [f32]) {
+        let shape = self.shape;
+        let (down, right) = (tap / shape.kernel, tap % shape.kernel);
+        // The first window whose tap lies inside, and where it lies.
+        let first = |tap: usize, pad: usize| match tap < pad {
+            true => (1, shape.stride + tap - pad),
+            false => (0, tap - pad),
+        };
+        let (first_row, row) = first(down, shape.pad_top);
+        let (first_column, column) = first(right, shape.pad_left);
+        let rows = plane.chunks_exact(shape.width).skip(row);
+        let windows = seen.chunks_exact_mut(shape.out_width).skip(first_row);
+        for (pixels, windows) in rows.step_by(shape.stride).zip(windows) {
+            let (pixels, windows) = (&pixels[column..], &mut windows[first_column..]);
+            if shape.stride == 1 {
+                let inside = pixels.len().min(windows.len());
+                windows[..inside].copy_from_slice(&pixels[..inside]);
+                continue;
+            }
+            for (window, &x) in windows.iter_mut().zip(pixels.iter().step_by(shape.stride)) {
+                *window = x;
+            }
+        }
     }
 }
 

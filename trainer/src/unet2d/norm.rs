@@ -11,6 +11,9 @@ use rayon::prelude::*;
 
 use crate::operation::{Operation, run};
 
+/// Channels whose sums are kept in registers while all pixels are walked.
+const TILE: usize = 8;
+
 /// `f(norm(x + addend))` for pictures `x`, `[n, h, w, c]`, and one addend for every channel of
 /// every picture, `[n, c]`; `f` is SiLU if `silu`, else nothing.
 pub(super) fn group_norm(
@@ -73,47 +76,90 @@ impl Norm {
         let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
         let table = self.table(x, addend, &ones, &zeros);
         let (scale, shift) = table.split_at(channels);
-        // The gradients of the normed pixels behind weight and bias, and their sums.
-        let (mut of_weight, mut of_bias) = (zeros.clone(), zeros.clone());
-        let rows = x.chunks_exact(channels).zip(value.chunks_exact(channels));
-        for ((x, value), dx) in rows.zip(dx.chunks_exact_mut(channels)) {
-            for c in 0..channels {
-                let normed = x[c] * scale[c] + shift[c];
-                dx[c] = value[c] * self.slope(normed * weight[c] + bias[c]);
-                of_weight[c] += dx[c] * normed;
-                of_bias[c] += dx[c];
-            }
-        }
+        let affine = [scale, shift, weight, bias];
+        let [mut of_weight, mut of_bias, mut of_addend] = [const { Vec::new() }; 3];
+        for_tiles(channels, |at, tile| {
+            let sums = match tile {
+                TILE => self.through_affine::<TILE>(at, affine, [x, value], dx),
+                _ => self.through_affine::<1>(at, affine, [x, value], dx),
+            };
+            of_weight.extend(sums[0].iter().copied());
+            of_bias.extend(sums[1].iter().copied());
+        });
         // A group's mean and deviation depend on every one of its pixels.
         let width = channels / self.groups;
         let count = (x.len() / self.groups) as f32;
-        let mut mean = zeros.clone();
-        let mut spread = zeros.clone();
+        let (mut mean, mut spread) = (zeros.clone(), zeros);
         for first in (0..channels).step_by(width) {
             let group = first..first + width;
             let sum = |of: &[f32]| group.clone().map(|c| weight[c] * of[c]).sum::<f32>() / count;
             mean[group.clone()].fill(sum(&of_bias));
             spread[group.clone()].fill(sum(&of_weight));
         }
-        let mut of_addend = zeros;
-        for (x, dx) in x.chunks_exact(channels).zip(dx.chunks_exact_mut(channels)) {
-            for c in 0..channels {
-                let normed = x[c] * scale[c] + shift[c];
-                dx[c] = scale[c] * (weight[c] * dx[c] - mean[c] - normed * spread[c]);
-                of_addend[c] += dx[c];
-            }
-        }
+        let through = [scale, shift, weight, &mean, &spread];
+        for_tiles(channels, |at, tile| {
+            let sums = match tile {
+                TILE => self.through_norm::<TILE>(at, through, x, dx).to_vec(),
+                _ => self.through_norm::<1>(at, through, x, dx).to_vec(),
+            };
+            of_addend.extend(sums);
+        });
         [of_weight, of_bias, of_addend]
     }
 
-    /// The derivative of what follows the norm.
-    #[inline]
-    fn slope(&self, z: f32) -> f32 {
-        if !self.silu {
-            return 1.0;
+    /// The gradients of `N` channels' normed pixels before they are scaled by the norm's weight,
+    /// into `dx`, and the sums that are the gradients of weight and bias.
+    fn through_affine<const N: usize>(
+        &self,
+        at: usize,
+        affine: [&[f32]; 4],
+        [x, value]: [&[f32]; 2],
+        dx: &mut [f32],
+    ) -> [Vec<f32>; 2] {
+        let [scale, shift, weight, bias] = affine.map(|of| array::<N>(of, at));
+        let (mut of_weight, mut of_bias) = ([0.0; N], [0.0; N]);
+        let rows = x.chunks_exact(self.channels).zip(value.chunks_exact(self.channels));
+        for ((x, value), dx) in rows.zip(dx.chunks_exact_mut(self.channels)) {
+            let (mut normed, mut through) = (array::<N>(x, at), array::<N>(value, at));
+            for c in 0..N {
+                normed[c] = normed[c] * scale[c] + shift[c];
+            }
+            if self.silu {
+                for c in 0..N {
+                    through[c] *= silu_slope(normed[c] * weight[c] + bias[c]);
+                }
+            }
+            for c in 0..N {
+                of_weight[c] += through[c] * normed[c];
+                of_bias[c] += through[c];
+            }
+            dx[at..at + N].copy_from_slice(&through);
         }
-        let sigmoid = 1.0 / (1.0 + math::exp(-z));
-        sigmoid * (1.0 + z * (1.0 - sigmoid))
+        [of_weight.to_vec(), of_bias.to_vec()]
+    }
+
+    /// From what [`Norm::through_affine`] left to the gradients of `N` channels' pixels, and
+    /// their sums.
+    fn through_norm<const N: usize>(
+        &self,
+        at: usize,
+        through: [&[f32]; 5],
+        x: &[f32],
+        dx: &mut [f32],
+    ) -> [f32; N] {
+        let [scale, shift, weight, mean, spread] = through.map(|of| array::<N>(of, at));
+        let mut sums = [0.0; N];
+        let rows = x.chunks_exact(self.channels);
+        for (x, dx) in rows.zip(dx.chunks_exact_mut(self.channels)) {
+            let (x, mut gradient) = (array::<N>(x, at), array::<N>(dx, at));
+            for c in 0..N {
+                let normed = x[c] * scale[c] + shift[c];
+                gradient[c] = scale[c] * (weight[c] * gradient[c] - mean[c] - normed * spread[c]);
+                sums[c] += gradient[c];
+            }
+            dx[at..at + N].copy_from_slice(&gradient);
+        }
+        sums
     }
 }
 
@@ -157,6 +203,31 @@ impl Operation<4> for Norm {
         }
         [dx, of_weight, of_bias, of_addend]
     }
+}
+
+/// Calls `work` with the first channel and the width of every tile: [`TILE`], or 1 for the rest.
+fn for_tiles(channels: usize, mut work: impl FnMut(usize, usize)) {
+    let whole = channels - channels % TILE;
+    for at in (0..whole).step_by(TILE) {
+        work(at, TILE);
+    }
+    for at in whole..channels {
+        work(at, 1);
+    }
+}
+
+/// The derivative of `z · sigmoid(z)`.
+#[inline(always)]
+fn silu_slope(z: f32) -> f32 {
+    let sigmoid = 1.0 / (1.0 + math::exp(-z));
+    sigmoid * (1.0 + z * (1.0 - sigmoid))
+}
+
+#[inline(always)]
+fn array<const N: usize>(of: &[f32], at: usize) -> [f32; N] {
+    let mut array = [0.0; N];
+    array.copy_from_slice(&of[at..at + N]);
+    array
 }
 
 fn add(sum: &mut [f32], x: &[f32]) {
