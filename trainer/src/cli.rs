@@ -10,6 +10,7 @@ use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::Spacing;
+use crate::classifier::train as classifier;
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::preview::{self, Sheet};
 use crate::settings::{LrSchedule, ModelKind, Settings};
@@ -32,6 +33,7 @@ Examples:
   quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
                                       learn the guided answers: as clear at half the price
   quell-train preview models/mlp -o grid.png             look at what a model draws
+  quell-train classifier --output models/classifier      what classifier guidance needs
 
 The data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its state
 in a folder beside the output (models/mlp.run); burn's dashboard is shown in a terminal."
@@ -47,6 +49,39 @@ pub struct Cli {
 enum Command {
     /// Draw a sheet of samples: rows by DDIM, the last row by DDPM with all steps.
     Preview(PreviewArgs),
+    /// Train a classifier of noisy pictures, for classifier guidance: a few minutes.
+    Classifier(ClassifierArgs),
+}
+
+#[derive(Debug, Args)]
+struct ClassifierArgs {
+    /// The checkpoint folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// The folder with the IDX files [default: /usr/share/datasets/fashion-mnist]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Times to go through the training pictures [default: 10]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Pictures per optimizer step [default: 128]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Adam's learning rate after warm-up [default: 0.003]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Noise schedule of the model to be guided [default: cosine]
+    #[arg(long, value_enum)]
+    schedule: Option<BetaSchedule>,
+    /// Number of noise steps of the model to be guided [default: 1000]
+    #[arg(long)]
+    timesteps: Option<usize>,
+    /// Seed of weights, data order, timesteps and noise [default: 42]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Use only the first pictures of each split, for quick tries
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -216,56 +251,99 @@ impl TrainArgs {
     }
 }
 
+impl ClassifierArgs {
+    fn settings(self) -> classifier::Settings {
+        let good = classifier::Settings::default();
+        classifier::Settings {
+            data: self.data.unwrap_or(good.data),
+            epochs: self.epochs.unwrap_or(good.epochs),
+            batch_size: self.batch_size.unwrap_or(good.batch_size),
+            learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
+            schedule: self.schedule.unwrap_or(good.schedule),
+            timesteps: self.timesteps.unwrap_or(good.timesteps),
+            seed: self.seed.unwrap_or(good.seed),
+            limit: self.limit,
+        }
+    }
+}
+
 impl Cli {
     /// Does what was asked for, on burn's default device.
     ///
     /// # Errors
     ///
-    /// One line for the user: see [`train::run`] and [`preview::write`].
+    /// One line for the user: see [`train::run`], [`preview::write`] and
+    /// [`classifier::run`].
     pub fn run(self) -> Result<()> {
         let device = Device::default();
-        if let Some(Command::Preview(args)) = self.command {
-            ensure!(args.rows > 0, "--rows must be at least 1");
-            let sheet = Sheet {
-                rows: args.rows,
-                steps: args.steps,
-                spacing: args.spacing,
-                guidance: args.guidance,
-                seed: args.seed,
-                scale: args.scale,
-            };
-            preview::write(&args.checkpoint, &args.output, sheet, &device)?;
-            println!("{}: written", args.output.display());
-            return Ok(());
+        match self.command {
+            Some(Command::Preview(args)) => draw(&args, &device),
+            Some(Command::Classifier(args)) => train_classifier(args, &device),
+            None => train_model(&self.train, &device),
         }
-        let (Some(model), Some(output)) = (self.train.model, &self.train.output) else {
-            unreachable!("clap requires --model and --output without a subcommand");
-        };
-        let settings = self.train.settings(model);
-        if settings.epochs == 0 {
-            train::export_untrained(&settings, output, &device)?;
-            println!("{}: written, untrained", output.display());
-            return Ok(());
-        }
-        let session = Session {
-            output: output.clone(),
-            resume: self.train.resume,
-            force: self.train.force,
-            stop_after: self.train.stop_after,
-        };
-        match train::run(&settings, &session, &device)? {
-            Some(report) => println!(
-                "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
-                output.display(),
-                report.parameters,
-                report.train_loss,
-                report.valid_loss,
-                report.seconds
-            ),
-            None => println!("stopped before the last epoch; go on with --resume"),
-        }
-        Ok(())
     }
+}
+
+fn draw(args: &PreviewArgs, device: &Device) -> Result<()> {
+    ensure!(args.rows > 0, "--rows must be at least 1");
+    let sheet = Sheet {
+        rows: args.rows,
+        steps: args.steps,
+        spacing: args.spacing,
+        guidance: args.guidance,
+        seed: args.seed,
+        scale: args.scale,
+    };
+    preview::write(&args.checkpoint, &args.output, sheet, device)?;
+    println!("{}: written", args.output.display());
+    Ok(())
+}
+
+fn train_classifier(args: ClassifierArgs, device: &Device) -> Result<()> {
+    let output = args.output.clone();
+    let report = classifier::run(&args.settings(), &output, device)?;
+    println!(
+        "{}: written; {} parameters, train loss {:.5}, {:.0} s",
+        output.display(),
+        report.parameters,
+        report.train_loss,
+        report.seconds
+    );
+    for accuracy in report.accuracy {
+        let (timestep, percent) = (accuracy.timestep, 100.0 * accuracy.share);
+        println!("accuracy at timestep {timestep}: {percent:.1} %");
+    }
+    Ok(())
+}
+
+fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
+    let (Some(model), Some(output)) = (args.model, &args.output) else {
+        unreachable!("clap requires --model and --output without a subcommand");
+    };
+    let settings = args.settings(model);
+    if settings.epochs == 0 {
+        train::export_untrained(&settings, output, device)?;
+        println!("{}: written, untrained", output.display());
+        return Ok(());
+    }
+    let session = Session {
+        output: output.clone(),
+        resume: args.resume,
+        force: args.force,
+        stop_after: args.stop_after,
+    };
+    match train::run(&settings, &session, device)? {
+        Some(report) => println!(
+            "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
+            output.display(),
+            report.parameters,
+            report.train_loss,
+            report.valid_loss,
+            report.seconds
+        ),
+        None => println!("stopped before the last epoch; go on with --resume"),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

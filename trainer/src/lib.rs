@@ -10,8 +10,10 @@
 
 pub mod batch;
 pub mod checkpoint;
+pub mod classifier;
 pub mod cli;
 pub mod config;
+mod conv;
 pub mod dataset;
 pub mod diffusion;
 pub mod guidance;

@@ -182,8 +182,16 @@ fn timestep_features(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
     Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1)
 }
 
+/// Sinusoidal features of timesteps: `[n]` to `[n, count]`, first all cosines, then all sines
+/// (diffusers' `get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0)`).
+pub(crate) fn cosines_and_sines(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
+    let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
+    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+}
+
 /// Frequencies that fall geometrically from 1 towards 1/10000 (Vaswani et al. 2017, section 3.5).
-pub(crate) fn frequencies(count: usize) -> Vec<f32> {
+fn frequencies(count: usize) -> Vec<f32> {
     let frequency = |i| (-(10_000f64.ln()) * i as f64 / count as f64).exp() as f32;
     (0..count).map(frequency).collect()
 }

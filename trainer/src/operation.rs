@@ -62,7 +62,10 @@ where
     let inputs = operands
         .each_ref()
         .map(|operand| operand.tensor.primitive().to_contiguous());
-    let value = tensor(operation.value(inputs.each_ref().map(numbers)), shape.into());
+    let value = tensor(
+        operation.value(inputs.each_ref().map(numbers)),
+        shape.into(),
+    );
     if !recorded {
         return Tensor::from_primitive::<Flex>(value);
     }

@@ -113,8 +113,13 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let valid_loader = Loader::valid(valid, Arc::clone(&recipe), device);
     let measured = valid_loader.num_items().min(settings.valid_limit);
     let trainee = Trainee::new(first, settings.ema_decay, &autodiff);
-    let scheduler = learning_rate(settings, settings.epochs * train_loader.steps())?;
-    let learner = Learner::new(trainee, optimizer(settings), scheduler);
+    let scheduler = learning_rate(
+        settings.lr_schedule,
+        settings.learning_rate,
+        settings.warmup_steps,
+        settings.epochs * train_loader.steps(),
+    )?;
+    let learner = Learner::new(trainee, optimizer(settings.grad_clip), scheduler);
 
     let last = session
         .stop_after
@@ -276,10 +281,8 @@ fn last_checkpoint(run_dir: &Path) -> Result<usize> {
 }
 
 /// Adam as PyTorch has it (burn's own epsilon is 1e-5), with gradients clipped per tensor.
-fn optimizer(settings: &Settings) -> ModuleOptimizer {
-    let clip = settings
-        .grad_clip
-        .map(|norm| GradientClippingConfig::Norm(norm as f32));
+pub(crate) fn optimizer(grad_clip: Option<f64>) -> ModuleOptimizer {
+    let clip = grad_clip.map(|norm| GradientClippingConfig::Norm(norm as f32));
     AdamConfig::new()
         .with_epsilon(1e-8)
         .with_grad_clipping(clip)
@@ -287,10 +290,14 @@ fn optimizer(settings: &Settings) -> ModuleOptimizer {
 }
 
 /// Warm-up, then constant or half a cosine over the rest of `steps`.
-fn learning_rate(settings: &Settings, steps: usize) -> Result<ModuleLrScheduler> {
-    let peak = settings.learning_rate;
-    let warmup = settings.warmup_steps.min(steps.saturating_sub(1));
-    let rest: LrSchedulerConfig = match settings.lr_schedule {
+pub(crate) fn learning_rate(
+    schedule: LrSchedule,
+    peak: f64,
+    warmup: usize,
+    steps: usize,
+) -> Result<ModuleLrScheduler> {
+    let warmup = warmup.min(steps.saturating_sub(1));
+    let rest: LrSchedulerConfig = match schedule {
         LrSchedule::Constant => LrSchedulerConfig::Constant(peak),
         // burn's cosine rises again after its last step, so it gets exactly the steps there are.
         LrSchedule::Cosine => CosineAnnealingLrSchedulerConfig::new(peak, steps - warmup)
@@ -320,17 +327,9 @@ fn evaluate(model: &Denoiser, loader: &dyn DataLoader<Batch>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::ModelKind;
 
-    fn rates(schedule: LrSchedule, warmup_steps: usize) -> Vec<f64> {
-        let base = Settings::defaults(ModelKind::Mlp);
-        let settings = Settings {
-            lr_schedule: schedule,
-            warmup_steps,
-            learning_rate: 1.0,
-            ..base
-        };
-        let mut scheduler = learning_rate(&settings, 100).unwrap();
+    fn rates(schedule: LrSchedule, warmup: usize) -> Vec<f64> {
+        let mut scheduler = learning_rate(schedule, 1.0, warmup, 100).unwrap();
         (0..100).map(|_| scheduler.step().base()).collect()
     }
 

@@ -9,7 +9,6 @@
 
 mod blocks;
 mod config;
-mod conv;
 mod norm;
 
 use burn::module::{Initializer, Module};
@@ -18,12 +17,12 @@ use burn::nn::{Embedding, EmbeddingConfig, GroupNorm, Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor};
 
-use self::blocks::{Down, Mid, Up, conv, norm};
-use self::conv::conv2d;
-use self::norm::group_norm;
+use self::blocks::{Down, Mid, Up, norm};
 pub use self::config::{DownBlock, Sizes, UNet2dConfig, UpBlock};
+use self::norm::group_norm;
+use crate::conv::{conv2d, layer};
 use crate::dataset::{PIXELS, SIDE};
-use crate::model::frequencies;
+use crate::model::cosines_and_sines;
 
 /// A U-Net over pictures of 28 by 28, steered by timestep and class.
 #[derive(Module, Debug)]
@@ -54,7 +53,7 @@ impl UNet2dConfig {
         let (base, size) = (channels[0], self.embedding_size());
         let deepest = channels[channels.len() - 1];
         UNet2d {
-            conv_in: conv(3, 1, base).init(device),
+            conv_in: layer(3, 1, base).init(device),
             time_embedding: TimeEmbedding {
                 linear_1: LinearConfig::new(base, size).init(device),
                 linear_2: LinearConfig::new(size, size).init(device),
@@ -66,7 +65,7 @@ impl UNet2dConfig {
             mid_block: Mid::new(self, deepest, device),
             up_blocks: self.up(device),
             conv_norm_out: norm(self, base, device),
-            conv_out: conv(3, base, 1)
+            conv_out: layer(3, base, 1)
                 .with_initializer(Initializer::Zeros)
                 .init(device),
             time_features: base,
@@ -80,7 +79,11 @@ impl UNet2dConfig {
             let attention = *kind == DownBlock::Attention;
             Down::new(self, around, attention, i + 1 < channels.len(), device)
         };
-        self.down_block_types.iter().enumerate().map(level).collect()
+        self.down_block_types
+            .iter()
+            .enumerate()
+            .map(level)
+            .collect()
     }
 
     fn up(&self, device: &Device) -> Vec<Up> {
@@ -145,7 +148,9 @@ impl UNet2d {
     /// The vector that conditions every block: `[n, e]`.
     fn embed(&self, t: Tensor<1, Int>, class: Option<Tensor<1, Int>>) -> Tensor<2> {
         let layers = &self.time_embedding;
-        let time = layers.linear_1.forward(cosines_and_sines(t, self.time_features));
+        let time = layers
+            .linear_1
+            .forward(cosines_and_sines(t, self.time_features));
         let time = layers.linear_2.forward(silu(time));
         let Some(table) = &self.class_embedding else {
             return time;
@@ -153,14 +158,6 @@ impl UNet2d {
         let class = class.expect("a network with classes needs the class of every picture");
         time + table.weight.val().select(0, class)
     }
-}
-
-/// Sinusoidal features of timesteps: `[n]` to `[n, count]`, first all cosines, then all sines
-/// (diffusers' `get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0)`).
-fn cosines_and_sines(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
-    let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
-    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
-    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
 }
 
 #[cfg(test)]
@@ -190,9 +187,13 @@ mod tests {
     #[test]
     fn convolutions_and_their_gradients_equal_burns() {
         let device = Device::flex().autodiff();
-        for (kernel, stride, inputs, outputs) in
-            [(3, 1, 5, 18), (3, 2, 16, 16), (1, 1, 20, 3), (3, 1, 1, 32), (3, 1, 33, 1)]
-        {
+        for (kernel, stride, inputs, outputs) in [
+            (3, 1, 5, 18),
+            (3, 2, 16, 16),
+            (1, 1, 20, 3),
+            (3, 1, 1, 32),
+            (3, 1, 33, 1),
+        ] {
             let around = kernel / 2;
             let layer = Conv2dConfig::new([inputs, outputs], [kernel, kernel])
                 .with_stride([stride, stride])
@@ -229,7 +230,10 @@ mod tests {
             let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
             let affine = [layer.gamma, layer.beta].map(|parameter| parameter.unwrap().val());
             for parameter in affine {
-                same(parameter.grad(&ours).unwrap(), parameter.grad(&burns).unwrap());
+                same(
+                    parameter.grad(&ours).unwrap(),
+                    parameter.grad(&burns).unwrap(),
+                );
             }
             same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
             same(addend.grad(&ours).unwrap(), addend.grad(&burns).unwrap());
@@ -251,7 +255,7 @@ mod tests {
     #[test]
     fn tensors_that_are_not_recorded_stay_so() {
         let device = Device::flex();
-        let layer = conv(3, 2, 4).init(&device);
+        let layer = layer(3, 2, 4).init(&device);
         let y = conv2d(Tensor::ones([1, 4, 4, 2], &device), &layer);
         assert!(!y.device().is_autodiff());
     }

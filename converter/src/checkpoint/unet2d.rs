@@ -16,7 +16,7 @@ use super::{Network, Tensors};
 use crate::graph::{Condition, Graph, Image, Op};
 use crate::timesteps::Timesteps;
 
-/// Fields and defaults of diffusers' `UNet2DModel`.
+/// Fields and defaults of diffusers' `UNet2DModel`, and quell's own `null_class_id`.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
@@ -48,6 +48,8 @@ struct Config {
     class_embed_type: Option<String>,
     num_class_embeds: Option<u32>,
     num_train_timesteps: Option<usize>,
+    /// The row of the class table that stands for "no class"; diffusers ignores it.
+    null_class_id: Option<u32>,
 }
 
 /// One number for a square, or rows and columns.
@@ -91,6 +93,7 @@ impl Default for Config {
             class_embed_type: None,
             num_class_embeds: None,
             num_train_timesteps: None,
+            null_class_id: None,
         }
     }
 }
@@ -179,8 +182,8 @@ pub(super) fn network(
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
         shape: [size.channels, size.height, size.width].map(|n| n as u32),
-        classes: settings.class.count(),
-        null_class: None,
+        classes: settings.class.count() - u32::from(config.null_class_id.is_some()),
+        null_class: config.null_class_id,
         graph,
     };
     Ok((config.num_train_timesteps.unwrap_or(timesteps), network))
@@ -200,6 +203,7 @@ impl Config {
                 bail!("`resnet_time_scale_shift` is `{other}`, expected `default` or `scale_shift`")
             }
         };
+        self.check_null_class()?;
         let mid = match self.mid_block_type.as_deref() {
             Some("UNetMidBlock2D") => true,
             None => false,
@@ -272,6 +276,23 @@ impl Config {
         // It only acts in training: that it is a share is all there is to it.
         let dropout = self.dropout;
         ensure!((0.0..=1.0).contains(&dropout), "`dropout` is {dropout}");
+        Ok(())
+    }
+
+    /// "No class" is the last row of a table, so that the classes before it keep their numbers.
+    fn check_null_class(&self) -> Result<()> {
+        let Some(null) = self.null_class_id else {
+            return Ok(());
+        };
+        let (None, Some(rows)) = (&self.class_embed_type, self.num_class_embeds) else {
+            bail!("`null_class_id` is {null}, but there is no table of classes");
+        };
+        ensure!(
+            null.checked_add(1) == Some(rows),
+            "`null_class_id` is {null}, expected null or the last of the {rows} rows \
+             (`num_class_embeds`), {}",
+            rows.saturating_sub(1)
+        );
         Ok(())
     }
 

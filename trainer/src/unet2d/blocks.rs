@@ -6,21 +6,14 @@
 //! Pictures are `[n, h, w, c]` throughout, the embedding of timestep and class is `[n, e]`.
 
 use burn::module::{Initializer, Module};
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::nn::conv::Conv2d;
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 
 use super::config::UNet2dConfig;
-use super::conv::conv2d;
 use super::norm::{double, group_norm};
-
-/// A convolution of `kernel` by `kernel` that keeps the size at stride 1.
-pub(super) fn conv(kernel: usize, inputs: usize, outputs: usize) -> Conv2dConfig {
-    let around = kernel / 2;
-    Conv2dConfig::new([inputs, outputs], [kernel, kernel])
-        .with_padding(PaddingConfig2d::Explicit(around, around, around, around))
-}
+use crate::conv::{conv2d, layer};
 
 pub(super) fn norm(config: &UNet2dConfig, channels: usize, device: &Device) -> GroupNorm {
     GroupNormConfig::new(config.norm_num_groups, channels)
@@ -43,13 +36,13 @@ pub(super) struct Resnet {
 impl Resnet {
     /// With zeros in the last convolution, so that an untrained block changes nothing.
     fn new(config: &UNet2dConfig, inputs: usize, outputs: usize, device: &Device) -> Self {
-        let shortcut = || conv(1, inputs, outputs).init(device);
+        let shortcut = || layer(1, inputs, outputs).init(device);
         Self {
             norm1: norm(config, inputs, device),
-            conv1: conv(3, inputs, outputs).init(device),
+            conv1: layer(3, inputs, outputs).init(device),
             time_emb_proj: LinearConfig::new(config.embedding_size(), outputs).init(device),
             norm2: norm(config, outputs, device),
-            conv2: conv(3, outputs, outputs)
+            conv2: layer(3, outputs, outputs)
                 .with_initializer(Initializer::Zeros)
                 .init(device),
             conv_shortcut: (inputs != outputs).then(shortcut),
@@ -143,9 +136,16 @@ impl Down {
         device: &Device,
     ) -> Self {
         let layers = config.layers_per_block;
-        let resnet = |i| Resnet::new(config, if i == 0 { inputs } else { outputs }, outputs, device);
+        let resnet = |i| {
+            Resnet::new(
+                config,
+                if i == 0 { inputs } else { outputs },
+                outputs,
+                device,
+            )
+        };
         let resampler = || Resampler {
-            conv: conv(3, outputs, outputs).with_stride([2, 2]).init(device),
+            conv: layer(3, outputs, outputs).with_stride([2, 2]).init(device),
         };
         Self {
             resnets: (0..layers).map(resnet).collect(),
@@ -229,7 +229,7 @@ impl Up {
             Resnet::new(config, below + skip, outputs, device)
         };
         let resampler = || Resampler {
-            conv: conv(3, outputs, outputs).init(device),
+            conv: layer(3, outputs, outputs).init(device),
         };
         Self {
             resnets: skips.iter().enumerate().map(resnet).collect(),

@@ -25,7 +25,8 @@ pub(super) fn group_norm(
     let shape = x.dims();
     let [n, _, _, channels] = shape;
     let addend = addend.unwrap_or_else(|| Tensor::zeros([n, channels], &x.device()));
-    let affine = |parameter: &Option<burn::module::Param<Tensor<1>>>, default: f32| match parameter {
+    let affine = |parameter: &Option<burn::module::Param<Tensor<1>>>, default: f32| match parameter
+    {
         Some(parameter) => parameter.val(),
         None => Tensor::full([channels], default, &x.device()),
     };
@@ -36,7 +37,11 @@ pub(super) fn group_norm(
         epsilon: layer.epsilon as f32,
         silu,
     };
-    run(norm, [x.into(), weight.into(), bias.into(), addend.into()], shape)
+    run(
+        norm,
+        [x.into(), weight.into(), bias.into(), addend.into()],
+        shape,
+    )
 }
 
 /// Of pictures `[n, pixels, c]` with weights and biases `[c]` and addends `[n, c]`.
@@ -118,7 +123,9 @@ impl Norm {
     ) -> [Vec<f32>; 2] {
         let [scale, shift, weight, bias] = affine.map(|of| array::<N>(of, at));
         let (mut of_weight, mut of_bias) = ([0.0; N], [0.0; N]);
-        let rows = x.chunks_exact(self.channels).zip(value.chunks_exact(self.channels));
+        let rows = x
+            .chunks_exact(self.channels)
+            .zip(value.chunks_exact(self.channels));
         for ((x, value), dx) in rows.zip(dx.chunks_exact_mut(self.channels)) {
             let (mut normed, mut through) = (array::<N>(x, at), array::<N>(value, at));
             for c in 0..N {
@@ -168,7 +175,9 @@ impl Operation<4> for Norm {
         let pictures = addend.len() / self.channels;
         let picture = x.len() / pictures;
         let mut y = vec![0.0; x.len()];
-        let rows = y.par_chunks_exact_mut(picture).zip(x.par_chunks_exact(picture));
+        let rows = y
+            .par_chunks_exact_mut(picture)
+            .zip(x.par_chunks_exact(picture));
         rows.zip(addend.par_chunks_exact(self.channels))
             .for_each(|((y, x), addend)| {
                 let table = self.table(x, addend, weight, bias);
@@ -186,7 +195,9 @@ impl Operation<4> for Norm {
         let pictures = addend.len() / self.channels;
         let picture = x.len() / pictures;
         let mut dx = vec![0.0; x.len()];
-        let rows = dx.par_chunks_exact_mut(picture).zip(x.par_chunks_exact(picture));
+        let rows = dx
+            .par_chunks_exact_mut(picture)
+            .zip(x.par_chunks_exact(picture));
         let rows = rows.zip(value.par_chunks_exact(picture));
         let sums: Vec<[Vec<f32>; 3]> = rows
             .zip(addend.par_chunks_exact(self.channels))
@@ -261,7 +272,9 @@ impl Operation<1> for Doubling {
     fn gradients(&self, _: [&[f32]; 1], value: &[f32], _: [bool; 1]) -> [Vec<f32>; 1] {
         let row = self.width * self.channels;
         let mut dx = vec![0.0; value.len() / 4];
-        let rows = dx.par_chunks_exact_mut(row).zip(value.par_chunks_exact(4 * row));
+        let rows = dx
+            .par_chunks_exact_mut(row)
+            .zip(value.par_chunks_exact(4 * row));
         rows.for_each(|(dx, value)| {
             image::average_pool(value, 2 * self.width, self.channels, dx);
             for dx in dx {

@@ -4,10 +4,11 @@
 //! gradient of the input is a convolution with mirrored weights, that of the weights one with a
 //! window of 1 over rows of shifted pictures. It must not know tensors.
 
-use burn::nn::conv::Conv2d;
+use burn::nn::PaddingConfig2d;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::Tensor;
 use quell_kernels::layout::{PANEL, pack_conv, pad, panels_len};
-use quell_kernels::{ConvShape, Conv2d as Operands, Finish, Kernels, image};
+use quell_kernels::{Conv2d as Operands, ConvShape, Finish, Kernels, image};
 use rayon::prelude::*;
 
 use crate::operation::{Operation, run};
@@ -16,9 +17,16 @@ use crate::operation::{Operation, run};
 /// the sum, and with it the last bits, do not depend on the number of threads.
 const GROUP: usize = 8;
 
+/// A convolution of `kernel` by `kernel` that keeps the size at stride 1.
+pub(crate) fn layer(kernel: usize, inputs: usize, outputs: usize) -> Conv2dConfig {
+    let around = kernel / 2;
+    Conv2dConfig::new([inputs, outputs], [kernel, kernel])
+        .with_padding(PaddingConfig2d::Explicit(around, around, around, around))
+}
+
 /// The convolution of `x`, `[n, h, w, c]`, with a square window and zeros around the picture, so
 /// that the output is `[n, h / stride, w / stride, outputs]`, rounded up.
-pub(super) fn conv2d(x: Tensor<4>, layer: &Conv2d) -> Tensor<4> {
+pub(crate) fn conv2d(x: Tensor<4>, layer: &Conv2d) -> Tensor<4> {
     let [n, height, width, channels] = x.dims();
     let [outputs, _, kernel, _] = layer.weight.dims();
     let stride = layer.stride[0];
@@ -80,7 +88,11 @@ impl Convolution {
         let taps = shape.kernel * shape.kernel;
         let mut mirrored = vec![0.0; weight.len()];
         for (i, &w) in weight.iter().enumerate() {
-            let (o, c, tap) = (i / taps / shape.channels, i / taps % shape.channels, i % taps);
+            let (o, c, tap) = (
+                i / taps / shape.channels,
+                i / taps % shape.channels,
+                i % taps,
+            );
             mirrored[(c * outputs + o) * taps + taps - 1 - tap] = w;
         }
         let backwards = ConvShape {
@@ -95,7 +107,11 @@ impl Convolution {
             return convolve(backwards, value, &mirrored, &bias);
         }
         // The windows in between were not computed, so they have no gradient.
-        let mut spread = vec![0.0; value.len() / shape.out_width / shape.out_height * shape.height * shape.width];
+        let mut spread =
+            vec![
+                0.0;
+                value.len() / shape.out_width / shape.out_height * shape.height * shape.width
+            ];
         let rows = value.chunks_exact(shape.out_width * outputs).enumerate();
         for (row, pixels) in rows {
             let (picture, row) = (row / shape.out_height, row % shape.out_height);
@@ -228,7 +244,9 @@ fn convolve(shape: ConvShape, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f3
     let result = shape.out_height * shape.out_width * outputs;
     let mut y = vec![0.0; x.len() / picture * result];
     let kernels = Kernels::detect();
-    let pictures = y.par_chunks_exact_mut(result).zip(x.par_chunks_exact(picture));
+    let pictures = y
+        .par_chunks_exact_mut(result)
+        .zip(x.par_chunks_exact(picture));
     pictures.for_each(|(y, x)| {
         let operands = Operands {
             shape,
