@@ -6,6 +6,7 @@
 
 mod config;
 mod mlp_classic;
+mod noisy_classifier;
 mod residual_mlp;
 mod scheduler;
 mod tensors;
@@ -113,8 +114,10 @@ fn network(config: &Path, tensors: &Tensors, timesteps: &Timesteps) -> Result<Ne
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
         "UNet2DModel" => unet2d::network(fields, tensors, timesteps),
+        "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
         other => bail!(
-            "{}: `_class_name` is `{other}`; supported are UNet2DModel, MLPClassic and ResidualMLP",
+            "{}: `_class_name` is `{other}`; supported are UNet2DModel, MLPClassic, \
+             ResidualMLP and NoisyClassifier",
             config.display()
         ),
     };

@@ -16,7 +16,7 @@ use super::{Network, Tensors};
 use crate::graph::{Condition, Graph, Image, Op};
 use crate::timesteps::Timesteps;
 
-/// Fields and defaults of diffusers' `UNet2DModel`.
+/// Fields and defaults of diffusers' `UNet2DModel`, and quell's own `null_class_id`.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
