@@ -115,6 +115,7 @@ fn apply(function: Function, x: f64) -> f64 {
         Function::Silu => x / (1.0 + (-x).exp()),
         Function::Gelu => x * image::normal_distribution(x),
         Function::Mish => x * x.exp().ln_1p().tanh(),
+        Function::Tanh => x.tanh(),
     }
 }
 

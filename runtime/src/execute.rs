@@ -174,6 +174,7 @@ fn apply(function: Function, x: &mut [f32]) {
         Function::Silu => elementwise::silu(x),
         Function::Gelu => elementwise::gelu(x),
         Function::Mish => elementwise::mish(x),
+        Function::Tanh => elementwise::tanh(x),
     }
 }
 

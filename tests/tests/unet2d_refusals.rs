@@ -1,33 +1,20 @@
 //! U-Net checkpoints that quell cannot run: refused, and what is at fault named.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use quell::format::Tier;
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
+use quell_tests::{assert_names, copy_of};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-
-/// A copy of a golden checkpoint.
-fn copy(number: &str) -> Result<TempDir> {
-    let folder = tempfile::tempdir()?;
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/unet2d");
-    for entry in std::fs::read_dir(goldens.join(number))? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
-    }
-    Ok(folder)
-}
 
 /// What opening a golden checkpoint says, with some fields of its configuration
 /// replaced.
 fn with_fields(fields: &Value) -> Result<Checkpoint> {
-    let folder = copy("00")?;
+    let folder = copy_of("unet2d/00")?;
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     for (key, value) in fields.as_object().context("an object")? {
@@ -35,17 +22,6 @@ fn with_fields(fields: &Value) -> Result<Checkpoint> {
     }
     std::fs::write(&path, config.to_string())?;
     Checkpoint::open(folder.path())
-}
-
-#[track_caller]
-fn assert_names<T>(result: Result<T>, words: &[&str]) {
-    let Err(error) = result else {
-        panic!("accepted, but {words:?} is at fault");
-    };
-    let message = format!("{error:#}");
-    for word in words {
-        assert!(message.contains(word), "`{word}` is not in: {message}");
-    }
 }
 
 #[test]
@@ -117,7 +93,7 @@ fn unsupported_blocks_are_named() {
 
 #[test]
 fn every_missing_tensor_is_named() -> Result<()> {
-    let folder = copy("00")?;
+    let folder = copy_of("unet2d/00")?;
     let path = folder.path().join(WEIGHTS);
     let bytes = std::fs::read(&path)?;
     let file = SafeTensors::deserialize(&bytes)?;
@@ -143,7 +119,7 @@ fn every_missing_tensor_is_named() -> Result<()> {
 
 #[test]
 fn damaged_shards_are_named() -> Result<()> {
-    let folder = copy("28")?;
+    let folder = copy_of("unet2d/28")?;
     let index = folder.path().join(format!("{WEIGHTS}.index.json"));
     let text = std::fs::read_to_string(&index)?;
     let first = "diffusion_pytorch_model-00001-of-00002.safetensors";
@@ -165,7 +141,7 @@ fn damaged_shards_are_named() -> Result<()> {
 
 #[test]
 fn the_int8_tier_says_what_it_lacks() -> Result<()> {
-    let folder = copy("00")?;
+    let folder = copy_of("unet2d/00")?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let settings = Settings {
         steps: vec![1],

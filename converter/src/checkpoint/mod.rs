@@ -4,7 +4,11 @@
 //! refused by name, never ignored; a tensor is checked for presence, shape and
 //! finiteness before anything is made of it.
 
+mod autoencoder;
+mod blocks;
+mod choice;
 mod config;
+mod images;
 mod mlp_classic;
 mod residual_mlp;
 mod scheduler;
@@ -13,10 +17,11 @@ mod unet2d;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use quell::format::Purpose;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+pub use choice::{Choice, Part, Size};
 pub use scheduler::NoiseSchedule;
 pub use tensors::Tensors;
 
@@ -41,7 +46,7 @@ pub struct Checkpoint {
 /// A network and the shapes around it.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// `_class_name` of the configuration.
+    /// `_class_name` of the configuration; of an autoencoder with its part.
     pub architecture: String,
     /// What it is for.
     pub purpose: Purpose,
@@ -67,23 +72,39 @@ impl Checkpoint {
 
     /// [`Checkpoint::open`] for a file that is to carry these trajectories.
     pub fn open_for(folder: &Path, specs: &[Spec]) -> Result<Self> {
+        Self::open_as(folder, specs, &Choice::default())
+    }
+
+    /// [`Checkpoint::open_for`], where the checkpoint leaves a choice. An
+    /// autoencoder may lie in the subfolder `vae/`, and needs no scheduler.
+    pub fn open_as(folder: &Path, specs: &[Spec], choice: &Choice) -> Result<Self> {
         if !folder.is_dir() {
             bail!("{}: not a checkpoint folder", folder.display());
         }
-        let config = find(folder, "config.json", "unet")?;
-        let scheduler = find(folder, "scheduler_config.json", "scheduler")?;
-        let schedule = NoiseSchedule::read(&scheduler)?;
+        let subfolder = choice.part.map_or("unet", |_| "vae");
+        let config = find(folder, "config.json", subfolder)?;
+        let (class, fields) = config::read(&config)?;
+        let schedule = match autoencoder::is_autoencoder(&class) {
+            true => NoiseSchedule::none(),
+            false => NoiseSchedule::read(&find(folder, "scheduler_config.json", "scheduler")?)?,
+        };
+        ensure!(
+            specs.is_empty() || !schedule.alphas_cumprod.is_empty(),
+            "{}: an {class} is not sampled, so it carries no --trajectory",
+            config.display()
+        );
         let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
         let trajectories = specs
             .iter()
             .map(|spec| schedulers::tabulate(&schedule, spec, &mut timesteps))
             .collect::<Result<_>>()?;
         let weights = "diffusion_pytorch_model.safetensors";
-        let tensors = match find(folder, &format!("{weights}.index.json"), "unet") {
+        let tensors = match find(folder, &format!("{weights}.index.json"), subfolder) {
             Ok(index) => Tensors::read_shards(&index)?,
-            Err(_) => Tensors::read(&find(folder, weights, "unet")?)?,
+            Err(_) => Tensors::read(&find(folder, weights, subfolder)?)?,
         };
-        let network = network(&config, &tensors, &timesteps)?;
+        let network = network(&class, fields, &tensors, &timesteps, choice);
+        let network = network.with_context(|| config.display().to_string())?;
         tensors.refuse_unused()?;
         Ok(Self {
             path: folder.to_owned(),
@@ -94,24 +115,44 @@ impl Checkpoint {
     }
 }
 
-fn network(config: &Path, tensors: &Tensors, timesteps: &Timesteps) -> Result<Network> {
-    let (class, fields) = config::read(config)?;
-    let fields = Value::Object(fields);
-    let network = match class.as_str() {
+fn network(
+    class: &str,
+    fields: Map<String, Value>,
+    tensors: &Tensors,
+    timesteps: &Timesteps,
+    choice: &Choice,
+) -> Result<Network> {
+    let (fields, Choice { part, size }) = (Value::Object(fields), *choice);
+    if autoencoder::is_autoencoder(class) {
+        return autoencoder::network(class, fields, tensors, part, size);
+    }
+    if let Some(part) = part {
+        bail!(
+            "--part {} is for autoencoders, not for a {class}",
+            part.name()
+        );
+    }
+    let (trained, network) = match class {
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
-        "UNet2DModel" => unet2d::network(fields, tensors, timesteps),
+        "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size),
         other => bail!(
-            "{}: `_class_name` is `{other}`; supported are UNet2DModel, MLPClassic and ResidualMLP",
-            config.display()
+            "`_class_name` is `{other}`; supported are UNet2DModel, AutoencoderTiny, \
+             AutoencoderKL, MLPClassic and ResidualMLP"
         ),
-    };
-    let (trained, network) = network.with_context(|| config.display().to_string())?;
+    }?;
     if trained != timesteps.trained() {
         bail!(
-            "{}: `num_train_timesteps` is {trained}, but the scheduler has {}",
-            config.display(),
+            "`num_train_timesteps` is {trained}, but the scheduler has {}",
             timesteps.trained()
+        );
+    }
+    if let Some(size) = size {
+        let [_, rows, columns] = network.shape;
+        ensure!(
+            size.rows_and_columns() == [rows, columns],
+            "--size is {size}, but a {class} has the one size that it was trained for, \
+             {rows}x{columns}"
         );
     }
     Ok(network)

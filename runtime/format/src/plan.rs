@@ -287,6 +287,8 @@ pub enum Function {
     Gelu,
     /// x·tanh(ln(1 + eˣ)).
     Mish,
+    /// tanh x.
+    Tanh,
 }
 
 /// `x = f(x)` in place; x is f32 `[len]`.

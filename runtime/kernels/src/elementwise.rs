@@ -99,6 +99,17 @@ pub fn mish(x: &mut [f32]) {
     widest(run, x);
 }
 
+/// Hyperbolic tangent in place.
+pub fn tanh(x: &mut [f32]) {
+    #[inline(always)]
+    fn run(x: &mut [f32]) {
+        for x in x {
+            *x = math::tanh(*x);
+        }
+    }
+    widest(run, x);
+}
+
 /// `y = x·factor + offset`; the shorter one decides.
 pub fn scale(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
     for (y, &x) in y.iter_mut().zip(x) {

@@ -205,7 +205,7 @@ pub(super) fn embedding(
     if let Some(class) = class {
         value = graph.push("embedding", Op::Add, &[value, class], size);
     }
-    let function = Op::Function(settings.function);
+    let function = Op::Function(settings.style.function);
     Ok(graph.push("embedding.act", function, &[value], size))
 }
 
