@@ -78,6 +78,7 @@ pub fn calibrate(
                 // Far from the seeds that people try.
                 seed: 0x5eed_0000_0000 + u64::from(run),
                 class: (model.head().classes > 0).then(|| run % model.head().classes),
+                ..Request::default()
             };
             recorder.record(&mut session, request)?;
             done += 1;

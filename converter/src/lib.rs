@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod compile;
 pub mod fold;
 pub mod graph;
+pub mod input;
 pub mod lower;
 pub mod memory;
 pub mod model_file;

@@ -44,9 +44,9 @@ impl ModelFile {
 pub struct HostArena(Vec<Line>);
 
 impl HostArena {
-    /// Working memory for `model`.
+    /// Working memory for `model`, also where it is guided.
     pub fn new(model: &Model<'_>) -> Self {
-        let lines = model.arena_bytes().div_ceil(size_of::<Line>());
+        let lines = model.guided_arena_bytes().div_ceil(size_of::<Line>());
         Self(vec![Line::ZERO; lines])
     }
 

@@ -57,59 +57,6 @@ pub fn npy(path: &Path, samples: &[Vec<f32>], shape: [u32; 3]) -> Result<()> {
     })
 }
 
-/// Reads an f32 `.npy` array `[n, c, h, w]` as n samples of `shape`.
-pub fn read_npy(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
-    read_array(path, shape).with_context(|| path.display().to_string())
-}
-
-/// Reads an f32 `.npy` array `[n, …]` as n vectors of so many elements.
-pub fn read_npy_vectors(path: &Path, elements: usize) -> Result<Vec<Vec<f32>>> {
-    let read = || {
-        let (shape, values) = read_values(path)?;
-        let rows = shape.get(1..).unwrap_or_default();
-        ensure!(
-            shape.len() > 1 && rows.iter().product::<u64>() == elements as u64,
-            "the array has shape {shape:?}, expected [n, …] with {elements} elements each"
-        );
-        Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
-    };
-    read().with_context(|| path.display().to_string())
-}
-
-fn read_array(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
-    let (found, values) = read_values(path)?;
-    let [c, h, w] = shape;
-    ensure!(
-        found.len() == 4 && found[1..] == shape.map(u64::from),
-        "the array has shape {found:?}, expected [n, {c}, {h}, {w}]"
-    );
-    let elements = (c * h * w) as usize;
-    Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
-}
-
-/// The shape and the elements of an array, all finite.
-fn read_values(path: &Path) -> Result<(Vec<u64>, Vec<f32>)> {
-    let file = std::io::BufReader::new(std::fs::File::open(path)?);
-    let array = npyz::NpyFile::new(file).context("not a readable .npy array")?;
-    let shape = array.shape().to_vec();
-    ensure!(
-        array.order() == npyz::Order::C,
-        "the array is in Fortran order, expected C order"
-    );
-    let values: Vec<f32> = match array.try_data::<f32>() {
-        Ok(data) => data.collect::<std::io::Result<_>>()?,
-        Err(array) => anyhow::bail!(
-            "the array is of type {:?}, expected f32",
-            array.dtype().descr()
-        ),
-    };
-    ensure!(
-        values.iter().all(|x| x.is_finite()),
-        "the array holds NaN or infinite numbers"
-    );
-    Ok((shape, values))
-}
-
 /// A pixel as a byte: `-1..=1` to `0..=255`.
 pub fn pixel(x: f32) -> u8 {
     ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8
@@ -163,26 +110,6 @@ pub fn grid(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn npy_round_trip_and_refusals() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.npy");
-        let samples = vec![vec![0.5; 6], vec![-1.0; 6]];
-        npy(&path, &samples, [1, 2, 3]).unwrap();
-        assert_eq!(read_npy(&path, [1, 2, 3]).unwrap(), samples);
-        assert_eq!(read_npy_vectors(&path, 6).unwrap(), samples);
-        let error = format!("{:#}", read_npy_vectors(&path, 3).unwrap_err());
-        assert!(
-            error.contains("x.npy") && error.contains("3 elements"),
-            "{error}"
-        );
-        let error = format!("{:#}", read_npy(&path, [1, 3, 3]).unwrap_err());
-        assert!(
-            error.contains("x.npy") && error.contains("[n, 1, 3, 3]"),
-            "{error}"
-        );
-    }
 
     #[test]
     fn nothing_half_written() {

@@ -40,12 +40,12 @@ mod validate;
 pub use access::{Access, Element, Region};
 pub use arena::Arena;
 pub use digest::digest;
-pub use generation::{Generation, Request, RequestError, Step};
+pub use generation::{Generation, Guidance, Guide, Inpaint, Request, RequestError, Step};
 pub use model::{Model, OpenError};
 pub use quell_format as format;
 pub use quell_kernels::Kernels;
 pub use rng::Rng;
-pub use sampler::{Coefficients, Sampler, advance};
+pub use sampler::{Coefficients, Deviation, Sampler, advance};
 pub use session::{InputError, Session, SessionError, Values};
 pub use validate::{PlanError, TrajectoryError};
 
@@ -59,6 +59,21 @@ pub const fn arena_bytes(file: &[u8]) -> usize {
     match quell_format::Header::parse(file) {
         Ok(header) => header.arena_bytes as usize,
         Err(_) => panic!("not a valid .quell file"),
+    }
+}
+
+/// [`arena_bytes`] with room for [`Guidance`]: one more sample.
+///
+/// # Panics
+/// As [`arena_bytes`].
+pub const fn guided_arena_bytes(file: &[u8]) -> usize {
+    let elements = match quell_format::Header::parse(file) {
+        Ok(header) => header.elements(),
+        Err(_) => None,
+    };
+    match elements {
+        Some(elements) => arena_bytes(file) + elements * size_of::<f32>(),
+        None => panic!("not a valid .quell file"),
     }
 }
 

@@ -79,7 +79,8 @@ impl<'m> Model<'m> {
     }
 
     /// A session that works in `arena`: at least [`Model::arena_bytes`] bytes,
-    /// starting at a multiple of 16. Its contents are cleared.
+    /// starting at a multiple of 16. Its contents are cleared. Guidance by the
+    /// class needs [`Model::guided_arena_bytes`].
     pub fn session<'a>(&self, arena: &'a mut [u8]) -> Result<Session<'m, 'a>, SessionError> {
         Session::new(*self, arena)
     }
@@ -87,6 +88,11 @@ impl<'m> Model<'m> {
     /// Bytes of working memory, exactly.
     pub fn arena_bytes(&self) -> usize {
         self.file.header().arena_bytes as usize
+    }
+
+    /// Bytes of working memory with room for [`crate::Guidance`]: one more sample.
+    pub fn guided_arena_bytes(&self) -> usize {
+        self.arena_bytes() + self.elements() * size_of::<f32>()
     }
 
     /// What the network is for: what [`Session`] may be asked.

@@ -71,6 +71,8 @@ pub enum Values<'a> {
 pub struct Session<'m, 'a> {
     model: Model<'m>,
     arena: &'a mut [u8],
+    /// What the buffer has behind the arena: where guidance keeps an output.
+    spare: &'a mut [u8],
 }
 
 impl<'m, 'a> Session<'m, 'a> {
@@ -83,11 +85,15 @@ impl<'m, 'a> Session<'m, 'a> {
         {
             return Err(SessionError::Misaligned);
         }
-        let arena = arena.get_mut(..needed);
-        let arena = arena.ok_or(SessionError::TooSmall { needed, available })?;
+        let parts = arena.split_at_mut_checked(needed);
+        let (arena, spare) = parts.ok_or(SessionError::TooSmall { needed, available })?;
         // What a plan leaves behind must not depend on what was there before.
         arena.fill(0);
-        Ok(Self { model, arena })
+        Ok(Self {
+            model,
+            arena,
+            spare,
+        })
     }
 
     /// The model.
@@ -225,6 +231,45 @@ impl<'m, 'a> Session<'m, 'a> {
             _ => None,
         }
         .unwrap_or((&mut [], &[]))
+    }
+
+    /// Sample (to read) and output (to write) at once.
+    pub(crate) fn sample_and_output_mut(&mut self) -> (&[f32], &mut [f32]) {
+        let head = self.model.head();
+        let ranges = (
+            f32s(head.output, self.elements()),
+            f32s(head.sample, self.elements()),
+        );
+        let pair = match ranges {
+            (Some(output), Some(sample)) => view_pair(self.arena, output, sample),
+            _ => None,
+        };
+        pair.map_or((&[], &mut []), |(output, sample)| (sample, output))
+    }
+
+    /// Bytes behind the arena.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        self.spare.len()
+    }
+
+    /// Copies the output behind the arena, if there is room.
+    pub(crate) fn keep_output(&mut self) {
+        let output = f32s(self.model.head().output, self.elements());
+        let output = output.and_then(|range| self.arena.get(range));
+        if let Some(output) = output
+            && let Some(spare) = self.spare.get_mut(..output.len())
+        {
+            spare.copy_from_slice(output);
+        }
+    }
+
+    /// What [`Session::keep_output`] kept, and the output (to write).
+    pub(crate) fn kept_and_output(&mut self) -> (&[f32], &mut [f32]) {
+        let output = f32s(self.model.head().output, self.elements());
+        let output = output.and_then(|range| view_f32_mut(self.arena, range));
+        let kept = self.spare.get(..self.model.elements() * size_of::<f32>());
+        let kept = kept.and_then(cast::numbers);
+        (kept.unwrap_or_default(), output.unwrap_or_default())
     }
 
     /// Sample and history (to write) and output (to read) at once.

@@ -56,7 +56,8 @@ pub enum PlanError {
     Schedule,
     /// It has what no file of its purpose has: a plain network a class, a
     /// classifier gradient a self-test, one of these trajectories; or it lacks
-    /// what each has: a denoiser an output of the sample's shape.
+    /// what each has: a denoiser an output of the sample's shape,
+    /// or of twice its channels where it says variances too.
     #[error("does not fit the purpose of the file")]
     Purpose,
 }
@@ -98,9 +99,14 @@ fn check_head(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
 fn check_purpose(file: &File<'_>, head: &Head<'_>) -> Result<(), PlanError> {
     let header = file.header();
     let as_sample = header.output_shape() == header.shape;
+    let [channels, height, width] = header.shape;
+    let prediction = match head.schedule.variance.is_learned() {
+        true => [channels.saturating_mul(2), height, width],
+        false => header.shape,
+    };
     let never_sampled = head.self_test.is_none() && file.trajectories().next().is_none();
     let fits = match header.purpose {
-        Purpose::Denoiser => as_sample,
+        Purpose::Denoiser => header.output_shape() == prediction,
         Purpose::ClassifierGradient => as_sample && never_sampled,
         Purpose::Plain => never_sampled && head.classes == 0 && head.null_class.is_none(),
     };

@@ -30,7 +30,9 @@ pub fn copy_of(golden: &str) -> Result<TempDir> {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity");
     for entry in std::fs::read_dir(goldens.join(golden))? {
         let entry = entry?;
-        std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
+        }
     }
     Ok(folder)
 }

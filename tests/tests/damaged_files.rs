@@ -3,7 +3,7 @@
 use anyhow::Result;
 use proptest::prelude::*;
 use quell::format::{Header, Purpose, Tier, checksum};
-use quell::{Model, Request, Sampler};
+use quell::{Generation, Guidance, Inpaint, Model, Request, Sampler};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_tests::{RandomCheckpoint, networks};
 
@@ -40,6 +40,22 @@ fn corpus() -> Result<Vec<Vec<u8>>> {
     Ok(files)
 }
 
+/// Starts from the image's noised self and keeps half of it, where that is possible.
+fn edit<'s>(generation: &mut Generation<'s, '_, '_>, image: &'s [f32]) {
+    let _ = generation.start_from(image, 0.7);
+    for jump_n_sample in [2, 1] {
+        let inpaint = Inpaint {
+            image,
+            mask: image,
+            jump_length: 1,
+            jump_n_sample,
+        };
+        if generation.inpaint(inpaint).is_ok() {
+            break;
+        }
+    }
+}
+
 /// Opens a copy; where that succeeds, runs it to its end as well.
 fn open_and_run(bytes: &[u8]) -> bool {
     let file = ModelFile::from_bytes(bytes);
@@ -58,7 +74,12 @@ fn open_and_run(bytes: &[u8]) -> bool {
         _ => session.denoise(0, class).is_ok(),
     };
     assert!(called, "a valid file cannot be called");
-    let computed = [(Sampler::Ddpm, 3), (Sampler::Ddim { eta: 0.5 }, 3)];
+    let image = vec![0.5; model.elements()];
+    let computed = [
+        (Sampler::Ddpm, 3),
+        (Sampler::Ddim { eta: 0.5 }, 3),
+        (Sampler::DdimInverse, 3),
+    ];
     let carried = (0..).zip(model.trajectories());
     let carried = carried.map(|(i, t)| (Sampler::Trajectory(i), t.steps));
     for (sampler, steps) in computed.into_iter().chain(carried) {
@@ -67,8 +88,17 @@ fn open_and_run(bytes: &[u8]) -> bool {
             steps,
             seed: 1,
             class,
+            guidance: Guidance {
+                scale: if model.head().null_class.is_some() {
+                    2.0
+                } else {
+                    1.0
+                },
+                rescale: 0.5,
+            },
         };
         if let Ok(mut generation) = session.generate(request) {
+            edit(&mut generation, &image);
             while generation.step().is_some() {}
         }
     }

@@ -86,6 +86,7 @@ fn committed_model_stays_close_to_its_checkpoint() -> Result<()> {
             steps: 4,
             seed: 50 + u64::from(class),
             class: Some(class),
+            ..Request::default()
         };
         let mut noise = vec![0.0f32; model.elements()];
         Rng::new(request.seed).fill(&mut noise);

@@ -14,8 +14,8 @@ use quell::{Kernels, Model, Request, Sampler};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
+use quell_converter::input::samples;
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::output::read_npy;
 use quell_tests::{generate, models};
 
 const MODELS: [&str; 2] = ["mlp", "mlp-classic"];
@@ -30,8 +30,8 @@ fn golden(file: &str) -> PathBuf {
 /// range.
 fn differences(model: &Model<'_>, name: &str) -> Result<(f64, f64)> {
     let shape = model.header().shape;
-    let noise = read_npy(&golden(&format!("{name}-noise.npy")), shape)?;
-    let expected = read_npy(&golden(&format!("{name}-sample.npy")), shape)?;
+    let noise = samples(&golden(&format!("{name}-noise.npy")), shape)?;
+    let expected = samples(&golden(&format!("{name}-sample.npy")), shape)?;
     let mut arena = HostArena::new(model);
     let (mut largest, mut sum, mut count) = (0.0f64, 0.0, 0);
     for (i, (noise, expected)) in (0..).zip(noise.iter().zip(&expected)) {
@@ -99,6 +99,7 @@ fn runs(model: &Model<'_>) -> Vec<(String, Request)> {
         steps,
         seed,
         class,
+        ..Request::default()
     };
     let ddim = |eta| Sampler::Ddim { eta };
     [
@@ -153,10 +154,10 @@ fn self_tests_hold() -> Result<()> {
         let model = file.model()?;
         let test = model.head().self_test.context("no self-test")?;
         let request = Request {
-            sampler: Sampler::Ddim { eta: 0.0 },
             steps: test.steps,
             seed: test.seed,
             class: test.class,
+            ..Request::default()
         };
         assert_eq!(
             quell::digest(&generate(&model, request)?),

@@ -232,6 +232,7 @@ fn int8_trajectories_are_the_same_everywhere() -> Result<()> {
             steps: trajectory.steps,
             seed: 3,
             class: Some(1),
+            ..Request::default()
         };
         let scalar = generate(&model.with_kernels(Kernels::scalar()), request)?;
         assert!(scalar.iter().all(|x| x.is_finite()), "{trajectory:?}");

@@ -37,7 +37,7 @@ fn fields_and_values_are_named() {
         ("sample_size", json!(0)),
         ("sample_size", json!(9)),
         ("in_channels", json!(0)),
-        ("out_channels", json!(2)),
+        ("out_channels", json!(3)),
         ("time_embedding_type", json!("sinusoidal")),
         ("time_embedding_dim", json!(0)),
         ("freq_shift", json!(2)),
@@ -46,6 +46,7 @@ fn fields_and_values_are_named() {
         ("down_block_types", json!(["DownBlock2D"])),
         ("up_block_types", json!(["UpBlock2D"])),
         ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+        ("null_class_id", json!(3)),
         ("layers_per_block", json!(0)),
         ("mid_block_scale_factor", json!(0.0)),
         ("downsample_padding", json!(2)),
@@ -71,6 +72,24 @@ fn fields_and_values_are_named() {
         };
         assert_names(result, &[name, "config.json"]);
     }
+}
+
+/// A prediction and its variance, but a scheduler that wants no variance; and the
+/// other way round.
+#[test]
+fn outputs_go_with_the_variance_type() -> Result<()> {
+    for (golden, variance) in [("editing/learned", "fixed_small"), ("editing", "learned")] {
+        let copy = copy_of(golden)?;
+        let path = copy.path().join("scheduler_config.json");
+        let mut scheduler: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        scheduler["_class_name"] = json!("DDPMScheduler");
+        scheduler["variance_type"] = json!(variance);
+        scheduler["timestep_spacing"] = json!("leading");
+        std::fs::write(&path, scheduler.to_string())?;
+        let words = ["out_channels", "variance_type", "scheduler_config.json"];
+        assert_names(Checkpoint::open(copy.path()), &words);
+    }
+    Ok(())
 }
 
 #[test]

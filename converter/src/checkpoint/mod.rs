@@ -106,6 +106,7 @@ impl Checkpoint {
         let network = network(&class, fields, &tensors, &timesteps, choice);
         let network = network.with_context(|| config.display().to_string())?;
         tensors.refuse_unused()?;
+        check_outputs(&network, &schedule).with_context(|| config.display().to_string())?;
         Ok(Self {
             path: folder.to_owned(),
             network,
@@ -156,6 +157,21 @@ fn network(
         );
     }
     Ok(network)
+}
+
+/// A denoiser has twice the outputs exactly where the schedule says that it
+/// predicts variances.
+fn check_outputs(network: &Network, schedule: &NoiseSchedule) -> Result<()> {
+    let twice = network.output_shape != network.shape;
+    let [channels, ..] = network.shape;
+    ensure!(
+        network.purpose != Purpose::Denoiser || twice == schedule.variance.is_learned(),
+        "`out_channels` is {} for {channels} `in_channels`, which does not go with the \
+         `variance_type` of scheduler_config.json: twice as many for `learned` and \
+         `learned_range`, as many for all others",
+        network.output_shape[0]
+    );
+    Ok(())
 }
 
 /// `file` in the folder itself, or in its subfolder.

@@ -97,10 +97,18 @@ fn prediction(options: &Options) -> Result<Prediction> {
 
 fn variance(options: &Options) -> Result<Variance> {
     // The logarithm of `fixed_small_log` is taken back at once.
-    let words = ["fixed_small", "fixed_small_log", "fixed_large"];
+    let words = [
+        "fixed_small",
+        "fixed_small_log",
+        "fixed_large",
+        "learned",
+        "learned_range",
+    ];
     let word = options.word("variance_type", "fixed_small", &words)?;
     Ok(match word.as_str() {
         "fixed_large" => Variance::FixedLarge,
+        "learned" => Variance::Learned,
+        "learned_range" => Variance::LearnedRange,
         _ => Variance::FixedSmall,
     })
 }
@@ -256,7 +264,7 @@ mod tests {
                 r#"{"thresholding": true, "sample_max_value": 2.0}"#,
                 "thresholding",
             ),
-            (r#"{"variance_type": "learned_range"}"#, "variance_type"),
+            (r#"{"variance_type": "fixed_large_log"}"#, "variance_type"),
             (r#"{"rescale_betas_zero_snr": true}"#, "prediction_type"),
             (r#"{"mystery": 1}"#, "mystery"),
             (r#"{"beta_start": -1.0}"#, "timestep 0"),

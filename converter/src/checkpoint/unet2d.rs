@@ -50,6 +50,9 @@ struct Config {
     class_embed_type: Option<String>,
     num_class_embeds: Option<u32>,
     num_train_timesteps: Option<usize>,
+    /// Ours, since diffusers' configuration cannot say it: the row of the class
+    /// embedding that stands for "no class".
+    null_class_id: Option<u32>,
 }
 
 impl Default for Config {
@@ -85,6 +88,7 @@ impl Default for Config {
             class_embed_type: None,
             num_class_embeds: None,
             num_train_timesteps: None,
+            null_class_id: None,
         }
     }
 }
@@ -92,9 +96,12 @@ impl Default for Config {
 /// The configuration, every value understood.
 struct Settings {
     input: Image,
+    out_channels: usize,
     time: embedding::Time,
     embedding_size: usize,
     class: embedding::Class,
+    classes: u32,
+    null_class: Option<u32>,
     down: Vec<Block>,
     up: Vec<Block>,
     mid: bool,
@@ -169,14 +176,14 @@ pub(super) fn network(
     let value = images.channels_first("output.channels_first", output);
     let mut graph = images.graph;
     embedding::divide_by_time(&mut graph, &settings, value, times);
-    let shape = [size.channels, size.height, size.width].map(|n| n as u32);
+    let shape = |image: Image| [image.channels, image.height, image.width].map(|n| n as u32);
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
         purpose: Purpose::Denoiser,
-        shape,
-        output_shape: shape,
-        classes: settings.class.count(),
-        null_class: None,
+        shape: shape(size),
+        output_shape: shape(output.size),
+        classes: settings.classes,
+        null_class: settings.null_class,
         graph,
     };
     Ok((config.num_train_timesteps.unwrap_or(timesteps), network))
@@ -208,15 +215,20 @@ impl Config {
             let blocks = names.iter().map(|name| block(self, name));
             blocks.collect::<Result<Vec<Block>>>()
         };
+        let class = embedding::Class::of(self, timesteps)?;
+        let (classes, null_class) = class.count(self.null_class_id)?;
         Ok(Settings {
             input: self.image()?,
+            out_channels: self.out_channels as usize,
             time: embedding::Time::of(self, timesteps)?,
             embedding_size: match self.time_embedding_dim {
                 Some(0) => bail!("`time_embedding_dim` is 0"),
                 Some(size) => size,
                 None => 4 * channels[0],
             },
-            class: embedding::Class::of(self, timesteps)?,
+            class,
+            classes,
+            null_class,
             down: blocks(&self.down_block_types, Self::down_block)?,
             up: blocks(&self.up_block_types, Self::up_block)?,
             mid,
@@ -282,9 +294,10 @@ impl Config {
         let [height, width] = size.sides()?;
         let channels = self.in_channels;
         ensure!((1..=64).contains(&channels), "`in_channels` is {channels}");
+        // Twice as many are a prediction and its variance.
         ensure!(
-            self.out_channels == channels,
-            "`out_channels` is {}, expected `in_channels`, {channels}",
+            [channels, 2 * channels].contains(&self.out_channels),
+            "`out_channels` is {}, expected `in_channels`, {channels}, or twice that",
             self.out_channels
         );
         Ok(Image {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use quell::format::Purpose;
 use quell::{Model, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::output;
+use quell_converter::{input, output};
 
 /// Call the network once: a denoiser from a noisy sample to its prediction, a
 /// plain network (an autoencoder's encoder or decoder) from input to output.
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
     check(args, &model).with_context(name)?;
-    let samples = output::read_npy(&args.sample, model.header().shape)?;
+    let samples = input::samples(&args.sample, model.header().shape)?;
     let contexts = contexts(args, &model, samples.len())?;
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
@@ -88,7 +88,7 @@ fn contexts(args: &Args, model: &Model<'_>, samples: usize) -> Result<Vec<Vec<f3
     let (Some(path), Some(context)) = (&args.context, model.header().context) else {
         return Ok(Vec::new());
     };
-    let contexts = output::read_npy_vectors(path, context.elements as usize)?;
+    let contexts = input::vectors(path, context.elements as usize)?;
     let count = contexts.len();
     ensure!(
         count == samples || count == 1,

@@ -1,14 +1,17 @@
 //! `quell sample`: whole generations.
 
+mod edit;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use quell::format::{Prediction, Purpose, Trajectory};
-use quell::{Model, Request, Sampler};
+use quell::{Model, Request, Sampler, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::output;
+use quell_converter::{input, output};
 
+use self::edit::{Edit, EditArgs, GuidanceArgs};
 use super::{print, progress, spec};
 
 /// Generate samples, as a picture and as an array.
@@ -21,7 +24,13 @@ Examples:
   quell sample model.quell --seed 7 --steps 4 --count 16 --output grid.png
   quell sample model.quell --sampler ddpm --class 3 --output grid.png --npy raw.npy
   quell sample model.quell --sampler dpmsolver++ --steps 8 --output grid.png
-  quell sample model.quell --noise z.npy --steps 8 --output grid.png")]
+  quell sample model.quell --noise z.npy --steps 8 --output grid.png
+  quell sample model.quell --class 7 --guidance 3 --steps 8 --output grid.png
+  quell sample model.quell --classifier guide.quell --classifier-scale 2 --output grid.png
+  quell sample model.quell --image shoe.png --strength 0.6 --steps 20 --output grid.png
+  quell sample model.quell --image shoe.png --mask half.png --steps 20 --output grid.png
+  quell sample model.quell --seed 1 --interpolate 2 --class 3 --count 8 --output grid.png
+  quell sample model.quell --image shoe.png --class 7 --invert --steps 50 --output grid.png")]
 pub(crate) struct Args {
     /// Model to run
     model: PathBuf,
@@ -59,6 +68,10 @@ pub(crate) struct Args {
     /// Pictures in a row of the grid
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     columns: Option<u32>,
+    #[command(flatten)]
+    guidance: GuidanceArgs,
+    #[command(flatten)]
+    edit: EditArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -83,59 +96,197 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.model.display()
     );
     let noise = match &args.noise {
-        Some(path) => Some(output::read_npy(path, model.header().shape)?),
+        Some(path) => Some(input::samples(path, model.header().shape)?),
         None => None,
     };
-    let count = count(args, noise.as_deref())?;
-    let first = request(args, &model)?;
-    let bar = progress("sampling", u64::from(count));
-    let mut samples = Vec::new();
-    let (mut elapsed, mut calls) = (Duration::ZERO, 0);
-    let mut arena = HostArena::new(&model);
-    for i in 0..count {
-        let mut session = model.session(arena.bytes_mut())?;
-        let mut generation = session.generate(numbered(first, args, &model, i))?;
-        if let Some(noise) = &noise {
-            generation.set_sample(&noise[i as usize])?;
+    let edit = args.edit.read(&model)?;
+    let count = count(args, noise.as_deref(), &edit)?;
+    let request = request(args, &model)?;
+    let classifier = args.guidance.classifier()?;
+    let run = Run {
+        args,
+        model,
+        request,
+        noise,
+        edit,
+        count,
+    };
+    let drawn = match &classifier {
+        Some(file) => {
+            let classifier = file.model();
+            let classifier = classifier.with_context(|| args.guidance.classifier_name())?;
+            run.all(Some(classifier))?
         }
-        let start = Instant::now();
-        while generation.step().is_some() {
-            calls += 1;
-        }
-        elapsed += start.elapsed();
-        samples.push(generation.sample().to_vec());
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    write(args, &model, &samples)?;
-    print(&format!(
-        "{count} samples, {} steps each, {:.3} ms per step ({}), digest {:016x}\n",
-        calls / count,
-        elapsed.as_secs_f64() * 1e3 / f64::from(calls),
-        model.kernels().name,
-        quell::digest(&samples.concat()),
-    ))
+        None => run.all(None)?,
+    };
+    run.report(&drawn)
 }
 
-fn count(args: &Args, noise: Option<&[Vec<f32>]>) -> Result<u32> {
-    let available = noise.map(|noise| noise.len() as u32);
-    match (args.count, available) {
-        (Some(count), Some(available)) if count != available => {
-            bail!("--noise holds {available} samples, --count asks for {count}")
+/// What all samples have in common.
+struct Run<'r> {
+    args: &'r Args,
+    model: Model<'r>,
+    request: Request,
+    noise: Option<Vec<Vec<f32>>>,
+    edit: Edit,
+    count: u32,
+}
+
+/// What came of it.
+#[derive(Default)]
+struct Drawn {
+    samples: Vec<Vec<f32>>,
+    /// What the pictures were found to come from.
+    inverted: Vec<Vec<f32>>,
+    elapsed: Duration,
+    calls: u32,
+}
+
+impl Run<'_> {
+    fn all(&self, classifier: Option<Model<'_>>) -> Result<Drawn> {
+        let bar = progress("sampling", u64::from(self.count));
+        let mut drawn = Drawn::default();
+        let mut arena = HostArena::new(&self.model);
+        let mut second = classifier.map(|model| (model, HostArena::new(&model)));
+        for i in 0..self.count {
+            let mut session = self.model.session(arena.bytes_mut())?;
+            let classifier = match &mut second {
+                Some((model, arena)) => Some(model.session(arena.bytes_mut())?),
+                None => None,
+            };
+            self.one(i, &mut session, classifier, &mut drawn)?;
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(drawn)
+    }
+
+    fn one(
+        &self,
+        i: u32,
+        session: &mut Session<'_, '_>,
+        classifier: Option<Session<'_, '_>>,
+        drawn: &mut Drawn,
+    ) -> Result<()> {
+        let request = self.numbered(i);
+        let start = Instant::now();
+        if self.args.edit.invert {
+            let image = self.edit.image(i).unwrap_or_default();
+            drawn
+                .inverted
+                .push(edit::noise_of(session, request, image)?);
+        }
+        let mut generation = session.generate(request)?;
+        if let Some(noise) = drawn.inverted.last() {
+            generation.set_sample(noise)?;
+        } else {
+            if let Some(noise) = &self.noise {
+                generation.set_sample(&noise[i as usize])?;
+            }
+            self.edit.apply(&mut generation, &request, i, self.count)?;
+        }
+        if let Some(mut session) = classifier {
+            let classes = session.model().head().classes;
+            let guidance = &self.args.guidance;
+            let (class, scale) = guidance.classifier_target(request.class, i, classes);
+            let guide = generation.guide(&mut session, class, scale);
+            let mut guide = guide.with_context(|| guidance.classifier_name())?;
+            while generation.step_guided(&mut guide).is_some() {
+                drawn.calls += 1;
+            }
+        } else {
+            while generation.step().is_some() {
+                drawn.calls += 1;
+            }
+        }
+        drawn.elapsed += start.elapsed();
+        drawn.samples.push(generation.sample().to_vec());
+        Ok(())
+    }
+
+    /// The request of sample i.
+    fn numbered(&self, i: u32) -> Request {
+        let (args, classes) = (self.args, self.model.head().classes);
+        let offset = if args.edit.interpolates() { 0 } else { i };
+        Request {
+            seed: args.seed.wrapping_add(u64::from(offset)),
+            class: args
+                .class
+                .or((classes > 0).then(|| offset % classes.max(1))),
+            ..self.request
+        }
+    }
+
+    fn report(&self, drawn: &Drawn) -> Result<()> {
+        self.write(drawn)?;
+        if self.args.edit.invert {
+            let pairs = (0..).zip(&drawn.samples);
+            let errors = pairs.flat_map(|(i, sample)| {
+                let image = self.edit.image(i).unwrap_or_default();
+                sample
+                    .iter()
+                    .zip(image)
+                    .map(|(a, b)| f64::from(a - b).abs())
+            });
+            let elements = drawn.samples.len() * self.model.elements();
+            print(&format!(
+                "reconstructed to {:.3} % of the range, on average over all pixels\n",
+                errors.sum::<f64>() / elements as f64 * 50.0
+            ))?;
+        }
+        let per_step = drawn.elapsed.as_secs_f64() * 1e3 / f64::from(drawn.calls.max(1));
+        print(&format!(
+            "{} samples, {} steps each, {per_step:.3} ms per step ({}), digest {:016x}\n",
+            self.count,
+            drawn.calls / self.count,
+            self.model.kernels().name,
+            quell::digest(&drawn.samples.concat()),
+        ))
+    }
+
+    fn write(&self, drawn: &Drawn) -> Result<()> {
+        let (args, shape) = (self.args, self.model.header().shape);
+        if let Some(path) = &args.output {
+            if args.edit.invert {
+                let images = (0..self.count).filter_map(|i| self.edit.image(i));
+                let rows = images.map(<[f32]>::to_vec).chain(drawn.inverted.clone());
+                let rows: Vec<Vec<f32>> = rows.chain(drawn.samples.clone()).collect();
+                output::grid(path, &rows, shape, self.count, 4)?;
+            } else {
+                let square = (drawn.samples.len() as f64).sqrt().ceil() as u32;
+                let columns = args.columns.unwrap_or(square);
+                output::grid(path, &drawn.samples, shape, columns, 4)?;
+            }
+        }
+        if let Some(path) = &args.npy {
+            output::npy(path, &drawn.samples, shape)?;
+        }
+        Ok(())
+    }
+}
+
+/// How many samples: as many as were asked for, or as were given.
+fn count(args: &Args, noise: Option<&[Vec<f32>]>, edit: &Edit) -> Result<u32> {
+    let given = noise.map(|noise| noise.len() as u32);
+    match (args.count, given) {
+        (Some(count), Some(given)) if count != given => {
+            bail!("--noise holds {given} samples, --count asks for {count}")
         }
         (Some(count), _) => Ok(count),
         (None, Some(0)) => bail!("--noise holds no samples"),
-        (None, Some(available)) => Ok(available),
+        (None, Some(given)) => Ok(given),
+        (None, None) if args.edit.invert || edit.images.len() > 1 => Ok(edit.images.len() as u32),
         (None, None) => Ok(16),
     }
 }
 
-/// What all samples have in common.
+/// The request that all samples share.
 fn request(args: &Args, model: &Model<'_>) -> Result<Request> {
     let schedule = &model.head().schedule;
     let computed = |sampler, steps| Request {
         sampler,
         steps: args.steps.unwrap_or(steps),
+        guidance: args.guidance.guidance(),
         ..Request::default()
     };
     let ddim = Sampler::Ddim { eta: args.eta };
@@ -167,6 +318,7 @@ fn trajectory(
         return Ok(Request {
             sampler: Sampler::Trajectory(index),
             steps: trajectory.steps,
+            guidance: args.guidance.guidance(),
             ..Request::default()
         });
     }
@@ -185,27 +337,4 @@ fn trajectory(
             carried.join("  ")
         ),
     }
-}
-
-/// The request of sample i.
-fn numbered(request: Request, args: &Args, model: &Model<'_>, i: u32) -> Request {
-    let classes = model.head().classes;
-    Request {
-        seed: args.seed.wrapping_add(u64::from(i)),
-        class: args.class.or((classes > 0).then(|| i % classes.max(1))),
-        ..request
-    }
-}
-
-fn write(args: &Args, model: &Model<'_>, samples: &[Vec<f32>]) -> Result<()> {
-    let shape = model.header().shape;
-    if let Some(path) = &args.output {
-        let square = (samples.len() as f64).sqrt().ceil() as u32;
-        let columns = args.columns.unwrap_or(square);
-        output::grid(path, samples, shape, columns, 4)?;
-    }
-    if let Some(path) = &args.npy {
-        output::npy(path, samples, shape)?;
-    }
-    Ok(())
 }

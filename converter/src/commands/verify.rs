@@ -308,6 +308,7 @@ impl Comparison<'_> {
             steps: self.args.steps,
             seed: 1000 + u64::from(i),
             class: (classes > 0).then(|| i % classes),
+            ..Request::default()
         }
     }
 

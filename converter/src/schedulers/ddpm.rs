@@ -1,6 +1,6 @@
 //! DDPM: ancestral sampling (Ho et al. 2020, algorithm 2, equations 6 and 7).
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use quell::format::Variance;
 
 use super::table::{Call, Mix, Table, clean};
@@ -23,6 +23,10 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
             _ if time == 0.0 => 0.0,
             Variance::FixedSmall => (1.0 - a_prev) / (1.0 - a) * beta,
             Variance::FixedLarge => beta,
+            Variance::Learned | Variance::LearnedRange => bail!(
+                "`variance_type` says that the network predicts its variance, which is no number \
+                 of a table: leave this trajectory out, devices run ddpm with any step count"
+            ),
         };
         calls.push(Call {
             time,

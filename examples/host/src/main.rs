@@ -106,6 +106,7 @@ fn denoised(model: &Model<'_>) -> Result<Vec<Picture>> {
         steps: model.head().schedule.timesteps,
         seed: SEED,
         class: Some(9),
+        ..Request::default()
     })?;
     let mut pictures = vec![generation.sample().to_vec()];
     while let Some(step) = generation.step() {
@@ -128,6 +129,7 @@ fn classes(model: &Model<'_>, seed: u64) -> Result<(Vec<Picture>, Duration)> {
             steps: STEPS,
             seed: seed * 100 + u64::from(class),
             class: Some(class),
+            ..Request::default()
         })?;
         let start = Instant::now();
         while generation.step().is_some() {}
@@ -146,7 +148,7 @@ fn unconditional(model: &Model<'_>, count: u64) -> Result<Vec<Picture>> {
             sampler: Sampler::Ddpm,
             steps: model.head().schedule.timesteps,
             seed,
-            class: None,
+            ..Request::default()
         })?;
         while generation.step().is_some() {}
         pictures.push(generation.sample().to_vec());

@@ -26,6 +26,20 @@ pub enum Variance {
     FixedSmall,
     /// The forward process's, β; diffusers' `fixed_large`.
     FixedLarge,
+    /// What the network says: its output has twice the channels, the second half
+    /// are the variances; diffusers' `learned`.
+    Learned,
+    /// As [`Variance::Learned`], but the second half says in `-1.0..=1.0` where
+    /// between β̃ and β, on a logarithmic scale (Nichol & Dhariwal 2021, equation
+    /// 15); diffusers' `learned_range`.
+    LearnedRange,
+}
+
+impl Variance {
+    /// Whether the network's output has twice the channels.
+    pub const fn is_learned(self) -> bool {
+        matches!(self, Self::Learned | Self::LearnedRange)
+    }
 }
 
 /// Which of the training timesteps a shorter run visits (Lin et al. 2024, table 2).

@@ -13,7 +13,7 @@ mod timesteps;
 
 pub use row::advance;
 
-use quell_format::{Prediction, Schedule};
+use quell_format::{Prediction, Row, Schedule};
 use quell_kernels::math;
 
 use timesteps::timestep;
@@ -28,20 +28,25 @@ pub enum Sampler {
         /// η in `0.0..=1.0`: 0 is deterministic, 1 as noisy as DDPM.
         eta: f32,
     },
+    /// DDIM with η = 0 run backwards, from an image to the noise that gives it
+    /// (Song et al. 2021, section 4.3).
+    DdimInverse,
     /// A run that the file carries: the place in [`crate::Model::trajectories`].
     Trajectory(u32),
 }
 
 impl Sampler {
-    /// Timesteps and coefficients of step `i` of `steps`; `None` where the
-    /// schedule has no such run.
+    /// Step `i` of `steps`; `None` where the schedule has no such run.
     pub(crate) fn step(
         self,
         schedule: &Schedule,
         alphas_cumprod: &[f32],
         steps: u32,
         i: u32,
-    ) -> Option<(u32, Coefficients)> {
+    ) -> Option<Computed> {
+        if self == Sampler::DdimInverse {
+            return ddim::inverse(schedule, alphas_cumprod, steps, i);
+        }
         let t = timestep(schedule, steps, i)?;
         let alpha = |t: u32| alphas_cumprod.get(t as usize).copied();
         let last = i + 1 == steps;
@@ -51,7 +56,7 @@ impl Sampler {
             Sampler::Ddpm if last => None,
             Sampler::Ddpm => Some(timestep(schedule, steps, i + 1)?),
             Sampler::Ddim { .. } => t.checked_sub(schedule.timesteps.checked_div(steps)?),
-            Sampler::Trajectory(_) => return None,
+            Sampler::DdimInverse | Sampler::Trajectory(_) => return None,
         };
         let before_first = match self {
             Sampler::Ddim { .. } if !schedule.set_alpha_to_one => alpha(0)?,
@@ -66,16 +71,101 @@ impl Sampler {
         let (next, noise) = match self {
             Sampler::Ddpm => ddpm::step(schedule.variance, point),
             Sampler::Ddim { eta } => ddim::step(eta, point),
-            Sampler::Trajectory(_) => return None,
+            Sampler::DdimInverse | Sampler::Trajectory(_) => return None,
         };
-        let coefficients = Coefficients {
-            x0,
-            epsilon,
-            next,
-            noise,
-        };
-        Some((t, coefficients))
+        Some(Computed {
+            timestep: t,
+            coefficients: Coefficients {
+                x0,
+                epsilon,
+                next,
+                noise,
+            },
+            level: Level::at(point.alpha_cumprod),
+            arrival: Level::at(point.alpha_cumprod_prev),
+        })
     }
+}
+
+/// A step whose coefficients follow from the schedule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Computed {
+    /// What the network is told.
+    pub(crate) timestep: u32,
+    /// The step's arithmetic.
+    pub(crate) coefficients: Coefficients,
+    /// What the sample is before the step,
+    pub(crate) level: Level,
+    /// and behind it.
+    pub(crate) arrival: Level,
+}
+
+/// A noise level: a sample there is `signal·x₀ + noise·ε`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Level {
+    pub(crate) signal: f32,
+    pub(crate) noise: f32,
+}
+
+impl Level {
+    /// No noise at all.
+    pub(crate) const CLEAN: Self = Self {
+        signal: 1.0,
+        noise: 0.0,
+    };
+
+    /// `√ᾱ` and `√(1−ᾱ)`.
+    pub(crate) fn at(alpha_cumprod: f32) -> Self {
+        Self {
+            signal: math::sqrt(alpha_cumprod),
+            noise: math::sqrt(1.0 - alpha_cumprod),
+        }
+    }
+
+    /// Where the sample is before a tabulated call: its x₀ is the inverse of the
+    /// mixture. Where the network predicts x₀ itself the row does not say, and ᾱ
+    /// of the nearest timestep does.
+    pub(crate) fn of_row(row: &Row, prediction: Prediction, alphas_cumprod: &[f32]) -> Self {
+        let (x, m) = row.x0;
+        match prediction {
+            Prediction::Epsilon => Self {
+                signal: 1.0 / x,
+                noise: -m / x,
+            },
+            Prediction::Velocity => Self {
+                signal: x,
+                noise: -m,
+            },
+            Prediction::Flow => Self {
+                signal: 1.0 + m,
+                noise: -m,
+            },
+            Prediction::Sample => {
+                let nearest = nearest_timestep(row.time, alphas_cumprod.len());
+                let alpha = alphas_cumprod.get(nearest as usize);
+                Self::at(alpha.copied().unwrap_or(0.0))
+            }
+        }
+    }
+
+    /// What a unit of the score, ∇ₓ log p, adds to the network's output: minus
+    /// `noise` where that is ε (Dhariwal & Nichol 2021, algorithm 2), and what
+    /// amounts to the same x₀ elsewhere. 0 where no signal is left.
+    pub(crate) fn gain(&self, prediction: Prediction) -> f32 {
+        let Self { signal, noise } = *self;
+        match prediction {
+            Prediction::Epsilon => -noise,
+            _ if signal == 0.0 => 0.0,
+            Prediction::Sample => noise * noise / signal,
+            Prediction::Velocity | Prediction::Flow => -noise / signal,
+        }
+    }
+}
+
+/// The training timestep that is closest to `time`.
+pub(crate) fn nearest_timestep(time: f32, timesteps: usize) -> u32 {
+    // Conversions saturate; NaN becomes 0.
+    ((time + 0.5) as u32).min(timesteps.saturating_sub(1) as u32)
 }
 
 /// What a sampler knows of the step that it is to take.
@@ -90,14 +180,14 @@ pub(crate) struct Point {
 }
 
 /// Coefficients of x₀, ε and x in the next sample, and of noise.
-type Next = ((f32, f32, f32), f32);
+type Next = ((f32, f32, f32), Deviation);
 
 /// One reverse step, element by element, for current sample x, network output m
 /// and standard normal z:
 ///
 /// ```text
 /// x₀ = clamp(x0.0·x + x0.1·m)      ε = epsilon.0·x + epsilon.1·m
-/// x  ← next.0·x₀ + next.1·ε + next.2·x + noise·z
+/// x  ← next.0·x₀ + next.1·ε + next.2·x + noise·z        noise may depend on m
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coefficients {
@@ -107,21 +197,58 @@ pub struct Coefficients {
     pub epsilon: (f32, f32),
     /// Of x₀, ε and x in the next sample.
     pub next: (f32, f32, f32),
-    /// Of fresh noise; where 0, none is drawn from the stream.
-    pub noise: f32,
+    /// Of fresh noise.
+    pub noise: Deviation,
+}
+
+/// Standard deviation of the noise that a step adds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Deviation {
+    /// The same for all elements; where 0, no noise is drawn from the stream.
+    Fixed(f32),
+    /// √v, where the network says v; 0 for a negative one.
+    Learned,
+    /// The variance lies between these two logarithms, at `(v+1)/2` of the way
+    /// (Nichol & Dhariwal 2021, equation 15).
+    LearnedRange {
+        /// Logarithm of β̃.
+        min: f32,
+        /// Logarithm of β.
+        max: f32,
+    },
+}
+
+impl Deviation {
+    /// No noise.
+    pub const NONE: Self = Self::Fixed(0.0);
+
+    /// For an element of which the network says `v`.
+    #[inline]
+    pub fn of(&self, v: f32) -> f32 {
+        match *self {
+            Self::Fixed(deviation) => deviation,
+            Self::Learned if v > 0.0 => math::sqrt(v),
+            Self::Learned => 0.0,
+            Self::LearnedRange { min, max } => {
+                let share = (v + 1.0) * 0.5;
+                math::exp(0.5 * (share * max + (1.0 - share) * min))
+            }
+        }
+    }
 }
 
 impl Coefficients {
-    /// The step's arithmetic for one element; `clip` bounds x₀.
+    /// The step's arithmetic for one element; `clip` bounds x₀, `noise` is what
+    /// is added: z times its deviation.
     #[inline]
-    pub fn apply(&self, x: f32, m: f32, clip: Option<f32>, z: f32) -> f32 {
+    pub fn apply(&self, x: f32, m: f32, clip: Option<f32>, noise: f32) -> f32 {
         let x0 = self.x0.0 * x + self.x0.1 * m;
         let epsilon = self.epsilon.0 * x + self.epsilon.1 * m;
         let x0 = match clip {
             Some(limit) => clamp(x0, limit),
             None => x0,
         };
-        self.next.0 * x0 + self.next.1 * epsilon + self.next.2 * x + self.noise * z
+        self.next.0 * x0 + self.next.1 * epsilon + self.next.2 * x + noise
     }
 }
 
@@ -168,6 +295,37 @@ mod tests {
                 "{prediction:?}"
             );
         }
+    }
+
+    /// Guidance by a score moves ε by −noise·∇ and x₀ by noise²/signal·∇, whatever
+    /// of them the network predicts.
+    #[test]
+    fn gains_move_every_prediction_alike() {
+        let (level, score) = (Level::at(0.64), 0.3f32);
+        let (signal, noise) = (level.signal, level.noise);
+        let (x0, epsilon) = (0.5, -1.0);
+        let moved_epsilon = epsilon - noise * score;
+        let moved_x0 = x0 + noise * noise / signal * score;
+        for (prediction, m, moved) in [
+            (Prediction::Epsilon, epsilon, moved_epsilon),
+            (Prediction::Sample, x0, moved_x0),
+            (
+                Prediction::Velocity,
+                signal * epsilon - noise * x0,
+                signal * moved_epsilon - noise * moved_x0,
+            ),
+        ] {
+            let got = m + level.gain(prediction) * score;
+            assert!((got - moved).abs() < 1e-6, "{prediction:?}");
+        }
+        // Flow: x = (1−σ)·x₀ + σ·ε, m = ε − x₀.
+        let flow = Level {
+            signal: 0.75,
+            noise: 0.25,
+        };
+        let moved = (epsilon - 0.25 * score) - (x0 + 0.0625 / 0.75 * score);
+        let got = epsilon - x0 + flow.gain(Prediction::Flow) * score;
+        assert!((got - moved).abs() < 1e-6);
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Builder<'_> {
         let x = self.blocks.norm("conv_norm_out", norm, &[x], None)?;
         self.blocks
             .images
-            .conv("conv_out", x, sample.size.channels, 3)
+            .conv("conv_out", x, self.settings.out_channels, 3)
     }
 
     fn down(

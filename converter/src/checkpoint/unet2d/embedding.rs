@@ -61,11 +61,19 @@ impl Class {
         }
     }
 
-    /// Classes that can be asked for.
-    pub(super) fn count(&self) -> u32 {
-        match *self {
+    /// How many classes can be asked for, and the row that means none of them:
+    /// `null_class_id`, which must be the last.
+    pub(super) fn count(&self, null: Option<u32>) -> Result<(u32, Option<u32>)> {
+        let rows = match *self {
             Self::None => 0,
-            Self::Learned(classes) | Self::Timestep(classes) => classes,
+            Self::Learned(rows) | Self::Timestep(rows) => rows,
+        };
+        match null {
+            None => Ok((rows, None)),
+            Some(null) if null.checked_add(1) == Some(rows) && null > 0 => Ok((null, Some(null))),
+            Some(null) => {
+                bail!("`null_class_id` is {null}, expected null or the last of {rows} classes")
+            }
         }
     }
 }
