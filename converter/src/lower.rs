@@ -5,6 +5,7 @@
 //! int8 tier, which values are integers.
 
 mod image;
+mod sequence;
 
 use std::collections::HashMap;
 
@@ -84,7 +85,12 @@ fn absorbed(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
         let producer = &graph.nodes[layer].op;
         let can_add = matches!(
             producer,
-            Op::Linear { .. } | Op::Time(_) | Op::Class(_) | Op::Conv2d(_) | Op::Scale { .. }
+            Op::Linear { .. }
+                | Op::Time(_)
+                | Op::Class(_)
+                | Op::Conv2d(_)
+                | Op::Conv1d(_)
+                | Op::Scale { .. }
         );
         let only_reader = users[layer] == [sum];
         let old_is_free = users[old].iter().all(|&user| user == sum || user < layer);
@@ -187,6 +193,7 @@ impl Lowering<'_> {
             Op::Add if self.homes.contains_key(&i) => Ok(()),
             Op::Add => self.add(i),
             Op::Conv2d(op) => self.conv2d(i, op),
+            Op::Conv1d(op) => self.conv1d(i, op),
             Op::GroupNorm(op) => self.group_norm(i, op),
             Op::Attention { tokens, heads } => self.attention(i, *tokens, *heads),
             Op::Upsample(size) => self.resize(i, *size, PlanOp::Upsample),

@@ -85,6 +85,7 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
         Op::Add => input(0).iter().zip(input(1)).map(|(a, b)| a + b).collect(),
         Op::Concat => inputs.concat(),
         Op::Conv2d(op) => image::conv2d(op, input(0)),
+        Op::Conv1d(op) => image::conv1d(op, input(0)),
         Op::GroupNorm(op) => image::group_norm(op, inputs),
         Op::Attention { tokens, heads } => {
             image::attention(*tokens, *heads, [input(0), input(1), input(2)])

@@ -5,6 +5,7 @@
 //! same regions and slabs before.
 
 mod image;
+mod sequence;
 
 use half::f16;
 use quell_format::{
@@ -19,6 +20,7 @@ use quell_kernels::{
 use crate::arena::{disjoint, f32s, span, view_f32_mut};
 
 pub(crate) use image::conv_shape;
+pub(crate) use sequence::conv1d_shape;
 
 /// What operations need besides the arena.
 pub(crate) struct Context<'m> {
@@ -45,6 +47,7 @@ impl Context<'_> {
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),
             Op::Scale(op) => image::scale(op, arena),
+            Op::Conv1d(op) => self.conv1d(op, arena),
         }
     }
 

@@ -13,7 +13,9 @@ mod mlp_classic;
 mod residual_mlp;
 mod scheduler;
 mod tensors;
+mod unet1d;
 mod unet2d;
+mod waves;
 
 use std::path::{Path, PathBuf};
 
@@ -133,13 +135,18 @@ fn network(
             part.name()
         );
     }
+    let trained = timesteps.trained();
     let (trained, network) = match class {
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
         "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size),
+        // It does not say how many there are.
+        "UNet1DModel" => {
+            unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
+        }
         other => bail!(
-            "`_class_name` is `{other}`; supported are UNet2DModel, AutoencoderTiny, \
-             AutoencoderKL, MLPClassic and ResidualMLP"
+            "`_class_name` is `{other}`; supported are UNet2DModel, UNet1DModel, \
+             AutoencoderTiny, AutoencoderKL, MLPClassic and ResidualMLP"
         ),
     }?;
     if trained != timesteps.trained() {
@@ -151,7 +158,7 @@ fn network(
     if let Some(size) = size {
         let [_, rows, columns] = network.shape;
         ensure!(
-            size.rows_and_columns() == [rows, columns],
+            class == "UNet1DModel" || size.rows_and_columns() == [rows, columns],
             "--size is {size}, but a {class} has the one size that it was trained for, \
              {rows}x{columns}"
         );

@@ -46,8 +46,8 @@ pub(crate) struct Args {
     /// The encoder of an AutoencoderKL gives the mean of its posterior.
     #[arg(long, value_enum)]
     part: Option<Half>,
-    /// Rows and columns of the images, instead of what config.json says; those that
-    /// an autoencoder's encoder reads or its decoder makes
+    /// Rows and columns of the images (or length of the sequences), instead of what
+    /// config.json says; those that an autoencoder's encoder reads or its decoder makes
     #[arg(long, value_name = "HxW")]
     size: Option<Size>,
     #[command(flatten)]

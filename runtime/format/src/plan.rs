@@ -94,6 +94,8 @@ pub enum Op {
     Transpose(Transpose),
     /// 12: a value scaled, shifted, or added to another.
     Scale(Scale),
+    /// 13: 1-D convolution with f32 or f16 weights.
+    Conv1d(Conv1d),
 }
 
 impl Op {
@@ -113,11 +115,12 @@ impl Op {
             Op::AveragePool(_) => 10,
             Op::Transpose(_) => 11,
             Op::Scale(_) => 12,
+            Op::Conv1d(_) => 13,
         }
     }
 
     /// Bits of all operations that this version knows.
-    pub const KNOWN: u64 = (1 << 13) - 1;
+    pub const KNOWN: u64 = (1 << 14) - 1;
 
     /// The operation's name, for people.
     pub const fn name(&self) -> &'static str {
@@ -135,6 +138,7 @@ impl Op {
             Op::AveragePool(_) => "average_pool",
             Op::Transpose(_) => "transpose",
             Op::Scale(_) => "scale",
+            Op::Conv1d(_) => "conv1d",
         }
     }
 }
@@ -343,6 +347,45 @@ pub struct Conv2d {
     pub accumulate: bool,
 }
 
+/// 1-D convolution: x is f32 `[length, channels]`, y f32 `[out_length, outputs]`.
+///
+/// `y[p] = b + Σ W[i]·x[p·stride + i − padding]` (or `y += …`); positions outside
+/// of x are zero.
+///
+/// A transposed convolution with a window of 4, stride 2 and padding 1 is one with
+/// a window of 3 and twice the outputs: those of a position, read as two positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conv1d {
+    /// Type of the weights.
+    pub weight_type: WeightType,
+    /// Positions of x.
+    pub length: u32,
+    /// Channels of x.
+    pub channels: u32,
+    /// Positions of y.
+    pub out_length: u32,
+    /// Channels of y.
+    pub outputs: u32,
+    /// Positions of a window.
+    pub kernel: u8,
+    /// Positions from one window to the next.
+    pub stride: u8,
+    /// Zeros before x, fewer than `kernel`.
+    pub padding: u8,
+    /// Panels of 16 outputs: `[⌈outputs/16⌉, kernel, channels, 16]`.
+    pub weights: Slab,
+    /// f32 `[outputs]`, zero-padded to a multiple of 16.
+    pub bias: Slab,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+    /// Region of f32 `[kernel, channels]` that the operation may write.
+    pub scratch: u32,
+    /// Whether the result is added to what y holds.
+    pub accumulate: bool,
+}
+
 /// Group normalisation: `y = f((x − mean) / sqrt(variance + epsilon)·w + b)`.
 ///
 /// x is f32 `[pixels, channels]`, or two such images side by side in their
@@ -396,6 +439,8 @@ pub enum Condition {
     /// The region of f32 `[2, all channels]`: what the normalised pixels are
     /// multiplied by, and what is added to them then, before f.
     Modulate(u32),
+    /// The region of f32 `[all channels]`: added to every pixel of y, behind f.
+    AddBehind(u32),
 }
 
 /// `q = softmax(q·kᵀ / sqrt(d))·v` for each head; all are f32 `[tokens, heads·d]`.

@@ -124,6 +124,15 @@ pub fn add_scaled(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
     }
 }
 
+/// Adds a vector to every row of `y`; `x` is `[n]`, `y` `[rows, n]`.
+pub fn add_to_rows(x: &[f32], y: &mut [f32]) {
+    for y in y.chunks_exact_mut(x.len().max(1)) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
 /// Layer normalisation without affine parameters (Ba et al. 2016):
 /// `y = (x - mean) / sqrt(variance + epsilon)`, biased variance.
 ///
@@ -257,5 +266,11 @@ mod tests {
         let mut x = [0.0, 30.0];
         silu(&mut x);
         assert_eq!(x, [0.0, 30.0]);
+        let mut x = [0.0, -30.0, 0.5, -0.5];
+        tanh(&mut x);
+        assert_eq!((x[0], x[1], x[2]), (0.0, -1.0, -x[3]));
+        let mut y = [1.0, 2.0, 3.0, 4.0];
+        add_to_rows(&[10.0, 20.0], &mut y);
+        assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
     }
 }

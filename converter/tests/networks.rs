@@ -1,5 +1,5 @@
-//! `quell` on networks that are not denoisers, as users call it: an autoencoder's
-//! halves, from conversion to pictures' arrays.
+//! `quell` on other networks than denoisers of images, as users call it: an
+//! autoencoder's halves, and a U-Net over sequences.
 
 mod common;
 
@@ -77,6 +77,21 @@ fn whole_cycle() {
         &["verify", &encoder, &golden("autoencoder/02")],
         &["encoder.quell", "was not made from"],
     );
+}
+
+#[test]
+fn sequences_are_sampled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (planner, model, plans) = (golden("unet1d/00"), at("x.quell"), at("plans.npy"));
+    let convert = ["convert", &planner, "-o", &model, "--weights", "f32"];
+    refused(&convert, &["65536", "--size"]);
+    stdout(&[&convert[..], &["--size", "16"]].concat());
+    assert!(stdout(&["inspect", &model]).contains("conv1d"));
+    stdout(&["verify", &model, &planner, "--samples", "2"]);
+    stdout(&["sample", &model, "--count", "2", "--npy", &plans]);
+    let header = &std::fs::read(&plans).unwrap()[..128];
+    assert!(String::from_utf8_lossy(header).contains("(2, 6, 1, 16"));
 }
 
 #[test]
