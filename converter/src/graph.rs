@@ -68,6 +68,8 @@ pub enum Op {
     Concat,
     /// 2-D convolution of a channels-last image.
     Conv2d(Conv2d),
+    /// 1-D convolution of a sequence, channels last.
+    Conv1d(Conv1d),
     /// Group normalisation of a channels-last image.
     GroupNorm(GroupNorm),
     /// Multi-head self-attention; queries, keys and values.
@@ -167,6 +169,27 @@ pub struct Conv2d {
     pub bias: Vec<f32>,
 }
 
+/// A 1-D convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv1d {
+    /// Positions of its input.
+    pub length: usize,
+    /// Channels of its input.
+    pub channels: usize,
+    /// Positions of its output.
+    pub out_length: usize,
+    /// Positions of a window.
+    pub kernel: usize,
+    /// Positions from one window to the next.
+    pub stride: usize,
+    /// Zeros before the input; those behind it follow from the sizes.
+    pub padding: usize,
+    /// `[outputs, channels, kernel]`.
+    pub weight: Vec<f32>,
+    /// `[outputs]`.
+    pub bias: Vec<f32>,
+}
+
 /// Group normalisation of one image, or of two side by side in their channels,
 /// and what is fused with it.
 ///
@@ -196,6 +219,8 @@ pub enum Condition {
     Add,
     /// Factors, then offsets, of the normalised channels.
     Modulate,
+    /// Added to every pixel behind the function.
+    AddBehind,
 }
 
 /// One step of the network.
@@ -285,6 +310,9 @@ impl Graph {
             }
             Op::Conv2d(op) if i == self.output() || !users[i].is_empty() => {
                 (op.output.pixels() * op.weight.len()) as u64
+            }
+            Op::Conv1d(op) if i == self.output() || !users[i].is_empty() => {
+                (op.out_length * op.weight.len()) as u64
             }
             Op::Attention { tokens, .. } => 2 * (tokens * node.len) as u64,
             _ => 0,

@@ -6,6 +6,7 @@
 
 mod gradient;
 mod image;
+mod sequence;
 
 use std::collections::HashMap;
 
@@ -89,6 +90,7 @@ fn absorbed(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
                 | Op::Time(_)
                 | Op::Class(_)
                 | Op::Conv2d(_)
+                | Op::Conv1d(_)
                 | Op::Scale { .. }
                 | Op::Broadcast { .. }
         );
@@ -193,6 +195,7 @@ impl Lowering<'_> {
             Op::Add if self.homes.contains_key(&i) => Ok(()),
             Op::Add => self.add(i),
             Op::Conv2d(op) => self.conv2d(i, op),
+            Op::Conv1d(op) => self.conv1d(i, op),
             Op::GroupNorm(op) => self.group_norm(i, op),
             Op::Attention { tokens, heads } => self.attention(i, *tokens, *heads),
             Op::Upsample(size) => self.resize(i, *size, PlanOp::Upsample),

@@ -89,6 +89,7 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
         Op::Add => input(0).iter().zip(input(1)).map(|(a, b)| a + b).collect(),
         Op::Concat => inputs.concat(),
         Op::Conv2d(op) => image::conv2d(op, input(0)),
+        Op::Conv1d(op) => image::conv1d(op, input(0)),
         Op::GroupNorm(op) => image::group_norm(op, inputs),
         Op::Attention { tokens, heads } => {
             image::attention(*tokens, *heads, [input(0), input(1), input(2)])
@@ -130,6 +131,7 @@ fn apply(function: Function, x: f64) -> f64 {
         Function::Silu => x / (1.0 + (-x).exp()),
         Function::Gelu => x * image::normal_distribution(x),
         Function::Mish => x * x.exp().ln_1p().tanh(),
+        Function::Tanh => x.tanh(),
     }
 }
 

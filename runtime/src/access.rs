@@ -137,6 +137,19 @@ impl Access {
                     op.accumulate,
                 )
             }
+            Op::Conv1d(op) => {
+                let input = product([op.length, op.channels])?;
+                let output = product([op.out_length, op.outputs])?;
+                let window = product([op.kernel.into(), op.channels])?;
+                Self {
+                    scratch: Some(Region::new(op.scratch, window, F32)),
+                    ..simple(
+                        Some(Region::new(op.input, input, F32)),
+                        Region::new(op.output, output, F32),
+                        op.accumulate,
+                    )
+                }
+            }
             Op::GroupNorm(op) => Self::of_group_norm(op)?,
             Op::Attention(op) => {
                 let count = product([op.tokens, op.heads, op.head_channels])?;
@@ -228,7 +241,9 @@ impl Access {
         let twice = channels.checked_mul(2)?;
         let condition = match op.condition {
             Condition::None => None,
-            Condition::Add(offset) => Some(Region::new(offset, channels, F32)),
+            Condition::Add(offset) | Condition::AddBehind(offset) => {
+                Some(Region::new(offset, channels, F32))
+            }
             Condition::Modulate(offset) => Some(Region::new(offset, twice, F32)),
         };
         let in_place = first == output;

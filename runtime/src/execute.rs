@@ -6,6 +6,7 @@
 
 mod gradient;
 mod image;
+mod sequence;
 
 use half::f16;
 use quell_format::{
@@ -20,6 +21,7 @@ use quell_kernels::{
 use crate::arena::{disjoint, f32s, span, view_f32_mut};
 
 pub(crate) use image::conv_shape;
+pub(crate) use sequence::conv1d_shape;
 
 /// What operations need besides the arena.
 pub(crate) struct Context<'m> {
@@ -46,6 +48,7 @@ impl Context<'_> {
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),
             Op::Scale(op) => image::scale(op, arena),
+            Op::Conv1d(op) => self.conv1d(op, arena),
             Op::Mean(_) | Op::Broadcast(_) | Op::Dilate(_) => gradient::pooling(op, arena),
             Op::FunctionGradient(_) => gradient::function(op, arena),
             Op::ClassScore(_) => gradient::class_score(op, self.class, arena),
@@ -178,6 +181,7 @@ fn apply(function: Function, x: &mut [f32]) {
         Function::Silu => elementwise::silu(x),
         Function::Gelu => elementwise::gelu(x),
         Function::Mish => elementwise::mish(x),
+        Function::Tanh => elementwise::tanh(x),
     }
 }
 

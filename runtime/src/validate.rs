@@ -9,14 +9,14 @@
 mod trajectory;
 
 use quell_format::{
-    ARENA_ALIGN, Conv2d, Embed, Factor, File, Function, GroupNorm, Head, I8Output, Index, Linear,
-    LinearI8, Op, Prediction, Purpose, SLAB_ALIGN, Scale, Schedule, Slab, WeightType,
+    ARENA_ALIGN, Conv1d, Conv2d, Embed, Factor, File, Function, GroupNorm, Head, I8Output, Index,
+    Linear, LinearI8, Op, Prediction, Purpose, SLAB_ALIGN, Scale, Schedule, Slab, WeightType,
 };
 use quell_kernels::{cast, layout};
 use thiserror::Error;
 
 use crate::access::{Access, Element, Region};
-use crate::execute::conv_shape;
+use crate::execute::{conv_shape, conv1d_shape};
 
 pub use trajectory::TrajectoryError;
 pub(crate) use trajectory::trajectories;
@@ -144,6 +144,7 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
         Op::LinearI8(op) => check_linear_i8(file, op),
         Op::LayerNorm(op) => require(op.epsilon.is_finite() && op.epsilon > 0.0, E::Range),
         Op::Conv2d(op) => check_conv2d(file, op),
+        Op::Conv1d(op) => check_conv1d(file, op),
         Op::GroupNorm(op) => check_group_norm(file, op),
         Op::Scale(op) => check_scale(op),
         Op::FunctionGradient(op) => {
@@ -303,6 +304,15 @@ fn check_conv2d(file: &File<'_>, op: &Conv2d) -> Result<(), PlanError> {
     require(conv_shape(op).is_known(), E::Shape)?;
     let outputs = padded(op.outputs, layout::PANEL)?;
     let window = (op.channels as usize).checked_mul(usize::from(op.kernel).pow(2));
+    let elements = window.and_then(|window| window.checked_mul(outputs));
+    check_weights(file, op.weights, op.weight_type, elements)?;
+    numbers::<f32>(file, op.bias, outputs).map(drop)
+}
+
+fn check_conv1d(file: &File<'_>, op: &Conv1d) -> Result<(), PlanError> {
+    require(conv1d_shape(op).is_known(), E::Shape)?;
+    let outputs = padded(op.outputs, layout::PANEL)?;
+    let window = (op.channels as usize).checked_mul(usize::from(op.kernel));
     let elements = window.and_then(|window| window.checked_mul(outputs));
     check_weights(file, op.weights, op.weight_type, elements)?;
     numbers::<f32>(file, op.bias, outputs).map(drop)

@@ -2,6 +2,7 @@
 //! committed ones, and one way to run them.
 
 pub mod networks;
+pub mod parity;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,34 @@ use tempfile::TempDir;
 /// The folder of committed models.
 pub fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models")
+}
+
+/// A copy of a golden checkpoint, `unet2d/00`, to be damaged.
+pub fn copy_of(golden: &str) -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity");
+    for entry in std::fs::read_dir(goldens.join(golden))? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
+        }
+    }
+    Ok(folder)
+}
+
+/// What must be refused is, and the message has all `words`.
+///
+/// # Panics
+/// Where it is not.
+#[track_caller]
+pub fn assert_names<T>(result: Result<T>, words: &[&str]) {
+    let Err(error) = result else {
+        panic!("accepted, but {words:?} is at fault");
+    };
+    let message = format!("{error:#}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
 }
 
 /// Runs a request to its end on `model`.

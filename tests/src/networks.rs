@@ -3,12 +3,12 @@
 
 use anyhow::Result;
 use quell::Rng;
-use quell::format::{Prediction, Purpose, Spacing, Tier, Variance};
+use quell::format::{Function, Prediction, Purpose, Spacing, Tier, Variance};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, Network, NoiseSchedule};
 use quell_converter::compile::{Compiled, compile};
 use quell_converter::graph::{
-    Affine, Condition, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
+    Affine, Condition, Conv1d, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
 };
 
 /// Elements of the second input.
@@ -126,13 +126,14 @@ impl Builder {
             epsilon: 1e-5,
             affine,
             condition: match vector {
-                Some(_) => Condition::Add,
+                Some(_) => Condition::AddBehind,
                 None => Condition::None,
             },
-            function: None,
+            function: Some(Function::Tanh),
         };
         let inputs: Vec<ValueId> = [x].into_iter().chain(vector).collect();
         x = self.graph.push("norm", Op::GroupNorm(norm), &inputs, 64);
+        x = self.sequence(x);
         let output = image(height, width, outputs);
         x = self.conv("conv_out", x, image(4, 4, 4), output, 4 / height);
         let transpose = Op::Transpose {
@@ -141,6 +142,21 @@ impl Builder {
         };
         self.graph
             .push("channels_first", transpose, &[x], output.len());
+    }
+
+    /// The image as a sequence of 16 pixels.
+    fn sequence(&mut self, x: ValueId) -> ValueId {
+        let op = Conv1d {
+            length: 16,
+            channels: 4,
+            out_length: 16,
+            kernel: 5,
+            stride: 1,
+            padding: 2,
+            weight: self.numbers(5 * 4 * 4),
+            bias: self.numbers(4),
+        };
+        self.graph.push("sequence", Op::Conv1d(op), &[x], 64)
     }
 
     fn conv(

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use quell::format::Tier;
 use quell::{Kernels, Model};
 use quell_converter::calibrate::Settings;
@@ -11,7 +11,7 @@ use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::{Compiled, compile};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference;
-use safetensors::SafeTensors;
+use quell_tests::parity::{self, exact, relative, worse};
 
 /// A denoiser call that PyTorch has made.
 struct Call {
@@ -22,37 +22,19 @@ struct Call {
 }
 
 fn folders() -> Result<Vec<PathBuf>> {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/unet2d");
-    let entries = std::fs::read_dir(&goldens).with_context(|| goldens.display().to_string())?;
-    let folders = entries.map(|entry| Ok(entry?.path()));
-    let mut folders = folders.collect::<Result<Vec<_>>>()?;
-    folders.sort();
-    Ok(folders)
+    parity::folders("unet2d")
 }
 
 fn calls(folder: &Path) -> Result<Vec<Call>> {
-    let bytes = std::fs::read(folder.join("calls.safetensors"))?;
-    let file = SafeTensors::deserialize(&bytes)?;
-    let words = |name: &str| -> Result<Vec<[u8; 4]>> {
-        let (words, rest) = file.tensor(name)?.data().as_chunks::<4>();
-        ensure!(rest.is_empty(), "{name}: not of 32-bit numbers");
-        Ok(words.to_vec())
-    };
-    let floats = |name: &str| -> Result<Vec<f32>> {
-        Ok(words(name)?.into_iter().map(f32::from_le_bytes).collect())
-    };
-    let (inputs, outputs) = (floats("input")?, floats("output")?);
-    let timesteps = words("timestep")?;
-    let classes = words("class").ok();
-    let elements = inputs.len() / timesteps.len();
-    let pairs = inputs.chunks(elements).zip(outputs.chunks(elements));
-    let call = |(i, (input, output)): (usize, (&[f32], &[f32]))| Call {
-        input: input.to_vec(),
-        timestep: u32::from_le_bytes(timesteps[i]),
-        class: classes
-            .as_ref()
-            .map(|classes| u32::from_le_bytes(classes[i])),
-        output: output.to_vec(),
+    let calls = parity::Calls::read(folder)?;
+    let timesteps = calls.integers("timestep")?;
+    let classes = calls.integers("class").ok();
+    let pairs = calls.rows("input")?.into_iter().zip(calls.rows("output")?);
+    let call = |(i, (input, output)): (usize, (Vec<f32>, Vec<f32>))| Call {
+        input,
+        timestep: timesteps[i],
+        class: classes.as_ref().map(|classes| classes[i]),
+        output,
     };
     Ok(pairs.enumerate().map(call).collect())
 }
@@ -63,20 +45,6 @@ fn compiled(folder: &Path, tier: Tier) -> Result<Compiled> {
     compiled.with_context(|| folder.display().to_string())
 }
 
-/// Largest difference over the expected output's root mean square.
-fn relative(got: impl Iterator<Item = f64>, expected: &[f32]) -> f64 {
-    let squares = expected.iter().map(|&x| f64::from(x).powi(2));
-    let rms = (squares.sum::<f64>() / expected.len() as f64).sqrt();
-    let errors = got
-        .zip(expected)
-        .map(|(got, &x)| (got - f64::from(x)).abs() / rms);
-    // So that NaN is never small.
-    errors.fold(
-        0.0,
-        |worst, error| if error <= worst { worst } else { error },
-    )
-}
-
 fn error(model: &Model<'_>, calls: &[Call]) -> Result<f64> {
     let mut arena = HostArena::new(model);
     let mut session = model.session(arena.bytes_mut())?;
@@ -84,8 +52,7 @@ fn error(model: &Model<'_>, calls: &[Call]) -> Result<f64> {
     for call in calls {
         session.sample_mut().copy_from_slice(&call.input);
         let got = session.denoise(call.timestep, call.class)?;
-        let error = relative(got.iter().map(|&x| x.into()), &call.output);
-        worst = if error <= worst { worst } else { error };
+        worst = worse(worst, relative(&exact(got), &call.output));
     }
     Ok(worst)
 }
@@ -123,10 +90,10 @@ fn the_reference_agrees_with_pytorch() -> Result<()> {
         let folded = compiled(&folder, Tier::F32)?.graph;
         for call in calls(&folder)?.iter().take(1) {
             for graph in [&checkpoint.network.graph, &folded] {
-                let input: Vec<f64> = call.input.iter().map(|&x| x.into()).collect();
+                let input = exact(&call.input);
                 let class = call.class.map(|class| class as usize);
                 let values = reference::evaluate(graph, &input, call.timestep as usize, class)?;
-                let error = relative(values[graph.output()].iter().copied(), &call.output);
+                let error = relative(&values[graph.output()], &call.output);
                 assert!(error <= 1e-5, "{}: {error:.1e}", folder.display());
             }
         }

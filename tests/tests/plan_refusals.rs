@@ -4,8 +4,8 @@
 
 use anyhow::Result;
 use quell::format::{
-    Context, FormatError, Head, HeaderError, I8Output, Index, Layer, Limit, Op, Purpose, SelfTest,
-    Slab, Tier, Trajectory,
+    Condition, Context, Conv1d, FormatError, Head, HeaderError, I8Output, Index, Layer, Limit, Op,
+    Purpose, SelfTest, Slab, Tier, Trajectory,
 };
 use quell::{Model, OpenError, PlanError};
 use quell_converter::compile::Compiled;
@@ -342,6 +342,40 @@ fn what_a_file_has_fits_its_purpose() -> Result<()> {
         p.head.schedule.timesteps = 0;
     });
     Ok(())
+}
+
+#[test]
+fn sequences_must_fit_their_shapes() {
+    let conv: fn(&Op) -> bool = |op| matches!(op, Op::Conv1d(_));
+    let refused = |error, edit: fn(&mut Conv1d)| {
+        refused_of(Purpose::Plain, error, conv, |p| {
+            for layer in &mut p.layers {
+                if let Op::Conv1d(op) = &mut layer.op {
+                    edit(op);
+                }
+            }
+        });
+    };
+    refused(PlanError::Slab, |op| op.weights.len -= 64);
+    refused(PlanError::Slab, |op| op.bias.len += 64);
+    refused(PlanError::Overlap, |op| op.scratch = op.input);
+    refused(PlanError::Overlap, |op| op.output = op.input);
+    refused(PlanError::Region, |op| op.scratch += 2);
+    refused(PlanError::Shape, |op| op.padding = op.kernel);
+    refused(PlanError::Shape, |op| op.stride = 0);
+    refused(PlanError::Shape, |op| op.stride = 2);
+    refused(PlanError::Shape, |op| op.kernel = 0);
+    refused(PlanError::Shape, |op| op.channels = u32::MAX);
+    // What is added behind a norm is as long as its channels.
+    let norm: fn(&Op) -> bool = |op| matches!(op, Op::GroupNorm(_));
+    refused_of(Purpose::Plain, PlanError::Region, norm, |p| {
+        let end = p.summary.arena_bytes as u32;
+        for layer in &mut p.layers {
+            if let Op::GroupNorm(op) = &mut layer.op {
+                op.condition = Condition::AddBehind(end - 4);
+            }
+        }
+    });
 }
 
 #[test]

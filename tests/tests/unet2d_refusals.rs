@@ -1,37 +1,24 @@
 //! U-Net checkpoints that quell cannot run: refused, and what is at fault named.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use quell::format::Tier;
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
+use quell_tests::{assert_names, copy_of};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-
-/// A copy of a golden checkpoint.
-fn copy(number: &str) -> Result<TempDir> {
-    let folder = tempfile::tempdir()?;
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/unet2d");
-    for entry in std::fs::read_dir(goldens.join(number))? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
-    }
-    Ok(folder)
-}
 
 /// What opening a golden checkpoint says, with some fields of its configuration
 /// replaced.
 fn with_fields(fields: &Value) -> Result<Checkpoint> {
-    with_fields_in("00", fields)
+    with_fields_in("unet2d/00", fields)
 }
 
-fn with_fields_in(number: &str, fields: &Value) -> Result<Checkpoint> {
-    let folder = copy(number)?;
+fn with_fields_in(golden: &str, fields: &Value) -> Result<Checkpoint> {
+    let folder = copy_of(golden)?;
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     for (key, value) in fields.as_object().context("an object")? {
@@ -39,17 +26,6 @@ fn with_fields_in(number: &str, fields: &Value) -> Result<Checkpoint> {
     }
     std::fs::write(&path, config.to_string())?;
     Checkpoint::open(folder.path())
-}
-
-#[track_caller]
-fn assert_names<T>(result: Result<T>, words: &[&str]) {
-    let Err(error) = result else {
-        panic!("accepted, but {words:?} is at fault");
-    };
-    let message = format!("{error:#}");
-    for word in words {
-        assert!(message.contains(word), "`{word}` is not in: {message}");
-    }
 }
 
 #[test]
@@ -108,12 +84,8 @@ fn fields_and_values_are_named() {
 /// other way round.
 #[test]
 fn outputs_go_with_the_variance_type() -> Result<()> {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/editing");
-    for (folder, variance) in [("learned", "fixed_small"), (".", "learned")] {
-        let copy = tempfile::tempdir()?;
-        for file in ["config.json", "scheduler_config.json", WEIGHTS] {
-            std::fs::copy(goldens.join(folder).join(file), copy.path().join(file))?;
-        }
+    for (golden, variance) in [("editing/learned", "fixed_small"), ("editing", "learned")] {
+        let copy = copy_of(golden)?;
         let path = copy.path().join("scheduler_config.json");
         let mut scheduler: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         scheduler["_class_name"] = json!("DDPMScheduler");
@@ -148,7 +120,7 @@ fn unsupported_blocks_are_named() {
 #[test]
 fn the_null_class_is_the_last_row() -> Result<()> {
     // A table of 11 rows; one where classes go the way of timesteps.
-    let [table, timesteps] = ["28", "26"];
+    let [table, timesteps] = ["unet2d/28", "unet2d/26"];
     let network =
         |fields: Value| with_fields_in(table, &fields).map(|checkpoint| checkpoint.network);
     let all = network(json!({}))?;
@@ -168,7 +140,7 @@ fn the_null_class_is_the_last_row() -> Result<()> {
 
 #[test]
 fn every_missing_tensor_is_named() -> Result<()> {
-    let folder = copy("00")?;
+    let folder = copy_of("unet2d/00")?;
     let path = folder.path().join(WEIGHTS);
     let bytes = std::fs::read(&path)?;
     let file = SafeTensors::deserialize(&bytes)?;
@@ -194,7 +166,7 @@ fn every_missing_tensor_is_named() -> Result<()> {
 
 #[test]
 fn damaged_shards_are_named() -> Result<()> {
-    let folder = copy("28")?;
+    let folder = copy_of("unet2d/28")?;
     let index = folder.path().join(format!("{WEIGHTS}.index.json"));
     let text = std::fs::read_to_string(&index)?;
     let first = "diffusion_pytorch_model-00001-of-00002.safetensors";
@@ -216,7 +188,7 @@ fn damaged_shards_are_named() -> Result<()> {
 
 #[test]
 fn the_int8_tier_says_what_it_lacks() -> Result<()> {
-    let folder = copy("00")?;
+    let folder = copy_of("unet2d/00")?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let settings = Settings {
         steps: vec![1],

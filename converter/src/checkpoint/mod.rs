@@ -4,20 +4,27 @@
 //! refused by name, never ignored; a tensor is checked for presence, shape and
 //! finiteness before anything is made of it.
 
+mod autoencoder;
+mod blocks;
+mod choice;
 mod config;
+mod images;
 mod mlp_classic;
 mod noisy_classifier;
 mod residual_mlp;
 mod scheduler;
 mod tensors;
+mod unet1d;
 mod unet2d;
+mod waves;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use quell::format::Purpose;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+pub use choice::{Choice, Part, Size};
 pub use scheduler::NoiseSchedule;
 pub use tensors::Tensors;
 
@@ -42,7 +49,7 @@ pub struct Checkpoint {
 /// A network and the shapes around it.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// `_class_name` of the configuration.
+    /// `_class_name` of the configuration; of an autoencoder with its part.
     pub architecture: String,
     /// What it is for.
     pub purpose: Purpose,
@@ -68,36 +75,41 @@ impl Checkpoint {
 
     /// [`Checkpoint::open`] for a file that is to carry these trajectories.
     pub fn open_for(folder: &Path, specs: &[Spec]) -> Result<Self> {
+        Self::open_as(folder, specs, &Choice::default())
+    }
+
+    /// [`Checkpoint::open_for`], where the checkpoint leaves a choice. An
+    /// autoencoder may lie in the subfolder `vae/`, and needs no scheduler.
+    pub fn open_as(folder: &Path, specs: &[Spec], choice: &Choice) -> Result<Self> {
         if !folder.is_dir() {
             bail!("{}: not a checkpoint folder", folder.display());
         }
-        let config = find(folder, "config.json", "unet")?;
-        let scheduler = find(folder, "scheduler_config.json", "scheduler")?;
-        let schedule = NoiseSchedule::read(&scheduler)?;
+        let subfolder = choice.part.map_or("unet", |_| "vae");
+        let config = find(folder, "config.json", subfolder)?;
+        let (class, fields) = config::read(&config)?;
+        let schedule = match autoencoder::is_autoencoder(&class) {
+            true => NoiseSchedule::none(),
+            false => NoiseSchedule::read(&find(folder, "scheduler_config.json", "scheduler")?)?,
+        };
+        ensure!(
+            specs.is_empty() || !schedule.alphas_cumprod.is_empty(),
+            "{}: an {class} is not sampled, so it carries no --trajectory",
+            config.display()
+        );
         let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
         let trajectories = specs
             .iter()
             .map(|spec| schedulers::tabulate(&schedule, spec, &mut timesteps))
             .collect::<Result<_>>()?;
         let weights = "diffusion_pytorch_model.safetensors";
-        let tensors = match find(folder, &format!("{weights}.index.json"), "unet") {
+        let tensors = match find(folder, &format!("{weights}.index.json"), subfolder) {
             Ok(index) => Tensors::read_shards(&index)?,
-            Err(_) => Tensors::read(&find(folder, weights, "unet")?)?,
+            Err(_) => Tensors::read(&find(folder, weights, subfolder)?)?,
         };
-        let network = network(&config, &tensors, &timesteps)?;
+        let network = network(&class, fields, &tensors, &timesteps, choice);
+        let network = network.with_context(|| config.display().to_string())?;
         tensors.refuse_unused()?;
-        let twice = network.output_shape != network.shape;
-        if twice != schedule.variance.is_learned() {
-            let [channels, ..] = network.shape;
-            bail!(
-                "{}: `out_channels` is {} for {channels} `in_channels`, which does not go with the \
-                 `variance_type` of {}: twice as many for `learned` and `learned_range`, as many \
-                 for all others",
-                config.display(),
-                network.output_shape[0],
-                scheduler.display()
-            );
-        }
+        check_outputs(&network, &schedule).with_context(|| config.display().to_string())?;
         Ok(Self {
             path: folder.to_owned(),
             network,
@@ -107,29 +119,68 @@ impl Checkpoint {
     }
 }
 
-fn network(config: &Path, tensors: &Tensors, timesteps: &Timesteps) -> Result<Network> {
-    let (class, fields) = config::read(config)?;
-    let fields = Value::Object(fields);
-    let network = match class.as_str() {
+fn network(
+    class: &str,
+    fields: Map<String, Value>,
+    tensors: &Tensors,
+    timesteps: &Timesteps,
+    choice: &Choice,
+) -> Result<Network> {
+    let (fields, Choice { part, size }) = (Value::Object(fields), *choice);
+    if autoencoder::is_autoencoder(class) {
+        return autoencoder::network(class, fields, tensors, part, size);
+    }
+    if let Some(part) = part {
+        bail!(
+            "--part {} is for autoencoders, not for a {class}",
+            part.name()
+        );
+    }
+    let trained = timesteps.trained();
+    let (trained, network) = match class {
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
-        "UNet2DModel" => unet2d::network(fields, tensors, timesteps),
+        "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size),
         "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
+        // It does not say how many there are.
+        "UNet1DModel" => {
+            unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
+        }
         other => bail!(
-            "{}: `_class_name` is `{other}`; supported are UNet2DModel, MLPClassic, \
-             ResidualMLP and NoisyClassifier",
-            config.display()
+            "`_class_name` is `{other}`; supported are UNet2DModel, UNet1DModel, \
+             AutoencoderTiny, AutoencoderKL, MLPClassic, ResidualMLP and NoisyClassifier"
         ),
-    };
-    let (trained, network) = network.with_context(|| config.display().to_string())?;
+    }?;
     if trained != timesteps.trained() {
         bail!(
-            "{}: `num_train_timesteps` is {trained}, but the scheduler has {}",
-            config.display(),
+            "`num_train_timesteps` is {trained}, but the scheduler has {}",
             timesteps.trained()
         );
     }
+    if let Some(size) = size {
+        let [_, rows, columns] = network.shape;
+        ensure!(
+            class == "UNet1DModel" || size.rows_and_columns() == [rows, columns],
+            "--size is {size}, but a {class} has the one size that it was trained for, \
+             {rows}x{columns}"
+        );
+    }
     Ok(network)
+}
+
+/// A denoiser has twice the outputs exactly where the schedule says that it
+/// predicts variances.
+fn check_outputs(network: &Network, schedule: &NoiseSchedule) -> Result<()> {
+    let twice = network.output_shape != network.shape;
+    let [channels, ..] = network.shape;
+    ensure!(
+        network.purpose != Purpose::Denoiser || twice == schedule.variance.is_learned(),
+        "`out_channels` is {} for {channels} `in_channels`, which does not go with the \
+         `variance_type` of scheduler_config.json: twice as many for `learned` and \
+         `learned_range`, as many for all others",
+        network.output_shape[0]
+    );
+    Ok(())
 }
 
 /// `file` in the folder itself, or in its subfolder.

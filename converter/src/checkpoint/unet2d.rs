@@ -2,17 +2,19 @@
 //!
 //! Owns its configuration and what follows from it: which blocks there are, on
 //! which sizes. [`embedding`] makes the vector that conditions every block,
-//! [`blocks`] the blocks themselves.
+//! [`body`] the way through the blocks.
 
-mod blocks;
+mod body;
 mod embedding;
 
 use anyhow::{Result, bail, ensure};
-use quell::format::{Function, Purpose};
+use quell::format::Purpose;
 use serde::Deserialize;
 
-use self::blocks::{Builder, Feature};
-use super::{Network, Tensors};
+use self::body::Builder;
+use super::blocks::{Blocks, Embedding, Style, act_fn};
+use super::images::Images;
+use super::{Network, Size, Tensors};
 use crate::graph::{Condition, Graph, Image, Op};
 use crate::timesteps::Timesteps;
 
@@ -51,14 +53,6 @@ struct Config {
     /// Ours, since diffusers' configuration cannot say it: the row of the class
     /// embedding that stands for "no class".
     null_class_id: Option<u32>,
-}
-
-/// One number for a square, or rows and columns.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum Size {
-    Square(u32),
-    Sides([u32; 2]),
 }
 
 impl Default for Config {
@@ -118,10 +112,7 @@ struct Settings {
     channels: Vec<usize>,
     layers: usize,
     downsample_padding: usize,
-    function: Function,
-    head_channels: Option<usize>,
-    groups: usize,
-    epsilon: f32,
+    style: Style,
     condition: Condition,
     center: bool,
 }
@@ -147,8 +138,10 @@ pub(super) fn network(
     fields: serde_json::Value,
     tensors: &Tensors,
     times: &Timesteps,
+    size: Option<Size>,
 ) -> Result<(usize, Network)> {
-    let config: Config = serde_json::from_value(fields)?;
+    let mut config: Config = serde_json::from_value(fields)?;
+    config.sample_size = size.or(config.sample_size);
     let timesteps = times.trained();
     let settings = config.settings(timesteps)?;
     let size = settings.input;
@@ -163,26 +156,25 @@ pub(super) fn network(
         };
         value = graph.push("sample.center", center, &[value], size.len());
     }
-    if size.channels > 1 {
-        let (rows, columns) = (size.channels, size.pixels());
-        let transpose = Op::Transpose { rows, columns };
-        value = graph.push("sample.channels_last", transpose, &[value], size.len());
-    }
-    let mut builder = Builder {
-        graph,
-        settings: &settings,
-        tensors,
-        embedding,
+    let mut images = Images { graph, tensors };
+    let x = images.channels_last("sample.channels_last", value, size);
+    let blocks = Blocks {
+        images,
+        style: settings.style,
+        embedding: Some(Embedding {
+            value: embedding,
+            size: settings.embedding_size,
+            condition: settings.condition,
+        }),
     };
-    let output = builder.body(Feature { value, size })?;
-    let mut graph = builder.graph;
-    let mut value = output.value;
-    if output.size.channels > 1 {
-        let (rows, columns) = (size.pixels(), output.size.channels);
-        let transpose = Op::Transpose { rows, columns };
-        let len = output.size.len();
-        value = graph.push("output.channels_first", transpose, &[value], len);
-    }
+    let mut builder = Builder {
+        blocks,
+        settings: &settings,
+    };
+    let output = builder.body(x)?;
+    let mut images = builder.blocks.images;
+    let value = images.channels_first("output.channels_first", output);
+    let mut graph = images.graph;
     embedding::divide_by_time(&mut graph, &settings, value, times);
     let shape = |image: Image| [image.channels, image.height, image.width].map(|n| n as u32);
     let network = Network {
@@ -245,11 +237,13 @@ impl Config {
             mid_groups: self.attn_norm_num_groups.or(own_groups),
             channels,
             layers: self.layers_per_block,
+            style: Style {
+                function: act_fn(&self.act_fn)?,
+                groups,
+                epsilon: self.norm_eps,
+                head_channels: self.attention_head_dim,
+            },
             downsample_padding: self.downsample_padding,
-            function: self.function()?,
-            head_channels: self.attention_head_dim,
-            groups,
-            epsilon: self.norm_eps,
             condition,
             center: self.center_input_sample,
         })
@@ -292,16 +286,12 @@ impl Config {
     }
 
     fn image(&self) -> Result<Image> {
-        let (height, width) = match self.sample_size {
-            Some(Size::Square(size)) => (size, size),
-            Some(Size::Sides([height, width])) => (height, width),
-            None => bail!("`sample_size` must not be null: memory is planned for one size"),
+        let Some(size) = self.sample_size else {
+            bail!(
+                "`sample_size` must not be null: memory is planned for one size; --size states it"
+            );
         };
-        let sane = |size: &u32| (1..=1024).contains(size);
-        ensure!(
-            [height, width].iter().all(sane),
-            "`sample_size` {height} × {width} is not supported"
-        );
+        let [height, width] = size.sides()?;
         let channels = self.in_channels;
         ensure!((1..=64).contains(&channels), "`in_channels` is {channels}");
         // Twice as many are a prediction and its variance.
@@ -311,19 +301,9 @@ impl Config {
             self.out_channels
         );
         Ok(Image {
-            height: height as usize,
-            width: width as usize,
+            height,
+            width,
             channels: channels as usize,
-        })
-    }
-
-    fn function(&self) -> Result<Function> {
-        Ok(match self.act_fn.to_lowercase().as_str() {
-            "silu" | "swish" => Function::Silu,
-            "gelu" => Function::Gelu,
-            "mish" => Function::Mish,
-            "relu" => Function::Relu,
-            other => bail!("`act_fn` is `{other}`, expected silu, swish, gelu, mish or relu"),
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use quell::format::{Header, Tier};
-use quell_converter::checkpoint::Checkpoint;
+use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
 use quell_converter::schedulers::Spec;
 use quell_converter::{compile, output};
 
@@ -15,14 +15,16 @@ use super::{Calibration, print, progress, thousands};
 /// Compile a checkpoint folder into a .quell file.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example:
+Examples:
   quell convert checkpoint/ -o model.quell --weights int8
   quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4
   quell convert checkpoint/ -o model.quell --trajectory dpmsolver++:8,use_karras_sigmas \\
-    --trajectory euler:10 --trajectory ddim:20,eta=0.5")]
+    --trajectory euler:10 --trajectory ddim:20,eta=0.5
+  quell convert vae/ --part decoder --size 64x64 -o decoder.quell --weights f16")]
 pub(crate) struct Args {
     /// Folder with config.json, scheduler_config.json and
-    /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/)
+    /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/); an
+    /// autoencoder's (flat, or in vae/) has no scheduler_config.json
     checkpoint: PathBuf,
     /// File to write
     #[arg(short, long)]
@@ -37,8 +39,34 @@ pub(crate) struct Args {
     /// a value is true. What is not given is taken from scheduler_config.json.
     #[arg(long = "trajectory", value_name = "NAME:STEPS[,OPTION=VALUE]")]
     trajectories: Vec<Spec>,
+    /// Which half of an autoencoder
+    ///
+    /// Latents are raw, as diffusers' encode gives and decode takes them: what a
+    /// pipeline does besides (scaling_factor, shift_factor) is left to the caller.
+    /// The encoder of an AutoencoderKL gives the mean of its posterior.
+    #[arg(long, value_enum)]
+    part: Option<Half>,
+    /// Rows and columns of the images (or length of the sequences), instead of what
+    /// config.json says; those that an autoencoder's encoder reads or its decoder makes
+    #[arg(long, value_name = "HxW")]
+    size: Option<Size>,
     #[command(flatten)]
     calibration: Calibration,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Half {
+    Encoder,
+    Decoder,
+}
+
+impl From<Half> for Part {
+    fn from(half: Half) -> Self {
+        match half {
+            Half::Encoder => Part::Encoder,
+            Half::Decoder => Part::Decoder,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,7 +88,11 @@ impl From<Weights> for Tier {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let checkpoint = Checkpoint::open_for(&args.checkpoint, &args.trajectories)?;
+    let choice = Choice {
+        part: args.part.map(Part::from),
+        size: args.size,
+    };
+    let checkpoint = Checkpoint::open_as(&args.checkpoint, &args.trajectories, &choice)?;
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
     let compiled = compile::compile(
@@ -77,7 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     output::bytes(&args.output, &compiled.bytes)?;
     let arena_bytes = Header::parse(&compiled.bytes)?.arena_bytes;
     print(&format!(
-        "{}: {} bytes, {} weights, arena {} bytes, {} MACs per step ({:.1} s)\n",
+        "{}: {} bytes, {} weights, arena {} bytes, {} MACs per call ({:.1} s)\n",
         args.output.display(),
         thousands(compiled.bytes.len() as u64),
         tier.name(),

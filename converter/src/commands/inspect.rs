@@ -93,6 +93,11 @@ fn weights(op: &Op) -> (u32, u64) {
             let macs = pixels * window * u64::from(op.outputs);
             (op.weights.len + op.bias.len, macs)
         }
+        Op::Conv1d(op) => {
+            let window = u64::from(op.kernel) * u64::from(op.channels);
+            let macs = u64::from(op.out_length) * window * u64::from(op.outputs);
+            (op.weights.len + op.bias.len, macs)
+        }
         Op::GroupNorm(op) => (op.weight.len + op.bias.len, 0),
         Op::Attention(op) => {
             let pairs = u64::from(op.tokens).pow(2);
@@ -140,6 +145,10 @@ fn types(op: &Op, access: Option<&Access>) -> String {
         Op::Conv2d(op) => {
             let (kernel, stride) = (op.kernel, op.stride);
             text += &format!("x {} {kernel}x{kernel}/{stride} ", weight(op.weight_type));
+        }
+        Op::Conv1d(op) => {
+            let (kernel, stride) = (op.kernel, op.stride);
+            text += &format!("x {} {kernel}/{stride} ", weight(op.weight_type));
         }
         Op::GroupNorm(op) => {
             if let Some(function) = op.function {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use quell::format::{Purpose, Tier};
 use quell::{Model, Request, Rng, Sampler, Values};
-use quell_converter::checkpoint::Checkpoint;
+use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
 use quell_converter::compile::{self, Compiled};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference::{self, Inputs};
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
-    let checkpoint = Checkpoint::open_for(&args.checkpoint, &specs(&model)?)?;
+    let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(&model))?;
     let tier = model.header().tier;
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
@@ -108,6 +108,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// What to convert again, so that the network has the same timesteps.
 fn specs(model: &Model<'_>) -> Result<Vec<Spec>> {
     model.trajectories().map(|t| spec(&t).parse()).collect()
+}
+
+/// What was chosen then.
+fn choice(model: &Model<'_>) -> Choice {
+    let part = Part::of_model(model.head().model);
+    let [_, rows, columns] = match part {
+        Some(Part::Decoder) => model.output_shape(),
+        Some(Part::Encoder) | None => model.header().shape,
+    };
+    Choice {
+        part,
+        size: Some(Size::Sides([rows, columns])),
+    }
 }
 
 fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {

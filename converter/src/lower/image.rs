@@ -97,6 +97,7 @@ impl Lowering<'_> {
                     Condition::None => format::Condition::None,
                     Condition::Add => format::Condition::Add(vector),
                     Condition::Modulate => format::Condition::Modulate(vector),
+                    Condition::AddBehind => format::Condition::AddBehind(vector),
                 },
                 function,
                 output: at[1],

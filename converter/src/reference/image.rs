@@ -1,7 +1,7 @@
 //! Channels-last images in f64: every operation as its definition says it.
 
 use super::apply;
-use crate::graph::{Condition, Conv2d, GroupNorm, Image};
+use crate::graph::{Condition, Conv1d, Conv2d, GroupNorm, Image};
 
 pub(super) fn conv2d(op: &Conv2d, x: &[f64]) -> Vec<f64> {
     let taps = op.kernel * op.kernel;
@@ -27,6 +27,23 @@ pub(super) fn conv2d(op: &Conv2d, x: &[f64]) -> Vec<f64> {
         }
     }
     y
+}
+
+pub(super) fn conv1d(op: &Conv1d, x: &[f64]) -> Vec<f64> {
+    let window = op.channels * op.kernel;
+    let at = |position: usize, o: usize| {
+        let weights = op.weight[o * window..][..window].iter().enumerate();
+        let products = weights.filter_map(|(k, &w)| {
+            let (c, tap) = (k / op.kernel, k % op.kernel);
+            let seen = (position * op.stride + tap).checked_sub(op.padding)?;
+            (seen < op.length).then(|| f64::from(w) * x[seen * op.channels + c])
+        });
+        f64::from(op.bias[o]) + products.sum::<f64>()
+    };
+    let outputs = op.bias.len();
+    (0..op.out_length * outputs)
+        .map(|i| at(i / outputs, i % outputs))
+        .collect()
 }
 
 pub(super) fn group_norm(op: &GroupNorm, inputs: &[&[f64]]) -> Vec<f64> {
@@ -69,9 +86,13 @@ pub(super) fn group_norm(op: &GroupNorm, inputs: &[&[f64]]) -> Vec<f64> {
         let y = y + f64::from(op.affine.bias[c]);
         let y = match op.condition {
             Condition::Modulate => y * vector[c] + vector[op.channels + c],
-            Condition::None | Condition::Add => y,
+            Condition::None | Condition::Add | Condition::AddBehind => y,
         };
-        op.function.map_or(y, |function| apply(function, y))
+        let y = op.function.map_or(y, |function| apply(function, y));
+        match op.condition {
+            Condition::AddBehind => y + vector[c],
+            Condition::None | Condition::Add | Condition::Modulate => y,
+        }
     };
     x.into_iter().enumerate().map(one).collect()
 }

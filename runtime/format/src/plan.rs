@@ -94,15 +94,17 @@ pub enum Op {
     Transpose(Transpose),
     /// 12: a value scaled, shifted, or added to another.
     Scale(Scale),
-    /// 13: the mean of all pixels of an image.
+    /// 13: 1-D convolution with f32 or f16 weights.
+    Conv1d(Conv1d),
+    /// 14: the mean of all pixels of an image.
     Mean(Mean),
-    /// 14: a vector at every pixel of an image.
+    /// 15: a vector at every pixel of an image.
     Broadcast(Broadcast),
-    /// 15: an image enlarged twofold by zeros between its pixels.
+    /// 16: an image enlarged twofold by zeros between its pixels.
     Dilate(Resize),
-    /// 16: a gradient taken back through an activation function.
+    /// 17: a gradient taken back through an activation function.
     FunctionGradient(FunctionGradient),
-    /// 17: the gradient of a class's logarithmic probability at the logits.
+    /// 18: the gradient of a class's logarithmic probability at the logits.
     ClassScore(ClassScore),
 }
 
@@ -123,16 +125,17 @@ impl Op {
             Op::AveragePool(_) => 10,
             Op::Transpose(_) => 11,
             Op::Scale(_) => 12,
-            Op::Mean(_) => 13,
-            Op::Broadcast(_) => 14,
-            Op::Dilate(_) => 15,
-            Op::FunctionGradient(_) => 16,
-            Op::ClassScore(_) => 17,
+            Op::Conv1d(_) => 13,
+            Op::Mean(_) => 14,
+            Op::Broadcast(_) => 15,
+            Op::Dilate(_) => 16,
+            Op::FunctionGradient(_) => 17,
+            Op::ClassScore(_) => 18,
         }
     }
 
     /// Bits of all operations that this version knows.
-    pub const KNOWN: u64 = (1 << 18) - 1;
+    pub const KNOWN: u64 = (1 << 19) - 1;
 
     /// The operation's name, for people.
     pub const fn name(&self) -> &'static str {
@@ -150,6 +153,7 @@ impl Op {
             Op::AveragePool(_) => "average_pool",
             Op::Transpose(_) => "transpose",
             Op::Scale(_) => "scale",
+            Op::Conv1d(_) => "conv1d",
             Op::Mean(_) => "mean",
             Op::Broadcast(_) => "broadcast",
             Op::Dilate(_) => "dilate",
@@ -307,6 +311,8 @@ pub enum Function {
     Gelu,
     /// x·tanh(ln(1 + eˣ)).
     Mish,
+    /// tanh x.
+    Tanh,
 }
 
 /// `x = f(x)` in place; x is f32 `[len]`.
@@ -357,6 +363,45 @@ pub struct Conv2d {
     pub input: u32,
     /// Region of y.
     pub output: u32,
+    /// Whether the result is added to what y holds.
+    pub accumulate: bool,
+}
+
+/// 1-D convolution: x is f32 `[length, channels]`, y f32 `[out_length, outputs]`.
+///
+/// `y[p] = b + Σ W[i]·x[p·stride + i − padding]` (or `y += …`); positions outside
+/// of x are zero.
+///
+/// A transposed convolution with a window of 4, stride 2 and padding 1 is one with
+/// a window of 3 and twice the outputs: those of a position, read as two positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conv1d {
+    /// Type of the weights.
+    pub weight_type: WeightType,
+    /// Positions of x.
+    pub length: u32,
+    /// Channels of x.
+    pub channels: u32,
+    /// Positions of y.
+    pub out_length: u32,
+    /// Channels of y.
+    pub outputs: u32,
+    /// Positions of a window.
+    pub kernel: u8,
+    /// Positions from one window to the next.
+    pub stride: u8,
+    /// Zeros before x, fewer than `kernel`.
+    pub padding: u8,
+    /// Panels of 16 outputs: `[⌈outputs/16⌉, kernel, channels, 16]`.
+    pub weights: Slab,
+    /// f32 `[outputs]`, zero-padded to a multiple of 16.
+    pub bias: Slab,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+    /// Region of f32 `[kernel, channels]` that the operation may write.
+    pub scratch: u32,
     /// Whether the result is added to what y holds.
     pub accumulate: bool,
 }
@@ -414,6 +459,8 @@ pub enum Condition {
     /// The region of f32 `[2, all channels]`: what the normalised pixels are
     /// multiplied by, and what is added to them then, before f.
     Modulate(u32),
+    /// The region of f32 `[all channels]`: added to every pixel of y, behind f.
+    AddBehind(u32),
 }
 
 /// `q = softmax(q·kᵀ / sqrt(d))·v` for each head; all are f32 `[tokens, heads·d]`.

@@ -99,6 +99,17 @@ pub fn mish(x: &mut [f32]) {
     widest(run, x);
 }
 
+/// Hyperbolic tangent in place.
+pub fn tanh(x: &mut [f32]) {
+    #[inline(always)]
+    fn run(x: &mut [f32]) {
+        for x in x {
+            *x = math::tanh(*x);
+        }
+    }
+    widest(run, x);
+}
+
 /// `y = x·factor + offset`; the shorter one decides.
 pub fn scale(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
@@ -110,6 +121,15 @@ pub fn scale(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
 pub fn add_scaled(x: &[f32], factor: f32, offset: f32, y: &mut [f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y += x * factor + offset;
+    }
+}
+
+/// Adds a vector to every row of `y`; `x` is `[n]`, `y` `[rows, n]`.
+pub fn add_to_rows(x: &[f32], y: &mut [f32]) {
+    for y in y.chunks_exact_mut(x.len().max(1)) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
     }
 }
 
@@ -246,5 +266,11 @@ mod tests {
         let mut x = [0.0, 30.0];
         silu(&mut x);
         assert_eq!(x, [0.0, 30.0]);
+        let mut x = [0.0, -30.0, 0.5, -0.5];
+        tanh(&mut x);
+        assert_eq!((x[0], x[1], x[2]), (0.0, -1.0, -x[3]));
+        let mut y = [1.0, 2.0, 3.0, 4.0];
+        add_to_rows(&[10.0, 20.0], &mut y);
+        assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
     }
 }

@@ -46,9 +46,11 @@ pub mod layout;
 pub mod math;
 pub mod norm;
 mod scalar;
+mod sequence;
 mod table;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86;
 
+pub use sequence::{Conv1d, Conv1dShape};
 pub use table::{Conv2d, ConvShape, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

@@ -66,7 +66,7 @@ impl Context<'_> {
             weight: cast::numbers(self.file.slab(op.weight)?)?,
             bias: cast::numbers(self.file.slab(op.bias)?)?,
             condition: match op.condition {
-                Condition::None => norm::Condition::None,
+                Condition::None | Condition::AddBehind(_) => norm::Condition::None,
                 Condition::Add(_) => norm::Condition::Add(vector),
                 Condition::Modulate(_) => norm::Condition::Modulate(vector),
             },
@@ -87,6 +87,9 @@ impl Context<'_> {
             && !silu
         {
             apply(function, y);
+        }
+        if let Condition::AddBehind(_) = op.condition {
+            elementwise::add_to_rows(vector, y);
         }
         Some(())
     }
@@ -171,6 +174,6 @@ fn input_output<'a>(op: &Op, arena: &'a mut [u8]) -> Option<(&'a [f32], &'a mut 
 }
 
 /// The bytes of a region; none of a region that is not there.
-fn range(region: Option<Region>) -> Option<Range<usize>> {
+pub(super) fn range(region: Option<Region>) -> Option<Range<usize>> {
     region.map_or(Some(0..0), |region| region.range())
 }

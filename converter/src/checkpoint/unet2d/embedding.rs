@@ -1,12 +1,10 @@
 //! The vector that conditions every block: from the timestep, and the class.
 
-use std::f32::consts::PI;
-
 use anyhow::{Result, bail, ensure};
 use quell::format::Function;
 
 use super::{Config, Settings};
-use crate::checkpoint::Tensors;
+use crate::checkpoint::{Tensors, waves};
 use crate::graph::{Graph, Matrix, Op, ValueId};
 use crate::timesteps::Timesteps;
 
@@ -118,25 +116,17 @@ impl Time {
     }
 
     /// A row for every one of `times`.
-    ///
-    /// Angles are rounded to f32 at every step, as diffusers does: what the
-    /// network was trained on.
     fn table(&self, tensors: &Tensors, times: &Timesteps) -> Result<Matrix> {
         match *self {
             Self::Positional {
                 features,
                 shift,
                 cosines_first,
-            } => Ok(positional(times, features, shift, cosines_first)),
+            } => Ok(waves::positional(times, features, shift, cosines_first)),
             Self::Fourier { frequencies } => {
                 let weight = tensors.take("time_proj.weight", &[frequencies])?;
-                let angle = |t: f64, w: f32| (positive(t).ln() as f32 * w) * 2.0 * PI;
-                let row = |t: f64| {
-                    let angles = weight.iter().map(move |&w| f64::from(angle(t, w)));
-                    let cosines = angles.clone().map(f64::cos);
-                    angles.map(f64::sin).chain(cosines).map(|x| x as f32)
-                };
-                Ok(times.table(2 * frequencies, row))
+                let logarithm = |t: f64| positive(t).ln() as f32;
+                Ok(waves::fourier(times, &weight, false, logarithm))
             }
             Self::Learned {
                 features,
@@ -160,27 +150,6 @@ impl Time {
 /// and what diffusers makes of them is not a number. It counts as timestep 1.
 fn positive(t: f64) -> f64 {
     if t > 0.0 { t } else { 1.0 }
-}
-
-fn positional(times: &Timesteps, features: usize, shift: f32, cosines_first: bool) -> Matrix {
-    let half = features / 2;
-    let frequency = |i: usize| {
-        let exponent = -(10_000f64.ln() as f32) * i as f32 / (half as f32 - shift);
-        f64::from(exponent).exp() as f32
-    };
-    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-    let row = |t: f64| {
-        let angles = frequencies.iter().map(move |w| f64::from(t as f32 * w));
-        let (sines, cosines) = (angles.clone().map(f64::sin), angles.map(f64::cos));
-        let waves: Vec<f64> = match cosines_first {
-            true => cosines.chain(sines).collect(),
-            false => sines.chain(cosines).collect(),
-        };
-        // An odd number of features ends with a zero.
-        let padding = std::iter::repeat_n(0.0, features - 2 * half);
-        waves.into_iter().chain(padding).map(|x| x as f32)
-    };
-    times.table(features, row)
 }
 
 /// The vector of timestep and class, behind the blocks' activation function.
@@ -218,7 +187,7 @@ pub(super) fn embedding(
     if let Some(class) = class {
         value = graph.push("embedding", Op::Add, &[value, class], size);
     }
-    let function = Op::Function(settings.function);
+    let function = Op::Function(settings.style.function);
     Ok(graph.push("embedding.act", function, &[value], size))
 }
 

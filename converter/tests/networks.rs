@@ -1,0 +1,118 @@
+//! `quell` on other networks than denoisers of images, as users call it: an
+//! autoencoder's halves, and a U-Net over sequences.
+
+mod common;
+
+use common::{models, refused, stdout};
+use serde_json::Value;
+
+/// A golden checkpoint of the parity tests.
+fn golden(name: &str) -> String {
+    let path = models().join("../../tests/parity").join(name);
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn whole_cycle() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let vae = golden("autoencoder/00");
+    let (encoder, decoder) = (at("encoder.quell"), at("decoder.quell"));
+    for (part, model) in [("encoder", &encoder), ("decoder", &decoder)] {
+        let convert = [
+            "convert",
+            &vae,
+            "--part",
+            part,
+            "--size",
+            "16x24",
+            "-o",
+            model,
+            "--weights",
+            "f16",
+        ];
+        assert!(stdout(&convert).contains("MACs per call"));
+        let report = stdout(&["verify", model, &vae, "--samples", "3"]);
+        assert!(report.contains("3 calls on random inputs"), "{report}");
+        let json: Value = serde_json::from_str(&stdout(&["inspect", model, "--json"])).unwrap();
+        assert_eq!(json["purpose"], "plain network");
+        assert_eq!(json["model"], format!("AutoencoderTiny {part}"));
+        assert_eq!(json["prediction_type"], Value::Null);
+        let bench = stdout(&["bench", model, "--json", "--seconds", "0.05"]);
+        let json: Value = serde_json::from_str(&bench).unwrap();
+        assert!(json["ms_per_step"]["median"].as_f64().unwrap() > 0.0);
+    }
+    let said = stdout(&["inspect", &encoder]);
+    for line in ["plain network", "3 x 16 x 24", "4 x 4 x 6"] {
+        assert!(said.contains(line), "{line} is not in {said}");
+    }
+    assert!(!said.contains("timesteps"), "{said}");
+    // Noise as a picture, to latents and back.
+    let noise = at("noise.npy");
+    let picture = quell_converter::output::npy(
+        noise.as_ref(),
+        &[vec![0.25; 3 * 16 * 24], vec![-0.5; 3 * 16 * 24]],
+        [3, 16, 24],
+    );
+    picture.unwrap();
+    let (latents, pixels) = (at("latents.npy"), at("pixels.npy"));
+    stdout(&["run", &encoder, "--sample", &noise, "-o", &latents]);
+    stdout(&["run", &decoder, "--sample", &latents, "-o", &pixels]);
+    let header = &std::fs::read(&pixels).unwrap()[..128];
+    assert!(String::from_utf8_lossy(header).contains("(2, 3, 16, 24"));
+    // What it has no use for.
+    let png = at("grid.png");
+    refused(
+        &["sample", &decoder, "-o", &png],
+        &["decoder.quell", "plain network", "quell run"],
+    );
+    let run = |option: &[&str], words: &[&str]| {
+        let call = ["run", &encoder, "--sample", &noise, "-o", &latents];
+        refused(&[&call, option].concat(), words);
+    };
+    run(&["--timestep", "3"], &["encoder.quell", "--timestep"]);
+    run(&["--class", "3"], &["encoder.quell", "--class"]);
+    run(&["--context", &noise], &["encoder.quell", "--context"]);
+    refused(
+        &["verify", &encoder, &golden("autoencoder/02")],
+        &["encoder.quell", "was not made from"],
+    );
+}
+
+#[test]
+fn sequences_are_sampled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (planner, model, plans) = (golden("unet1d/00"), at("x.quell"), at("plans.npy"));
+    let convert = ["convert", &planner, "-o", &model, "--weights", "f32"];
+    refused(&convert, &["65536", "--size"]);
+    stdout(&[&convert[..], &["--size", "16"]].concat());
+    assert!(stdout(&["inspect", &model]).contains("conv1d"));
+    stdout(&["verify", &model, &planner, "--samples", "2"]);
+    stdout(&["sample", &model, "--count", "2", "--npy", &plans]);
+    let header = &std::fs::read(&plans).unwrap()[..128];
+    assert!(String::from_utf8_lossy(header).contains("(2, 6, 1, 16"));
+}
+
+#[test]
+fn conversions_that_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("x.quell");
+    let out = out.to_str().unwrap();
+    let (tiny, kl) = (golden("autoencoder/00"), golden("autoencoder/03"));
+    let convert = |checkpoint: &str, options: &[&str], words: &[&str]| {
+        let call = ["convert", checkpoint, "-o", out];
+        refused(&[&call, options].concat(), words);
+    };
+    convert(&kl, &["--weights", "f32"], &["--part encoder"]);
+    convert(&kl, &["--part", "encoder"], &["int8", "--weights f16"]);
+    convert(&tiny, &["--part", "encoder"], &["--size"]);
+    let unet = golden("unet2d/00");
+    convert(&unet, &["--part", "encoder"], &["--part", "UNet2DModel"]);
+    // A denoiser needs its timestep.
+    stdout(&["convert", &unet, "-o", out, "--weights", "f32"]);
+    let sample = folder.path().join("x.npy");
+    quell_converter::output::npy(&sample, &[vec![0.0; 64]], [1, 8, 8]).unwrap();
+    let call = ["run", out, "--sample", sample.to_str().unwrap(), "-o", out];
+    refused(&call, &["x.quell", "--timestep 0..20"]);
+}
