@@ -45,6 +45,8 @@ pub mod layout;
 pub mod math;
 pub mod norm;
 mod scalar;
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+mod simd;
 mod table;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
