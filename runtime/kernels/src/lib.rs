@@ -43,9 +43,14 @@ pub mod elementwise;
 pub mod image;
 pub mod layout;
 pub mod math;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 pub mod norm;
 mod scalar;
-#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+#[cfg(any(
+    all(target_arch = "x86_64", target_feature = "sse2"),
+    all(target_arch = "aarch64", target_feature = "neon"),
+))]
 mod simd;
 mod table;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.

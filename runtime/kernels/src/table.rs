@@ -212,6 +212,8 @@ impl Kernels {
         let tables = core::iter::once(Self::scalar());
         #[cfg(quell_dsp)]
         let tables = tables.chain([&crate::arm::DSP]);
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        let tables = tables.chain([&crate::neon::KERNELS]);
         #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
         let tables = tables.chain(crate::x86::available().iter().copied());
         tables

@@ -19,6 +19,8 @@
 
 pub(crate) mod attention;
 pub(crate) mod conv;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) mod int8;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod norm;
