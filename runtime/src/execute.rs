@@ -43,7 +43,7 @@ impl Context<'_> {
             Op::Activation(op) => activation(op, arena),
             Op::Conv2d(op) => self.conv2d(op, arena),
             Op::GroupNorm(op) => self.group_norm(op, arena),
-            Op::Attention(op) => image::attention(op, arena),
+            Op::Attention(op) => self.attention(op, arena),
             Op::Upsample(op) => image::upsample(op, arena),
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),
