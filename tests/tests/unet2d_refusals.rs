@@ -126,15 +126,15 @@ fn unsupported_blocks_are_named() {
 fn the_null_class_is_the_last_row() -> Result<()> {
     // A table of 11 rows; one where classes go the way of timesteps.
     let [table, timesteps] = ["28", "26"];
-    let network = |fields| with_fields_in(table, fields).map(|checkpoint| checkpoint.network);
-    let all = network(&json!({}))?;
+    let network = |fields: Value| Ok(with_fields_in(table, &fields)?.network);
+    let all = network(json!({}))?;
     assert_eq!((all.classes, all.null_class), (11, None));
-    let all = network(&json!({ "null_class_id": null }))?;
+    let all = network(json!({ "null_class_id": null }))?;
     assert_eq!((all.classes, all.null_class), (11, None));
-    let with_null = network(&json!({ "null_class_id": 10 }))?;
+    let with_null = network(json!({ "null_class_id": 10 }))?;
     assert_eq!((with_null.classes, with_null.null_class), (10, Some(10)));
     for id in [0, 9, 11, u32::MAX] {
-        let refused = network(&json!({ "null_class_id": id }));
+        let refused = network(json!({ "null_class_id": id }));
         assert_names(refused, &["null_class_id", &id.to_string(), "11 rows"]);
     }
     let refused = with_fields_in(timesteps, &json!({ "null_class_id": 6 }));

@@ -11,7 +11,7 @@ use quell_kernels::layout::{PANEL, pack_conv, pad, panels_len};
 use quell_kernels::{Conv2d as Operands, ConvShape, Finish, Kernels, image};
 use rayon::prelude::*;
 
-use crate::operation::{Operation, run};
+use crate::operation::{Given, Operation, run};
 
 /// Pictures whose weight gradients are summed in one go: a fixed number, so that the order of
 /// the sum, and with it the last bits, do not depend on the number of threads.
@@ -59,14 +59,14 @@ struct Convolution {
 }
 
 impl Operation<3> for Convolution {
-    fn value(&self, [x, weight, bias]: [&[f32]; 3]) -> Vec<f32> {
-        convolve(self.shape, x, weight, bias)
+    fn value(&self, [x, weight, bias]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        (convolve(self.shape, x, weight, bias), Vec::new())
     }
 
     fn gradients(
         &self,
         [x, weight, _]: [&[f32]; 3],
-        value: &[f32],
+        Given { value, .. }: Given<'_>,
         [of_x, of_weight, of_bias]: [bool; 3],
     ) -> [Vec<f32>; 3] {
         let if_wanted = |wanted: bool, gradient: &dyn Fn() -> Vec<f32>| match wanted {
