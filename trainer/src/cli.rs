@@ -109,6 +109,9 @@ struct PreviewArgs {
     /// DDIM steps
     #[arg(long, default_value_t = 20)]
     steps: usize,
+    /// Leave out the last row, by DDPM with all steps, which takes longest
+    #[arg(long)]
+    no_ddpm: bool,
     /// Timesteps that DDIM visits [default: the checkpoint's]
     #[arg(long, value_enum)]
     spacing: Option<Spacing>,
@@ -307,6 +310,7 @@ fn draw(args: &PreviewArgs, device: &Device) -> Result<()> {
     let sheet = Sheet {
         rows: args.rows,
         steps: args.steps,
+        ancestral: !args.no_ddpm,
         spacing: args.spacing,
         guidance: args.guidance,
         seed: args.seed,

@@ -268,3 +268,46 @@ fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
     }
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::tests::{channels_first, loss, random, same};
+    use burn::tensor::Device;
+
+    #[test]
+    fn convolutions_and_their_gradients_equal_burns() {
+        let device = Device::flex().autodiff();
+        for (kernel, stride, inputs, outputs) in [
+            (3, 1, 5, 18),
+            (3, 2, 16, 16),
+            (1, 1, 20, 3),
+            (3, 1, 1, 32),
+            (3, 1, 33, 1),
+        ] {
+            let around = kernel / 2;
+            let layer = Conv2dConfig::new([inputs, outputs], [kernel, kernel])
+                .with_stride([stride, stride])
+                .with_padding(PaddingConfig2d::Explicit(around, around, around, around))
+                .init(&device);
+            // More pictures than are summed in one go.
+            let x = random([11, 6, 8, inputs], &device);
+            let ours = channels_first(conv2d(x.clone(), &layer));
+            let burns = layer.forward(channels_first(x.clone()));
+            same(ours.clone(), burns.clone());
+            let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+            let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().unwrap().val());
+            same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+            same(weight.grad(&ours).unwrap(), weight.grad(&burns).unwrap());
+            same(bias.grad(&ours).unwrap(), bias.grad(&burns).unwrap());
+        }
+    }
+
+    #[test]
+    fn tensors_that_are_not_recorded_stay_so() {
+        let device = Device::flex();
+        let layer = layer(3, 2, 4).init(&device);
+        let y = conv2d(Tensor::ones([1, 4, 4, 2], &device), &layer);
+        assert!(!y.device().is_autodiff());
+    }
+}

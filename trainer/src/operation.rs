@@ -116,3 +116,28 @@ fn tensor(numbers: Vec<f32>, shape: Shape) -> FlexTensor {
 fn numbers(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("contiguous f32")
 }
+
+/// What the operations' tests share: they are compared with burn's own.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use burn::tensor::{Device, Distribution, Tolerance};
+
+    pub(crate) fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+        Tensor::random(shape, Distribution::Normal(0.3, 1.0), device).require_grad()
+    }
+
+    pub(crate) fn same<const D: usize>(ours: Tensor<D>, burns: Tensor<D>) {
+        let (ours, burns): (TensorData, TensorData) = (ours.into_data(), burns.into_data());
+        ours.assert_approx_eq::<f32>(&burns, Tolerance::rel_abs(1e-4, 1e-4));
+    }
+
+    pub(crate) fn channels_first(x: Tensor<4>) -> Tensor<4> {
+        x.permute([0, 3, 1, 2])
+    }
+
+    /// A loss with a different gradient for every number.
+    pub(crate) fn loss(y: Tensor<4>) -> Tensor<1> {
+        (y.clone() * y.clone().sin() + y).sum()
+    }
+}

@@ -280,6 +280,7 @@ fn draws_a_sheet(dir: &Path, png: &Path, device: &Device) {
     let sheet = Sheet {
         rows: 2,
         steps: 5,
+        ancestral: true,
         spacing: None,
         guidance: 2.0,
         seed: 1,
@@ -291,6 +292,12 @@ fn draws_a_sheet(dir: &Path, png: &Path, device: &Device) {
         (picture.width(), picture.height()),
         (10 * 30 * 2, 3 * 30 * 2)
     );
+    let short = Sheet {
+        ancestral: false,
+        ..sheet
+    };
+    preview::write(dir, png, short, device).unwrap();
+    assert_eq!(image::open(png).unwrap().height(), 2 * 30 * 2);
     let wrong = preview::write(dir, png, Sheet { steps: 11, ..sheet }, device).unwrap_err();
     assert!(wrong.to_string().contains("--steps"), "{wrong}");
 }

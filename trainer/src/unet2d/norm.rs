@@ -300,3 +300,52 @@ impl Operation<1> for Doubling {
         [dx]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::tests::{channels_first, loss, random, same};
+    use burn::nn::GroupNormConfig;
+    use burn::tensor::Device;
+    use burn::tensor::activation::silu;
+
+    #[test]
+    fn group_norms_and_their_gradients_equal_burns() {
+        let device = Device::flex().autodiff();
+        for (channels, groups, activated) in [(24, 8, true), (6, 2, false), (16, 16, true)] {
+            let mut layer = GroupNormConfig::new(groups, channels).init(&device);
+            let affine = || burn::module::Param::from_tensor(random([channels], &device));
+            (layer.gamma, layer.beta) = (Some(affine()), Some(affine()));
+            let x = random([3, 5, 4, channels], &device);
+            let addend = random([3, channels], &device);
+            let ours = group_norm(x.clone(), Some(addend.clone()), &layer, activated);
+            let ours = channels_first(ours);
+            let sum = channels_first(x.clone()) + addend.clone().unsqueeze_dims(&[2, 3]);
+            let burns = layer.forward(sum);
+            let burns = if activated { silu(burns) } else { burns };
+            same(ours.clone(), burns.clone());
+            let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+            let affine = [layer.gamma, layer.beta].map(|parameter| parameter.unwrap().val());
+            for parameter in affine {
+                same(
+                    parameter.grad(&ours).unwrap(),
+                    parameter.grad(&burns).unwrap(),
+                );
+            }
+            same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+            same(addend.grad(&ours).unwrap(), addend.grad(&burns).unwrap());
+        }
+    }
+
+    #[test]
+    fn doubling_and_its_gradient_equal_burns() {
+        let device = Device::flex().autodiff();
+        let x = random([2, 3, 4, 5], &device);
+        let ours = double(x.clone());
+        let burns = x.clone().repeat_dim(3, 1).reshape([2, 3, 1, 4, 1, 5]);
+        let burns = burns.expand([2, 3, 2, 4, 2, 5]).reshape([2, 6, 8, 5]);
+        same(ours.clone(), burns.clone());
+        let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+        same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+    }
+}
