@@ -153,7 +153,7 @@ impl Norm {
                 of_weight[c] += through[c] * normed[c];
                 of_bias[c] += through[c];
             }
-            dx[at..at + N].copy_from_slice(&through);
+            *array_mut(dx, at) = through;
         }
         [of_weight.to_vec(), of_bias.to_vec()]
     }
@@ -177,7 +177,7 @@ impl Norm {
                 gradient[c] = scale[c] * (weight[c] * gradient[c] - mean[c] - normed * spread[c]);
                 sums[c] += gradient[c];
             }
-            dx[at..at + N].copy_from_slice(&gradient);
+            *array_mut(dx, at) = gradient;
         }
         sums
     }
@@ -249,11 +249,15 @@ fn silu_slope(z: f32) -> f32 {
     sigmoid * (1.0 + z * (1.0 - sigmoid))
 }
 
+/// `N` channels of a pixel; their number is known to the compiler.
 #[inline(always)]
 fn array<const N: usize>(of: &[f32], at: usize) -> [f32; N] {
-    let mut array = [0.0; N];
-    array.copy_from_slice(&of[at..at + N]);
-    array
+    *of[at..].first_chunk().expect("a whole tile")
+}
+
+#[inline(always)]
+fn array_mut<const N: usize>(of: &mut [f32], at: usize) -> &mut [f32; N] {
+    of[at..].first_chunk_mut().expect("a whole tile")
 }
 
 fn add(sum: &mut [f32], x: &[f32]) {
