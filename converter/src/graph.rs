@@ -98,6 +98,22 @@ pub enum Op {
         /// What is added.
         offset: f32,
     },
+    /// The mean of all pixels of a channels-last image.
+    Mean {
+        /// Pixels.
+        pixels: usize,
+    },
+    /// A vector at every pixel of a channels-last image.
+    Broadcast {
+        /// Pixels.
+        pixels: usize,
+    },
+    /// A channels-last image with zeros between its pixels.
+    Dilate(Image),
+    /// Of an activation function's input and a gradient: the gradient before it.
+    FunctionGradient(Function),
+    /// One for the class and zero elsewhere, minus the softmax of logits.
+    ClassScore,
 }
 
 /// Size of a channels-last image, `[height, width, channels]`.

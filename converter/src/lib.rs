@@ -11,6 +11,7 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod compile;
 pub mod fold;
+pub mod gradient;
 pub mod graph;
 pub mod input;
 pub mod lower;

@@ -4,6 +4,7 @@
 //! nothing because a layer accumulates or clamps on its way out, and, in the
 //! int8 tier, which values are integers.
 
+mod gradient;
 mod image;
 mod sequence;
 
@@ -91,6 +92,7 @@ fn absorbed(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
                 | Op::Conv2d(_)
                 | Op::Conv1d(_)
                 | Op::Scale { .. }
+                | Op::Broadcast { .. }
         );
         let only_reader = users[layer] == [sum];
         let old_is_free = users[old].iter().all(|&user| user == sum || user < layer);
@@ -200,6 +202,11 @@ impl Lowering<'_> {
             Op::AveragePool(size) => self.resize(i, *size, PlanOp::AveragePool),
             Op::Transpose { rows, columns } => self.transpose(i, *rows, *columns),
             Op::Scale { factor, offset } => self.scale(i, *factor, *offset),
+            Op::Mean { pixels } => self.mean(i, *pixels),
+            Op::Broadcast { pixels } => self.broadcast(i, *pixels),
+            Op::Dilate(size) => self.resize(i, *size, PlanOp::Dilate),
+            Op::FunctionGradient(function) => self.function_gradient(i, *function),
+            Op::ClassScore => self.class_score(i),
         }
     }
 
@@ -316,18 +323,16 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// In place: the value before must have no later reader.
+    /// In place, or in a copy where the value before is still needed.
     fn function(&mut self, i: ValueId, function: Function) -> Result<()> {
         if self.bytes.contains_key(&i) {
             return Ok(()); // clamped by the layer before
         }
         let node = &self.graph.nodes[i];
-        ensure!(
-            self.can_overwrite(i, node.inputs[0]),
-            "{}: its input is still needed",
-            node.name
-        );
-        let home = self.home(node, 0)?;
+        let home = match self.can_overwrite(i, node.inputs[0]) {
+            true => self.home(node, 0)?,
+            false => self.copy(i)?,
+        };
         self.homes.insert(i, home);
         let len = node.len as u32;
         let build = move |at: &[u32]| {

@@ -56,6 +56,10 @@ pub fn call(graph: &Graph, inputs: &Inputs<'_>) -> Result<Vec<Vec<f64>>> {
                 Some(class) => row(table, class),
                 None => bail!("{}: a class is needed", node.name),
             },
+            Op::ClassScore => match inputs.class {
+                Some(class) => class_score(&values[node.inputs[0]], class),
+                None => bail!("{}: a class is needed", node.name),
+            },
             op => {
                 let inputs: Vec<&[f64]> = node.inputs.iter().map(|&i| &values[i][..]).collect();
                 operation(op, &inputs)
@@ -70,7 +74,7 @@ pub fn call(graph: &Graph, inputs: &Inputs<'_>) -> Result<Vec<Vec<f64>>> {
 pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
     let input = |i: usize| inputs[i];
     match op {
-        Op::Sample | Op::Context | Op::Time(_) | Op::Class(_) => Vec::new(),
+        Op::Sample | Op::Context | Op::Time(_) | Op::Class(_) | Op::ClassScore => Vec::new(),
         Op::Linear { weight, bias } => linear(weight, bias, input(0)),
         Op::LayerNorm { epsilon, affine } => {
             let mut value = layer_norm(input(0), f64::from(*epsilon));
@@ -99,6 +103,17 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
                 .map(|at| input(0)[at])
                 .collect()
         }
+        Op::Mean { pixels } => {
+            let channels = input(0).len() / pixels;
+            let channel = |c| input(0).iter().skip(c).step_by(channels).sum::<f64>();
+            (0..channels).map(|c| channel(c) / *pixels as f64).collect()
+        }
+        Op::Broadcast { pixels } => input(0).repeat(*pixels),
+        Op::Dilate(size) => image::dilate(*size, input(0)),
+        Op::FunctionGradient(function) => {
+            let pairs = input(0).iter().zip(input(1));
+            pairs.map(|(&x, g)| g * slope(*function, x)).collect()
+        }
         Op::Scale { factor, offset } => {
             let stored = inputs.get(1).map_or(1.0, |stored| stored[0]);
             let factor = stored * f64::from(*factor);
@@ -118,6 +133,23 @@ fn apply(function: Function, x: f64) -> f64 {
         Function::Mish => x * x.exp().ln_1p().tanh(),
         Function::Tanh => x.tanh(),
     }
+}
+
+/// The derivative of an activation function.
+fn slope(function: Function, x: f64) -> f64 {
+    match function {
+        Function::Relu if x > 0.0 => 1.0,
+        Function::Relu => 0.0,
+        // Of the others, as the difference quotient: good to nine digits.
+        other => (apply(other, x + 1e-5) - apply(other, x - 1e-5)) / 2e-5,
+    }
+}
+
+fn class_score(logits: &[f64], class: usize) -> Vec<f64> {
+    let sum: f64 = logits.iter().map(|x| x.exp()).sum();
+    let target = |i: usize| if i == class { 1.0 } else { 0.0 };
+    let scores = logits.iter().enumerate();
+    scores.map(|(i, x)| target(i) - x.exp() / sum).collect()
 }
 
 fn row(table: &Matrix, i: usize) -> Vec<f64> {

@@ -161,7 +161,7 @@ impl Access {
                     scratch: Some(Region::new(op.scratch, op.tokens, F32)),
                 }
             }
-            Op::Upsample(op) => {
+            Op::Upsample(op) | Op::Dilate(op) => {
                 let input = product([op.height, op.width, op.channels])?;
                 simple(
                     Some(Region::new(op.input, input, F32)),
@@ -186,6 +186,30 @@ impl Access {
                     false,
                 )
             }
+            Op::Mean(op) => simple(
+                Some(Region::new(
+                    op.input,
+                    product([op.pixels, op.channels])?,
+                    F32,
+                )),
+                Region::new(op.output, op.channels, F32),
+                false,
+            ),
+            Op::Broadcast(op) => simple(
+                Some(Region::new(op.input, op.channels, F32)),
+                Region::new(op.output, product([op.pixels, op.channels])?, F32),
+                op.accumulate,
+            ),
+            Op::FunctionGradient(op) => simple(
+                Some(Region::new(op.input, op.len, F32)),
+                Region::new(op.data, op.len, F32),
+                true,
+            ),
+            Op::ClassScore(op) => simple(
+                Some(Region::new(op.input, op.classes, F32)),
+                Region::new(op.output, op.classes, F32),
+                false,
+            ),
             Op::Scale(op) => {
                 let factor = match op.factor {
                     Factor::Constant(_) => None,

@@ -4,6 +4,7 @@
 //! that [`crate::Model::open`] accepted none does: validation has computed the
 //! same regions and slabs before.
 
+mod gradient;
 mod image;
 mod sequence;
 
@@ -47,6 +48,9 @@ impl Context<'_> {
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),
             Op::Scale(op) => image::scale(op, arena),
+            Op::Mean(_) | Op::Broadcast(_) | Op::Dilate(_) => gradient::pooling(op, arena),
+            Op::FunctionGradient(_) => gradient::function(op, arena),
+            Op::ClassScore(_) => gradient::class_score(op, self.class, arena),
             Op::Conv1d(op) => self.conv1d(op, arena),
         }
     }

@@ -9,8 +9,8 @@
 mod trajectory;
 
 use quell_format::{
-    ARENA_ALIGN, Conv1d, Conv2d, Embed, Factor, File, GroupNorm, Head, I8Output, Index, Linear,
-    LinearI8, Op, Prediction, Purpose, SLAB_ALIGN, Scale, Schedule, Slab, WeightType,
+    ARENA_ALIGN, Conv1d, Conv2d, Embed, Factor, File, Function, GroupNorm, Head, I8Output, Index,
+    Linear, LinearI8, Op, Prediction, Purpose, SLAB_ALIGN, Scale, Schedule, Slab, WeightType,
 };
 use quell_kernels::{cast, layout};
 use thiserror::Error;
@@ -147,10 +147,18 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
         Op::Conv1d(op) => check_conv1d(file, op),
         Op::GroupNorm(op) => check_group_norm(file, op),
         Op::Scale(op) => check_scale(op),
+        Op::FunctionGradient(op) => {
+            let known = matches!(op.function, Function::Relu | Function::Silu);
+            require(known, E::Range)
+        }
+        Op::ClassScore(op) => require(op.classes == file.head().classes, E::Rows),
         // Their regions say it all.
         Op::Activation(_)
         | Op::Attention(_)
         | Op::Upsample(_)
+        | Op::Dilate(_)
+        | Op::Mean(_)
+        | Op::Broadcast(_)
         | Op::AveragePool(_)
         | Op::Transpose(_) => Ok(()),
     }

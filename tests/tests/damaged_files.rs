@@ -1,9 +1,14 @@
 //! Damaged and hostile files: none panics, none is accepted silently.
 
+use std::path::Path;
+
 use anyhow::Result;
 use proptest::prelude::*;
 use quell::format::{Header, Purpose, Tier, checksum};
 use quell::{Generation, Guidance, Inpaint, Model, Request, Sampler};
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_tests::{RandomCheckpoint, networks};
 
@@ -36,6 +41,12 @@ fn corpus() -> Result<Vec<Vec<u8>>> {
     }
     for purpose in [Purpose::Plain, Purpose::ClassifierGradient] {
         files.push(networks::compiled(purpose, true, Tier::F32)?.bytes);
+    }
+    let classifier = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/classifier/relu");
+    let classifier = Checkpoint::open(&classifier)?;
+    for tier in [Tier::F32, Tier::F16] {
+        let compiled = compile(&classifier, tier, &Settings::default(), &|_, _| {})?;
+        files.push(compiled.bytes);
     }
     Ok(files)
 }

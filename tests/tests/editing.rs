@@ -1,5 +1,5 @@
 //! Guidance and editing against diffusers: whole runs, from the seed to the sample.
-//! `python3 tests/parity/editing.py` makes the goldens.
+//! `python3 tests/parity/editing.py` and `classifier.py` make the goldens.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,11 @@ struct Goldens(Vec<u8>);
 
 impl Goldens {
     fn read() -> Result<Self> {
-        Ok(Self(std::fs::read(folder().join("runs.safetensors"))?))
+        Self::of(&folder().join("runs.safetensors"))
+    }
+
+    fn of(path: &Path) -> Result<Self> {
+        Ok(Self(std::fs::read(path)?))
     }
 
     fn get(&self, name: &str) -> Result<Vec<f32>> {
@@ -34,6 +38,10 @@ impl Goldens {
         let words = words.map(|word| Ok(f32::from_le_bytes(word?)));
         words.collect()
     }
+}
+
+fn classifiers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/classifier")
 }
 
 fn model_file() -> Result<ModelFile> {
@@ -151,6 +159,97 @@ fn inpainting_is_diffusers_repaint() -> Result<()> {
             })
         })?;
     }
+    Ok(())
+}
+
+/// Gradients that a device computes against PyTorch's autograd.
+#[test]
+fn classifier_gradients_are_autograds() -> Result<()> {
+    for name in ["silu", "relu"] {
+        let folder = classifiers().join(name);
+        let goldens = Goldens::of(&folder.join("calls.safetensors"))?;
+        let checkpoint = Checkpoint::open(&folder)?;
+        for (tier, tolerance) in [(Tier::F32, TOLERANCE), (Tier::F16, 5e-3)] {
+            let bytes = compile(&checkpoint, tier, &Settings::default(), &|_, _| {})?.bytes;
+            let file = ModelFile::from_bytes(&bytes);
+            for kernels in Kernels::available() {
+                let model = file.model()?.with_kernels(kernels);
+                let error = gradient_error(&model, &goldens)?;
+                println!("{name} {tier:?} {}: {error:.1e}", kernels.name);
+                assert!(error <= tolerance, "{name} {tier:?} {}", kernels.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The largest relative error of all calls.
+fn gradient_error(model: &Model<'_>, goldens: &Goldens) -> Result<f64> {
+    let mut arena = HostArena::new(model);
+    let mut session = model.session(arena.bytes_mut())?;
+    let (samples, gradients) = (goldens.get("samples")?, goldens.get("gradients")?);
+    let (times, classes) = (goldens.get("timesteps")?, goldens.get("classes")?);
+    let n = model.elements();
+    let mut largest = 0.0f64;
+    for (i, (&t, &class)) in times.iter().zip(&classes).enumerate() {
+        let part = i * n..(i + 1) * n;
+        session.sample_mut().copy_from_slice(&samples[part.clone()]);
+        let gradient = session.denoise(t as u32, Some(class as u32))?;
+        largest = largest.max(relative_error(gradient, &gradients[part]));
+    }
+    Ok(largest)
+}
+
+#[test]
+fn classifier_guidance_is_the_papers() -> Result<()> {
+    let classifier = compiled(&classifiers().join("silu"))?;
+    let classifier = classifier.model()?;
+    let goldens = Goldens::of(&classifiers().join("runs.safetensors"))?;
+    let expected = goldens.get("guided")?;
+    let file = model_file()?;
+    let model = file.model()?;
+    let (mut arena, mut second) = (HostArena::new(&model), HostArena::new(&classifier));
+    let mut session = model.session(arena.bytes_mut())?;
+    let mut classifier = classifier.session(second.bytes_mut())?;
+    let mut error_at = |scale| -> Result<f64> {
+        let mut generation = session.generate(ddim(10, 10, 1, 0.0))?;
+        let mut guide = generation.guide(&mut classifier, 3, scale)?;
+        while generation.step_guided(&mut guide).is_some() {}
+        Ok(relative_error(generation.sample(), &expected))
+    };
+    let (guided, unguided) = (error_at(2.0)?, error_at(0.0)?);
+    assert!(
+        guided <= TOLERANCE && unguided > 10.0 * TOLERANCE,
+        "{guided} {unguided}"
+    );
+    Ok(())
+}
+
+#[test]
+fn classifiers_that_do_not_match_are_refused() -> Result<()> {
+    let file = model_file()?;
+    let model = file.model()?;
+    let other = compiled(&classifiers().join("relu"))?;
+    let silu = compiled(&classifiers().join("silu"))?;
+    let mut arena = HostArena::new(&model);
+    let mut session = model.session(arena.bytes_mut())?;
+    let generation = session.generate(ddim(0, 2, 0, 0.0))?;
+    // Of another size, no classifier at all, a class that it does not know, no number.
+    for (classifier, class, scale) in [
+        (&other, 0, 1.0),
+        (&file, 0, 1.0),
+        (&silu, 4, 1.0),
+        (&silu, 0, f32::INFINITY),
+    ] {
+        let classifier = classifier.model()?;
+        let mut arena = HostArena::new(&classifier);
+        let mut session = classifier.session(arena.bytes_mut())?;
+        assert!(generation.guide(&mut session, class, scale).is_err());
+    }
+    let classifier = silu.model()?;
+    let mut arena = HostArena::new(&classifier);
+    let mut session = classifier.session(arena.bytes_mut())?;
+    assert!(session.generate(ddim(0, 2, 0, 0.0)).is_err());
     Ok(())
 }
 

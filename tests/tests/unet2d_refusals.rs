@@ -14,7 +14,11 @@ const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 /// What opening a golden checkpoint says, with some fields of its configuration
 /// replaced.
 fn with_fields(fields: &Value) -> Result<Checkpoint> {
-    let folder = copy_of("unet2d/00")?;
+    with_fields_in("00", fields)
+}
+
+fn with_fields_in(number: &str, fields: &Value) -> Result<Checkpoint> {
+    let folder = copy_of(&format!("unet2d/{number}"))?;
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     for (key, value) in fields.as_object().context("an object")? {
@@ -64,6 +68,8 @@ fn fields_and_values_are_named() {
         ("class_embed_type", json!("projection")),
         ("num_class_embeds", json!(0)),
         ("num_train_timesteps", json!(21)),
+        // This checkpoint has no table of classes.
+        ("null_class_id", json!(0)),
     ] {
         let result = with_fields(&json!({ name: value }));
         let name = match name {
@@ -108,6 +114,28 @@ fn unsupported_blocks_are_named() {
     assert_names(with_fields(&fields), &["class_embed_type", "fourier"]);
     let fields = json!({ "time_embedding_type": "learned" });
     assert_names(with_fields(&fields), &["num_train_timesteps"]);
+}
+
+/// A row for "no class" is the last of the table, and no class that can be asked for.
+#[test]
+fn the_null_class_is_the_last_row() -> Result<()> {
+    // A table of 11 rows; one where classes go the way of timesteps.
+    let [table, timesteps] = ["28", "26"];
+    let network =
+        |fields: Value| with_fields_in(table, &fields).map(|checkpoint| checkpoint.network);
+    let all = network(json!({}))?;
+    assert_eq!((all.classes, all.null_class), (11, None));
+    let all = network(json!({ "null_class_id": null }))?;
+    assert_eq!((all.classes, all.null_class), (11, None));
+    let with_null = network(json!({ "null_class_id": 10 }))?;
+    assert_eq!((with_null.classes, with_null.null_class), (10, Some(10)));
+    for id in [0, 9, 11, u32::MAX] {
+        let refused = network(json!({ "null_class_id": id }));
+        assert_names(refused, &["null_class_id", &id.to_string(), "11 rows"]);
+    }
+    let refused = with_fields_in(timesteps, &json!({ "null_class_id": 6 }));
+    assert_names(refused, &["null_class_id", "no table of classes"]);
+    Ok(())
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Turning pictures into training batches: noisy inputs, timesteps, classes, targets.
 //!
 //! This module owns the order of the data and the draw of timesteps, dropped labels and noise.
-//! Each is a pure function of seed, epoch and step, so that a run can be repeated and taken up
+//! Each is a pure function of seed, lap and step, so that a run can be repeated and taken up
 //! again. It must not know the network that learns from the batches.
 
 use std::ops::Range;
@@ -68,32 +68,38 @@ pub struct Recipe {
 
 /// The data loader that burn's learner pulls batches from.
 ///
-/// A training loader counts its epochs: each call of `iter` begins the next one. A validation
-/// loader gives the same pictures, timesteps and noise each time, and drops no labels.
+/// A training loader counts laps, the parts of epochs: each call of `iter` begins the next one,
+/// and the laps of an epoch together hold every picture once. A validation loader gives the same
+/// pictures, timesteps and noise each time, and drops no labels.
 #[derive(Debug)]
 pub struct Loader {
     pictures: Arc<Pictures>,
     recipe: Arc<Recipe>,
-    /// The next epoch to train; `None` for validation.
-    next_epoch: Option<AtomicU64>,
+    /// The next lap to train; `None` for validation.
+    next_lap: Option<AtomicU64>,
+    /// Laps in an epoch.
+    parts: usize,
     range: Range<usize>,
     device: Device,
 }
 
 impl Loader {
-    /// A loader for training that begins with `first_epoch` (counted from 1).
+    /// A loader for training that begins with `first_lap` (counted from 1) of laps of which
+    /// there are `parts` in an epoch.
     pub fn train(
         pictures: Arc<Pictures>,
         recipe: Arc<Recipe>,
-        first_epoch: usize,
+        first_lap: usize,
+        parts: usize,
         device: &Device,
     ) -> Self {
-        let next_epoch = Some(AtomicU64::new(first_epoch as u64));
+        let next_lap = Some(AtomicU64::new(first_lap as u64));
         let range = 0..pictures.len();
         Self {
             pictures,
             recipe,
-            next_epoch,
+            next_lap,
+            parts,
             range,
             device: device.clone(),
         }
@@ -105,7 +111,8 @@ impl Loader {
         Self {
             pictures,
             recipe,
-            next_epoch: None,
+            next_lap: None,
+            parts: 1,
             range,
             device: device.clone(),
         }
@@ -113,16 +120,35 @@ impl Loader {
 
     /// The number of batches in an epoch.
     pub fn steps(&self) -> usize {
-        self.range.len().div_ceil(self.recipe.batch_size)
+        let steps = |part| self.part(part).len().div_ceil(self.recipe.batch_size);
+        (0..self.parts).map(steps).sum()
+    }
+
+    /// The places in an epoch's order that belong to one of its parts.
+    fn part(&self, part: usize) -> Range<usize> {
+        let end = |part| self.range.len() * part / self.parts;
+        end(part)..end(part + 1)
+    }
+
+    /// The order of the pictures of a lap.
+    fn lap(&self, lap: u64) -> Vec<u32> {
+        let parts = self.parts as u64;
+        let (epoch, part) = ((lap - 1) / parts + 1, (lap - 1) % parts);
+        let mut rng = rng::open(self.recipe.seed, Stream::Order, epoch, 0);
+        let order = rng::permutation(&mut rng, self.range.len());
+        let first = self.range.start as u32;
+        let places = &order[self.part(part as usize)];
+        places.iter().map(|i| first + i).collect()
     }
 
     /// The same loader with another device or another part of the data.
     fn with(&self, range: Range<usize>, device: &Device) -> Self {
-        let epoch = |e: &AtomicU64| AtomicU64::new(e.load(Ordering::Relaxed));
+        let lap = |lap: &AtomicU64| AtomicU64::new(lap.load(Ordering::Relaxed));
         Self {
             pictures: Arc::clone(&self.pictures),
             recipe: Arc::clone(&self.recipe),
-            next_epoch: self.next_epoch.as_ref().map(epoch),
+            next_lap: self.next_lap.as_ref().map(lap),
+            parts: self.parts,
             range,
             device: device.clone(),
         }
@@ -137,22 +163,17 @@ impl Clone for Loader {
 
 impl DataLoader<Batch> for Loader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Batch> + 'a> {
-        let epoch = self
-            .next_epoch
+        let lap = self
+            .next_lap
             .as_ref()
-            .map(|e| e.fetch_add(1, Ordering::Relaxed));
-        let first = self.range.start as u32;
-        let order: Vec<u32> = match epoch {
-            Some(epoch) => {
-                let mut rng = rng::open(self.recipe.seed, Stream::Order, epoch, 0);
-                let order = rng::permutation(&mut rng, self.range.len());
-                order.into_iter().map(|i| first + i).collect()
-            }
-            None => (first..self.range.end as u32).collect(),
+            .map(|lap| lap.fetch_add(1, Ordering::Relaxed));
+        let order = match lap {
+            Some(lap) => self.lap(lap),
+            None => (self.range.start as u32..self.range.end as u32).collect(),
         };
         Box::new(Batches {
             loader: self,
-            epoch,
+            lap,
             order,
             step: 0,
             done: 0,
@@ -160,7 +181,7 @@ impl DataLoader<Batch> for Loader {
     }
 
     fn num_items(&self) -> usize {
-        self.range.len()
+        self.range.len() / self.parts
     }
 
     fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<Batch>> {
@@ -173,10 +194,10 @@ impl DataLoader<Batch> for Loader {
     }
 }
 
-/// The batches of one epoch.
+/// The batches of one lap.
 struct Batches<'a> {
     loader: &'a Loader,
-    epoch: Option<u64>,
+    lap: Option<u64>,
     order: Vec<u32>,
     step: u64,
     done: usize,
@@ -195,7 +216,7 @@ impl Iterator for Batches<'_> {
         let batch = recipe.batch(
             &self.loader.pictures,
             chosen,
-            self.epoch,
+            self.lap,
             self.step,
             &self.loader.device,
         );
@@ -212,23 +233,23 @@ impl DataLoaderIterator<Batch> for Batches<'_> {
 }
 
 impl Recipe {
-    /// Makes the batch of the pictures `chosen`; `epoch` is `None` for validation.
+    /// Makes the batch of the pictures `chosen`; `lap` is `None` for validation.
     fn batch(
         &self,
         pictures: &Pictures,
         chosen: &[u32],
-        epoch: Option<u64>,
+        lap: Option<u64>,
         step: u64,
         device: &Device,
     ) -> Batch {
         let n = chosen.len();
-        let kind = if epoch.is_some() {
+        let kind = if lap.is_some() {
             Stream::Train
         } else {
             Stream::Valid
         };
-        let mut rng = rng::open(self.seed, kind, epoch.unwrap_or(0), step);
-        let dropout = if epoch.is_some() {
+        let mut rng = rng::open(self.seed, kind, lap.unwrap_or(0), step);
+        let dropout = if lap.is_some() {
             self.label_dropout
         } else {
             0.0
@@ -291,7 +312,11 @@ mod tests {
     use super::*;
     use crate::diffusion::BetaSchedule;
 
-    fn loader(first_epoch: Option<usize>) -> Loader {
+    fn loader(first_lap: Option<usize>) -> Loader {
+        parted(first_lap, 1)
+    }
+
+    fn parted(first_lap: Option<usize>, parts: usize) -> Loader {
         let pictures = Arc::new(Pictures::from_raw(
             (0..10 * PIXELS).map(|i| (i / PIXELS * 20) as u8).collect(),
             (0..10).collect(),
@@ -306,8 +331,8 @@ mod tests {
             seed: 3,
             teacher: None,
         });
-        match first_epoch {
-            Some(epoch) => Loader::train(pictures, recipe, epoch, &Device::flex()),
+        match first_lap {
+            Some(lap) => Loader::train(pictures, recipe, lap, parts, &Device::flex()),
             None => Loader::valid(pictures, recipe, &Device::flex()),
         }
     }

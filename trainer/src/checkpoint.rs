@@ -129,18 +129,46 @@ impl SchedulerConfig {
 ///
 /// If the folder holds other files, or writing fails; the line names the path.
 pub fn save<T: Serialize>(dir: &Path, checkpoint: &Checkpoint, training: Option<&T>) -> Result<()> {
+    let files = Files {
+        config: &checkpoint.config,
+        scheduler: &checkpoint.scheduler,
+        training,
+    };
+    write(dir, files, |store| match &checkpoint.model {
+        Denoiser::Classic(model) => model.save_into(store),
+        Denoiser::Residual(model) => model.save_into(store),
+        Denoiser::UNet(model) => model.save_into(store),
+    })
+}
+
+/// What lies in a checkpoint folder beside the weights.
+pub(crate) struct Files<'a, C, T> {
+    /// The network's sizes.
+    pub(crate) config: &'a C,
+    /// The noise schedule.
+    pub(crate) scheduler: &'a SchedulerConfig,
+    /// How the weights were made.
+    pub(crate) training: Option<&'a T>,
+}
+
+/// [`save`] for any network, whose weights `save_into` stores.
+pub(crate) fn write<C: Serialize, T: Serialize>(
+    dir: &Path,
+    files: Files<'_, C, T>,
+    save_into: impl FnOnce(&mut SafetensorsStore) -> Result<(), SafetensorsStoreError>,
+) -> Result<()> {
     check_replaceable(dir)?;
     let fresh = sibling(dir, "new")?;
     remove(&fresh)?;
     fs::create_dir_all(&fresh)
         .with_context(|| format!("{}: cannot be created", fresh.display()))?;
-    write_json(&fresh.join(CONFIG), &checkpoint.config)?;
-    write_json(&fresh.join(SCHEDULER), &checkpoint.scheduler)?;
-    if let Some(training) = training {
+    write_json(&fresh.join(CONFIG), files.config)?;
+    write_json(&fresh.join(SCHEDULER), files.scheduler)?;
+    if let Some(training) = files.training {
         write_json(&fresh.join(TRAINING), training)?;
     }
     let path = fresh.join(WEIGHTS);
-    let weights = weights_bytes(&checkpoint.model)
+    let weights = weights_bytes(save_into)
         .map_err(|error| anyhow!("{}: cannot be serialized: {error}", path.display()))?;
     fs::write(&path, weights).with_context(|| format!("{}: cannot be written", path.display()))?;
     put_in_place(&fresh, dir)
@@ -184,15 +212,14 @@ pub fn load(dir: &Path, device: &Device) -> Result<Checkpoint> {
 ///
 /// Its metadata is the one entry that PyTorch's readers look for: burn's own would come in
 /// random order, and equal weights give equal files.
-fn weights_bytes(model: &Denoiser) -> Result<Vec<u8>, SafetensorsStoreError> {
+fn weights_bytes(
+    save_into: impl FnOnce(&mut SafetensorsStore) -> Result<(), SafetensorsStoreError>,
+) -> Result<Vec<u8>, SafetensorsStoreError> {
     let mut store = SafetensorsStore::from_bytes(None)
         .with_to_adapter(BurnToPyTorchAdapter)
         .clear_metadata()
         .metadata("format", "pt");
-    match model {
-        Denoiser::Classic(model) => model.save_into(&mut store)?,
-        Denoiser::Residual(model) => model.save_into(&mut store)?,
-    }
+    save_into(&mut store)?;
     store.get_bytes()
 }
 
@@ -209,6 +236,7 @@ fn load_weights(path: &Path, mut model: Denoiser) -> Result<Denoiser> {
     let applied: ApplyResult = match &mut model {
         Denoiser::Classic(model) => model.load_from(&mut store),
         Denoiser::Residual(model) => model.load_from(&mut store),
+        Denoiser::UNet(model) => model.load_from(&mut store),
     }
     .map_err(|error| anyhow!("{name}: cannot be read: {error}"))?;
     if let Some(error) = applied.errors.first() {

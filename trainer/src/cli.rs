@@ -10,6 +10,7 @@ use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::Spacing;
+use crate::classifier::train as classifier;
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::preview::{self, Sheet};
 use crate::settings::{LrSchedule, ModelKind, Settings};
@@ -26,11 +27,13 @@ use crate::train::{self, Session};
 Examples:
   quell-train --model mlp --output models/mlp            the model that draws clean garments
   quell-train --model mlp-classic --output models/classic  the textbook recipe, 5 epochs
+  quell-train --model unet --output models/unet          diffusers' U-Net, sharpest and slowest
   quell-train --model mlp --output try --epochs 2 --limit 2000  a quick try
   quell-train --model mlp --output models/mlp --resume   go on after an interruption
   quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
                                       learn the guided answers: as clear at half the price
   quell-train preview models/mlp -o grid.png             look at what a model draws
+  quell-train classifier --output models/classifier      what classifier guidance needs
 
 The data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its state
 in a folder beside the output (models/mlp.run); burn's dashboard is shown in a terminal."
@@ -46,6 +49,39 @@ pub struct Cli {
 enum Command {
     /// Draw a sheet of samples: rows by DDIM, the last row by DDPM with all steps.
     Preview(PreviewArgs),
+    /// Train a classifier of noisy pictures, for classifier guidance: a few minutes.
+    Classifier(ClassifierArgs),
+}
+
+#[derive(Debug, Args)]
+struct ClassifierArgs {
+    /// The checkpoint folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// The folder with the IDX files [default: /usr/share/datasets/fashion-mnist]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Times to go through the training pictures [default: 10]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Pictures per optimizer step [default: 128]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Adam's learning rate after warm-up [default: 0.003]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Noise schedule of the model to be guided [default: cosine]
+    #[arg(long, value_enum)]
+    schedule: Option<BetaSchedule>,
+    /// Number of noise steps of the model to be guided [default: 1000]
+    #[arg(long)]
+    timesteps: Option<usize>,
+    /// Seed of weights, data order, timesteps and noise [default: 42]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Use only the first pictures of each split, for quick tries
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -96,10 +132,17 @@ struct TrainArgs {
     /// Stop after this epoch; --resume goes on later
     #[arg(long, value_name = "EPOCH")]
     stop_after: Option<usize>,
-    /// Times to go through the training pictures [default: 120; mlp-classic: 5]
+    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 10]
     #[arg(long)]
     epochs: Option<usize>,
-    /// Pictures per optimizer step [default: 256; mlp-classic: 128]
+    /// Parts of an epoch: the state is saved, and the loss measured, after each
+    /// [default: 1; unet: 12]
+    #[arg(long)]
+    parts: Option<usize>,
+    /// Pictures on which the loss is measured on the way, at most [default: 10000; unet: 1000]
+    #[arg(long, value_name = "N")]
+    valid_limit: Option<usize>,
+    /// Pictures per optimizer step [default: 256; mlp-classic: 128; unet: 64]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Adam's learning rate after warm-up [default: 0.002; mlp-classic: 0.001]
@@ -108,11 +151,11 @@ struct TrainArgs {
     /// How the learning rate changes [default: cosine; mlp-classic: constant]
     #[arg(long, value_enum)]
     lr_schedule: Option<LrSchedule>,
-    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0]
+    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0; unet: 200]
     #[arg(long)]
     warmup_steps: Option<usize>,
     /// Decay of the running average of the weights, which is exported (0 = no average)
-    /// [default: 0.9995; mlp-classic: 0.99]
+    /// [default: 0.9995; mlp-classic: 0.99; unet: 0.999]
     #[arg(long)]
     ema_decay: Option<f64>,
     /// Largest norm of each tensor's gradient (0 = no limit) [default: 1; mlp-classic: 0]
@@ -124,32 +167,40 @@ struct TrainArgs {
     /// Noise schedule [default: cosine; mlp-classic: linear]
     #[arg(long, value_enum)]
     schedule: Option<BetaSchedule>,
-    /// What the network predicts [default: sample; mlp-classic: epsilon]
+    /// What the network predicts [default: sample; mlp-classic: epsilon; unet: v]
     #[arg(long, value_enum)]
     prediction: Option<Prediction>,
     /// How much each timestep counts in the loss [default: uniform]
     #[arg(long, value_enum)]
     weighting: Option<Weighting>,
-    /// Number of noise steps [default: 200]
+    /// Number of noise steps [default: 200; unet: 1000]
     #[arg(long)]
     timesteps: Option<usize>,
-    /// Width of the hidden layers [default: 256; mlp-classic: 512]
+    /// Width of the hidden layers, or channels of the first level (unet: 16 or 32)
+    /// [default: 256; mlp-classic: 512; unet: 16]
     #[arg(long)]
     hidden: Option<usize>,
-    /// Residual blocks (mlp) or hidden layers (mlp-classic) [default: 3; mlp-classic: 2]
+    /// Residual blocks (mlp), hidden layers (mlp-classic) or residual blocks per level (unet: 1 or
+    /// 2) [default: 3; mlp-classic: 2; unet: 1]
     #[arg(long)]
     blocks: Option<usize>,
+    /// Levels, each of half the side: 2 or 3 (unet) [default: 3]
+    #[arg(long)]
+    levels: Option<usize>,
+    /// Leave self-attention out of the deepest level and the middle (unet)
+    #[arg(long)]
+    no_attention: bool,
     /// Width of the embedding of timestep and class (mlp) [default: 64]
     #[arg(long)]
     cond: Option<usize>,
     /// Sinusoidal features of the timestep, even (mlp) [default: 64]
     #[arg(long)]
     time_features: Option<usize>,
-    /// Train without classes (mlp)
+    /// Train without classes (mlp, unet)
     #[arg(long)]
     unconditional: bool,
     /// Begin with this checkpoint and learn its guided answers, so that sampling needs no
-    /// guidance (mlp; same sizes, schedule and prediction)
+    /// guidance (mlp, unet; same sizes, schedule and prediction)
     #[arg(long, value_name = "CHECKPOINT")]
     teacher: Option<PathBuf>,
     /// How strongly the teacher is guided [default: 2]
@@ -172,6 +223,8 @@ impl TrainArgs {
             model,
             data: self.data.clone().unwrap_or(good.data),
             epochs: self.epochs.unwrap_or(good.epochs),
+            parts: self.parts.unwrap_or(good.parts),
+            valid_limit: self.valid_limit.unwrap_or(good.valid_limit),
             batch_size: self.batch_size.unwrap_or(good.batch_size),
             learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
             lr_schedule: self.lr_schedule.unwrap_or(good.lr_schedule),
@@ -185,6 +238,8 @@ impl TrainArgs {
             timesteps: self.timesteps.unwrap_or(good.timesteps),
             hidden: self.hidden.unwrap_or(good.hidden),
             blocks: self.blocks.unwrap_or(good.blocks),
+            levels: self.levels.unwrap_or(good.levels),
+            no_attention: self.no_attention || good.no_attention,
             cond: self.cond.unwrap_or(good.cond),
             time_features: self.time_features.unwrap_or(good.time_features),
             unconditional: self.unconditional || good.unconditional,
@@ -196,50 +251,99 @@ impl TrainArgs {
     }
 }
 
+impl ClassifierArgs {
+    fn settings(self) -> classifier::Settings {
+        let good = classifier::Settings::default();
+        classifier::Settings {
+            data: self.data.unwrap_or(good.data),
+            epochs: self.epochs.unwrap_or(good.epochs),
+            batch_size: self.batch_size.unwrap_or(good.batch_size),
+            learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
+            schedule: self.schedule.unwrap_or(good.schedule),
+            timesteps: self.timesteps.unwrap_or(good.timesteps),
+            seed: self.seed.unwrap_or(good.seed),
+            limit: self.limit,
+        }
+    }
+}
+
 impl Cli {
     /// Does what was asked for, on burn's default device.
     ///
     /// # Errors
     ///
-    /// One line for the user: see [`train::run`] and [`preview::write`].
+    /// One line for the user: see [`train::run`], [`preview::write`] and
+    /// [`classifier::run`].
     pub fn run(self) -> Result<()> {
         let device = Device::default();
-        if let Some(Command::Preview(args)) = self.command {
-            ensure!(args.rows > 0, "--rows must be at least 1");
-            let sheet = Sheet {
-                rows: args.rows,
-                steps: args.steps,
-                spacing: args.spacing,
-                guidance: args.guidance,
-                seed: args.seed,
-                scale: args.scale,
-            };
-            preview::write(&args.checkpoint, &args.output, sheet, &device)?;
-            println!("{}: written", args.output.display());
-            return Ok(());
+        match self.command {
+            Some(Command::Preview(args)) => draw(&args, &device),
+            Some(Command::Classifier(args)) => train_classifier(args, &device),
+            None => train_model(&self.train, &device),
         }
-        let (Some(model), Some(output)) = (self.train.model, &self.train.output) else {
-            unreachable!("clap requires --model and --output without a subcommand");
-        };
-        let session = Session {
-            output: output.clone(),
-            resume: self.train.resume,
-            force: self.train.force,
-            stop_after: self.train.stop_after,
-        };
-        match train::run(&self.train.settings(model), &session, &device)? {
-            Some(report) => println!(
-                "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
-                output.display(),
-                report.parameters,
-                report.train_loss,
-                report.valid_loss,
-                report.seconds
-            ),
-            None => println!("stopped before the last epoch; go on with --resume"),
-        }
-        Ok(())
     }
+}
+
+fn draw(args: &PreviewArgs, device: &Device) -> Result<()> {
+    ensure!(args.rows > 0, "--rows must be at least 1");
+    let sheet = Sheet {
+        rows: args.rows,
+        steps: args.steps,
+        spacing: args.spacing,
+        guidance: args.guidance,
+        seed: args.seed,
+        scale: args.scale,
+    };
+    preview::write(&args.checkpoint, &args.output, sheet, device)?;
+    println!("{}: written", args.output.display());
+    Ok(())
+}
+
+fn train_classifier(args: ClassifierArgs, device: &Device) -> Result<()> {
+    let output = args.output.clone();
+    let report = classifier::run(&args.settings(), &output, device)?;
+    println!(
+        "{}: written; {} parameters, train loss {:.5}, {:.0} s",
+        output.display(),
+        report.parameters,
+        report.train_loss,
+        report.seconds
+    );
+    for accuracy in report.accuracy {
+        let (timestep, percent) = (accuracy.timestep, 100.0 * accuracy.share);
+        println!("accuracy at timestep {timestep}: {percent:.1} %");
+    }
+    Ok(())
+}
+
+fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
+    let (Some(model), Some(output)) = (args.model, &args.output) else {
+        unreachable!("clap requires --model and --output without a subcommand");
+    };
+    let settings = args.settings(model);
+    if settings.epochs == 0 {
+        train::export_untrained(&settings, output, device)?;
+        println!("{}: written, untrained", output.display());
+        return Ok(());
+    }
+    let session = Session {
+        output: output.clone(),
+        resume: args.resume,
+        force: args.force,
+        stop_after: args.stop_after,
+    };
+    match train::run(&settings, &session, device)? {
+        Some(report) => println!(
+            "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
+            output.display(),
+            report.parameters,
+            report.train_loss,
+            report.valid_loss,
+            report.seconds
+        ),
+        None => println!("stopped before the last epoch; go on with --resume"),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{CLASSES, SIDE};
+use crate::unet2d::UNet2dConfig;
 
 /// The activation function of a network, under diffusers' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub enum ModelConfig {
     /// The configuration of [`ResidualMlp`](crate::model::ResidualMlp).
     #[serde(rename = "ResidualMLP")]
     Residual(ResidualMlpConfig),
+    /// The configuration of [`UNet2d`](crate::unet2d::UNet2d).
+    #[serde(rename = "UNet2DModel")]
+    UNet(UNet2dConfig),
 }
 
 impl ModelConfig {
@@ -35,6 +39,7 @@ impl ModelConfig {
         match self {
             Self::Classic(config) => config.num_train_timesteps,
             Self::Residual(config) => config.num_train_timesteps,
+            Self::UNet(config) => config.num_train_timesteps,
         }
     }
 
@@ -43,6 +48,7 @@ impl ModelConfig {
         match self {
             Self::Classic(_) => None,
             Self::Residual(config) => config.num_class_embeds.map(|rows| rows - 1),
+            Self::UNet(config) => config.null_class_id,
         }
     }
 
@@ -91,6 +97,7 @@ impl ModelConfig {
                     "sizes and norm_eps must be above zero",
                 )
             }),
+            Self::UNet(config) => config.fault(),
         }
     }
 }

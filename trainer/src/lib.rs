@@ -1,7 +1,7 @@
 //! Trains small diffusion models with burn and writes them as checkpoint folders.
 //!
 //! This crate owns everything that happens before a model is compiled for a chip: reading the
-//! pictures, adding the noise, the two networks, the training run and the folder it leaves
+//! pictures, adding the noise, the networks, the training run and the folder it leaves
 //! behind. It knows nothing of the `.quell` file or of the embedded runtime: the checkpoint
 //! folder is the only thing it shares with them.
 //!
@@ -10,12 +10,15 @@
 
 pub mod batch;
 pub mod checkpoint;
+pub mod classifier;
 pub mod cli;
 pub mod config;
+mod conv;
 pub mod dataset;
 pub mod diffusion;
 pub mod guidance;
 pub mod model;
+mod operation;
 pub mod preview;
 pub mod progress;
 pub mod rng;
@@ -23,3 +26,4 @@ pub mod sample;
 pub mod settings;
 pub mod train;
 pub mod trainee;
+pub mod unet2d;

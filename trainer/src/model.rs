@@ -1,14 +1,15 @@
-//! The two networks.
+//! The perceptrons, and what any network is asked.
 //!
-//! This module owns the forward formulas. It must not know how a network is trained, which noise
-//! schedule it belongs to, or how its weights are stored.
+//! This module owns their forward formulas. It must not know how a network is trained, which
+//! noise schedule it belongs to, or how its weights are stored.
 //!
-//! Both networks are plain perceptrons over the 784 pixels of a 28 by 28 grey picture:
-//! [`MlpClassic`] appends the timestep to the pixels; [`ResidualMlp`] is a stack of residual
-//! blocks, each steered by an embedding of timestep and class.
+//! Both are plain perceptrons over the 784 pixels of a 28 by 28 grey picture: [`MlpClassic`]
+//! appends the timestep to the pixels; [`ResidualMlp`] is a stack of residual blocks, each
+//! steered by an embedding of timestep and class. The U-Net has a module of its own.
 
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use crate::dataset::PIXELS;
+use crate::unet2d::UNet2d;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::{relu, silu};
@@ -36,6 +37,7 @@ impl ModelConfig {
         match self {
             Self::Classic(config) => Denoiser::Classic(config.init(device)),
             Self::Residual(config) => Denoiser::Residual(config.init(device)),
+            Self::UNet(config) => Denoiser::UNet(config.init(device)),
         }
     }
 }
@@ -175,15 +177,26 @@ impl Block {
 /// The frequencies fall geometrically from 1 towards 1/10000, as in diffusers'
 /// `get_timestep_embedding(flip_sin_to_cos=False, downscale_freq_shift=0)`.
 fn timestep_features(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
-    let half = count / 2;
-    let frequency = |i| (-(10_000f64.ln()) * i as f64 / half as f64).exp() as f32;
-    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-    let row = Tensor::<1>::from_floats(frequencies.as_slice(), &t.device()).unsqueeze_dim(0);
-    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row);
+    let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
+    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
     Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1)
 }
 
-/// Either network.
+/// Sinusoidal features of timesteps: `[n]` to `[n, count]`, first all cosines, then all sines
+/// (diffusers' `get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0)`).
+pub(crate) fn cosines_and_sines(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
+    let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
+    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+}
+
+/// Frequencies that fall geometrically from 1 towards 1/10000 (Vaswani et al. 2017, section 3.5).
+fn frequencies(count: usize) -> Vec<f32> {
+    let frequency = |i| (-(10_000f64.ln()) * i as f64 / count as f64).exp() as f32;
+    (0..count).map(frequency).collect()
+}
+
+/// Any of the networks.
 #[expect(
     clippy::large_enum_variant,
     reason = "there is one network, not a list of them"
@@ -194,6 +207,8 @@ pub enum Denoiser {
     Classic(MlpClassic),
     /// The residual perceptron.
     Residual(ResidualMlp),
+    /// The U-Net.
+    UNet(UNet2d),
 }
 
 impl Denoiser {
@@ -207,6 +222,7 @@ impl Denoiser {
         match self {
             Self::Classic(model) => model.forward(x, t, class),
             Self::Residual(model) => model.forward(x, t, class),
+            Self::UNet(model) => model.forward(x, t, class),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Progress as plain lines, for logs and pipes.
 //!
-//! This module owns what a run prints where there is no terminal: one line per epoch. It must
+//! This module owns what a run prints where there is no terminal: one line per lap. It must
 //! not know what is trained. In a terminal burn's own dashboard is shown instead.
 
 use std::io::IsTerminal;
@@ -15,20 +15,34 @@ use burn::train::renderer::{
 };
 
 /// burn's dashboard in a terminal, else [`Lines`].
-pub fn renderer(interrupter: Interrupter, checkpoint: Option<usize>) -> Box<dyn MetricsRenderer> {
+pub fn renderer(
+    interrupter: Interrupter,
+    checkpoint: Option<usize>,
+    pace: Pace,
+) -> Box<dyn MetricsRenderer> {
     if std::io::stdout().is_terminal() {
         default_renderer(interrupter, checkpoint)
     } else {
-        Box::new(Lines::new())
+        Box::new(Lines::new(pace))
     }
 }
 
-/// Prints one line per epoch: losses, learning rate, seconds.
+/// What a lap, which burn calls an epoch, is.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Laps in an epoch.
+    pub parts: usize,
+    /// Pictures in a lap.
+    pub pictures: usize,
+}
+
+/// Prints one line per lap: losses, learning rate, speed, minutes to go.
 pub struct Lines {
+    pace: Pace,
     loss: Option<MetricId>,
     rate: Option<MetricId>,
-    epochs: usize,
-    epoch_began: Instant,
+    laps: usize,
+    lap_began: Instant,
     train_loss: f64,
     valid_loss: f64,
     learning_rate: f64,
@@ -36,22 +50,17 @@ pub struct Lines {
 
 impl Lines {
     /// A renderer that has seen nothing yet.
-    pub fn new() -> Self {
+    pub fn new(pace: Pace) -> Self {
         Self {
+            pace,
             loss: None,
             rate: None,
-            epochs: 0,
-            epoch_began: Instant::now(),
+            laps: 0,
+            lap_began: Instant::now(),
             train_loss: f64::NAN,
             valid_loss: f64::NAN,
             learning_rate: f64::NAN,
         }
-    }
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -76,20 +85,26 @@ impl MetricsRendererTraining for Lines {
 }
 
 impl TrainingProgressLogger for Lines {
-    fn start(&mut self, epochs: usize, _first: usize, _items: Option<usize>, _label: Option<&str>) {
-        self.epochs = epochs;
+    fn start(&mut self, laps: usize, _first: usize, _items: Option<usize>, _label: Option<&str>) {
+        self.laps = laps;
+        self.lap_began = Instant::now();
     }
 
-    fn update_epoch(&mut self, epoch: usize) {
+    fn update_epoch(&mut self, lap: usize) {
+        let parts = self.pace.parts as f64;
+        let seconds = self.lap_began.elapsed().as_secs_f64();
+        self.lap_began = Instant::now();
         println!(
-            "epoch {epoch}/{}  train loss {:.5}  valid loss {:.5}  learning rate {:.2e}  {:.1} s",
-            self.epochs,
+            "epoch {:.2}/{:.0}  train loss {:.5}  valid loss {:.5}  learning rate {:.2e}  \
+             {seconds:.1} s, {:.0} pictures/s  {:.0} minutes to go",
+            lap as f64 / parts,
+            self.laps as f64 / parts,
             self.train_loss,
             self.valid_loss,
             self.learning_rate,
-            self.epoch_began.elapsed().as_secs_f64()
+            self.pace.pictures as f64 / seconds,
+            self.laps.saturating_sub(lap) as f64 * seconds / 60.0,
         );
-        self.epoch_began = Instant::now();
     }
 
     fn start_split(&mut self, _split: &str, _items: usize) {}

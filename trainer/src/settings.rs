@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,7 @@ use crate::checkpoint::SchedulerConfig;
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use crate::dataset::CLASSES;
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction, Weighting};
+use crate::unet2d::{Sizes, UNet2dConfig};
 
 /// Which network to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -24,6 +25,8 @@ pub enum ModelKind {
     MlpClassic,
     /// Residual blocks with timestep and class embedding: draws clean garments of a chosen class.
     Mlp,
+    /// diffusers' `UNet2DModel`: the sharpest pictures, for the longest training.
+    Unet,
 }
 
 /// How the learning rate changes over the run.
@@ -43,8 +46,12 @@ pub struct Settings {
     pub model: ModelKind,
     /// The folder with the IDX files.
     pub data: PathBuf,
-    /// How often the training pictures are gone through.
+    /// How often the training pictures are gone through; 0 exports the untrained network.
     pub epochs: usize,
+    /// Parts of an epoch; after each the run's state is saved and the loss measured.
+    pub parts: usize,
+    /// The pictures on which that loss is measured, at most.
+    pub valid_limit: usize,
     /// Pictures per optimizer step.
     pub batch_size: usize,
     /// Adam's learning rate after warm-up.
@@ -67,10 +74,15 @@ pub struct Settings {
     pub weighting: Weighting,
     /// The number of timesteps `T`.
     pub timesteps: usize,
-    /// Width of the hidden layers.
+    /// Width of the hidden layers, or channels of the first level (`unet`: 16 or 32).
     pub hidden: usize,
-    /// Residual blocks (`mlp`), or hidden layers (`mlp-classic`).
+    /// Residual blocks (`mlp`), hidden layers (`mlp-classic`), or residual blocks per level
+    /// (`unet`: 1 or 2).
     pub blocks: usize,
+    /// Levels, each of half the side (`unet`: 2 or 3).
+    pub levels: usize,
+    /// Leave self-attention out of the deepest level and the middle (`unet`).
+    pub no_attention: bool,
     /// Width of the embedding of timestep and class (`mlp`).
     pub cond: usize,
     /// Sinusoidal features of the timestep (`mlp`).
@@ -90,39 +102,67 @@ pub struct Settings {
 impl Settings {
     /// Good settings for a model.
     pub fn defaults(model: ModelKind) -> Self {
-        let classic = model == ModelKind::MlpClassic;
+        match model {
+            ModelKind::Mlp => Self::mlp(),
+            ModelKind::MlpClassic => Self {
+                model,
+                epochs: 5,
+                batch_size: 128,
+                learning_rate: 1e-3,
+                lr_schedule: LrSchedule::Constant,
+                warmup_steps: 0,
+                ema_decay: 0.99,
+                grad_clip: None,
+                label_dropout: 0.0,
+                schedule: BetaSchedule::Linear,
+                prediction: Prediction::Epsilon,
+                hidden: 512,
+                blocks: 2,
+                unconditional: true,
+                ..Self::mlp()
+            },
+            ModelKind::Unet => Self {
+                model,
+                epochs: 10,
+                parts: 12,
+                valid_limit: 1000,
+                batch_size: 64,
+                warmup_steps: 200,
+                ema_decay: 0.999,
+                prediction: Prediction::V,
+                timesteps: 1000,
+                hidden: 16,
+                blocks: 1,
+                ..Self::mlp()
+            },
+        }
+    }
+
+    fn mlp() -> Self {
         Self {
-            model,
+            model: ModelKind::Mlp,
             data: PathBuf::from(crate::dataset::DEFAULT_DIR),
-            epochs: if classic { 5 } else { 120 },
-            batch_size: if classic { 128 } else { 256 },
-            learning_rate: if classic { 1e-3 } else { 2e-3 },
-            lr_schedule: if classic {
-                LrSchedule::Constant
-            } else {
-                LrSchedule::Cosine
-            },
-            warmup_steps: if classic { 0 } else { 500 },
-            ema_decay: if classic { 0.99 } else { 0.9995 },
-            grad_clip: if classic { None } else { Some(1.0) },
-            label_dropout: if classic { 0.0 } else { 0.1 },
-            schedule: if classic {
-                BetaSchedule::Linear
-            } else {
-                BetaSchedule::Cosine
-            },
-            prediction: if classic {
-                Prediction::Epsilon
-            } else {
-                Prediction::Sample
-            },
+            epochs: 120,
+            parts: 1,
+            valid_limit: 10_000,
+            batch_size: 256,
+            learning_rate: 2e-3,
+            lr_schedule: LrSchedule::Cosine,
+            warmup_steps: 500,
+            ema_decay: 0.9995,
+            grad_clip: Some(1.0),
+            label_dropout: 0.1,
+            schedule: BetaSchedule::Cosine,
+            prediction: Prediction::Sample,
             weighting: Weighting::Uniform,
             timesteps: 200,
-            hidden: if classic { 512 } else { 256 },
-            blocks: if classic { 2 } else { 3 },
+            hidden: 256,
+            blocks: 3,
+            levels: 3,
+            no_attention: false,
             cond: 64,
             time_features: 64,
-            unconditional: classic,
+            unconditional: false,
             teacher: None,
             guidance: 2.0,
             seed: 42,
@@ -137,11 +177,13 @@ impl Settings {
     /// One line that names the option and the values it takes.
     pub fn check(&self) -> Result<()> {
         let sizes = [
-            ("--epochs", self.epochs),
+            ("--parts", self.parts),
+            ("--valid-limit", self.valid_limit),
             ("--batch-size", self.batch_size),
             ("--timesteps", self.timesteps),
             ("--hidden", self.hidden),
             ("--blocks", self.blocks),
+            ("--levels", self.levels),
             ("--cond", self.cond),
             ("--time-features", self.time_features),
             ("--limit", self.limit.unwrap_or(1)),
@@ -153,6 +195,9 @@ impl Settings {
             self.time_features.is_multiple_of(2),
             "--time-features must be even"
         );
+        if let Some(fault) = self.model_config().fault() {
+            bail!("{fault} (--hidden, --levels and --blocks give the sizes of a U-Net)");
+        }
         ensure!(
             self.learning_rate > 0.0 && self.learning_rate < 1.0,
             "--learning-rate must lie between 0 and 1"
@@ -188,6 +233,16 @@ impl Settings {
                 self.timesteps,
                 !self.unconditional,
             )),
+            ModelKind::Unet => {
+                let sizes = Sizes {
+                    base: self.hidden,
+                    levels: self.levels,
+                    layers: self.blocks,
+                    attention: !self.no_attention,
+                };
+                let classes = !self.unconditional;
+                ModelConfig::UNet(UNet2dConfig::new(sizes, self.timesteps, classes))
+            }
         }
     }
 
@@ -231,7 +286,7 @@ mod tests {
 
     #[test]
     fn defaults_are_valid_and_classic_is_the_textbook() {
-        for kind in [ModelKind::Mlp, ModelKind::MlpClassic] {
+        for kind in [ModelKind::Mlp, ModelKind::MlpClassic, ModelKind::Unet] {
             let settings = Settings::defaults(kind);
             settings.check().unwrap();
             assert_eq!(settings.model_config().fault(), None);

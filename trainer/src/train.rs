@@ -30,7 +30,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::dataset::{Pictures, Split};
 use crate::guidance::Teacher;
 use crate::model::Denoiser;
-use crate::progress;
+use crate::progress::{self, Pace};
 use crate::settings::{LrSchedule, Settings};
 use crate::trainee::Trainee;
 
@@ -64,6 +64,22 @@ pub struct Report {
     pub seconds: f64,
 }
 
+/// Exports the network that a run with these settings would begin with, without any data.
+///
+/// # Errors
+///
+/// One line: impossible settings, or a folder that cannot be written.
+pub fn export_untrained(settings: &Settings, output: &Path, device: &Device) -> Result<()> {
+    settings.check()?;
+    let (model, _) = beginning(settings, device)?;
+    let untrained = Checkpoint {
+        config: settings.model_config(),
+        scheduler: settings.scheduler_config(),
+        model,
+    };
+    checkpoint::save::<()>(output, &untrained, None)
+}
+
 /// Trains and exports; `None` if the run stopped before its last epoch.
 ///
 /// # Errors
@@ -74,6 +90,7 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     let began = Instant::now();
     settings.check()?;
     checkpoint::check_replaceable(&session.output)?;
+    ensure!(settings.epochs > 0, "--epochs must be at least 1");
     let load = |split| Pictures::load(&settings.data, split, settings.limit).map(Arc::new);
     let (train, valid) = (load(Split::Train)?, load(Split::Valid)?);
     let run_dir = checkpoint::sibling(&session.output, "run")?;
@@ -86,11 +103,23 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
         teacher,
         ..settings.recipe()
     });
-    let train_loader = Loader::train(Arc::clone(&train), Arc::clone(&recipe), done + 1, &autodiff);
+    let train_loader = Loader::train(
+        Arc::clone(&train),
+        Arc::clone(&recipe),
+        done + 1,
+        settings.parts,
+        &autodiff,
+    );
     let valid_loader = Loader::valid(valid, Arc::clone(&recipe), device);
+    let measured = valid_loader.num_items().min(settings.valid_limit);
     let trainee = Trainee::new(first, settings.ema_decay, &autodiff);
-    let scheduler = learning_rate(settings, settings.epochs * train_loader.steps())?;
-    let learner = Learner::new(trainee, optimizer(settings), scheduler);
+    let scheduler = learning_rate(
+        settings.lr_schedule,
+        settings.learning_rate,
+        settings.warmup_steps,
+        settings.epochs * train_loader.steps(),
+    )?;
+    let learner = Learner::new(trainee, optimizer(settings.grad_clip), scheduler);
 
     let last = session
         .stop_after
@@ -98,11 +127,11 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
         .min(settings.epochs);
     let finished = launch(
         learner,
-        train_loader,
-        valid_loader.clone(),
+        Arc::new(train_loader),
+        valid_loader.slice(0, measured),
         &run_dir,
         done,
-        last,
+        [last, settings.parts],
     )?;
     let Some(trainee) = finished.filter(|_| last == settings.epochs) else {
         return Ok(None);
@@ -143,17 +172,23 @@ fn beginning(settings: &Settings, device: &Device) -> Result<(Denoiser, Option<T
 }
 
 /// Runs burn's learner up to epoch `last`; `None` if it was interrupted on the way.
+///
+/// What burn calls an epoch is one of its `parts` here; `done` of them lie behind.
 fn launch(
     learner: Learner<Trainee>,
-    train: Loader,
-    valid: Loader,
+    train: Arc<dyn DataLoader<Batch>>,
+    valid: Arc<dyn DataLoader<Batch>>,
     run_dir: &Path,
     done: usize,
-    last: usize,
+    [last, parts]: [usize; 2],
 ) -> Result<Option<Trainee>> {
     let interrupter = Interrupter::new();
     let resumed = (done > 0).then_some(done);
-    let mut training = SupervisedTraining::new(run_dir, Arc::new(train), Arc::new(valid))
+    let pace = Pace {
+        parts,
+        pictures: train.num_items(),
+    };
+    let mut training = SupervisedTraining::new(run_dir, train, valid)
         .metrics((LossMetric::new(),))
         .metric_train_numeric(LearningRateMetric::new())
         // burn's log holds a line per step and nothing that the metric files lack.
@@ -161,8 +196,8 @@ fn launch(
         .with_default_checkpointers()
         .with_checkpointing_strategy(KeepLastNCheckpoints::new(2))
         .with_interrupter(interrupter.clone())
-        .renderer(progress::renderer(interrupter, resumed))
-        .num_epochs(last);
+        .renderer(progress::renderer(interrupter, resumed, pace))
+        .num_epochs(last * parts);
     if let Some(epoch) = resumed {
         training = training.checkpoint(epoch);
     }
@@ -185,7 +220,7 @@ fn load_teacher(dir: &Path, settings: &Settings, device: &Device) -> Result<Deno
     Ok(teacher.model)
 }
 
-/// Makes the run folder ready and says how many epochs it already holds.
+/// Makes the run folder ready and says how many laps it already holds.
 fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<usize> {
     let file = run_dir.join("settings.json");
     let shown = run_dir.display();
@@ -217,7 +252,7 @@ fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<usi
     Ok(0)
 }
 
-/// The last epoch of which burn's three checkpoint files all lie in the run folder, else 0.
+/// The last lap of which burn's three checkpoint files all lie in the run folder, else 0.
 ///
 /// burn renames each file into place when it is complete, so a file that is there is whole.
 fn last_checkpoint(run_dir: &Path) -> Result<usize> {
@@ -246,10 +281,8 @@ fn last_checkpoint(run_dir: &Path) -> Result<usize> {
 }
 
 /// Adam as PyTorch has it (burn's own epsilon is 1e-5), with gradients clipped per tensor.
-fn optimizer(settings: &Settings) -> ModuleOptimizer {
-    let clip = settings
-        .grad_clip
-        .map(|norm| GradientClippingConfig::Norm(norm as f32));
+pub(crate) fn optimizer(grad_clip: Option<f64>) -> ModuleOptimizer {
+    let clip = grad_clip.map(|norm| GradientClippingConfig::Norm(norm as f32));
     AdamConfig::new()
         .with_epsilon(1e-8)
         .with_grad_clipping(clip)
@@ -257,10 +290,14 @@ fn optimizer(settings: &Settings) -> ModuleOptimizer {
 }
 
 /// Warm-up, then constant or half a cosine over the rest of `steps`.
-fn learning_rate(settings: &Settings, steps: usize) -> Result<ModuleLrScheduler> {
-    let peak = settings.learning_rate;
-    let warmup = settings.warmup_steps.min(steps.saturating_sub(1));
-    let rest: LrSchedulerConfig = match settings.lr_schedule {
+pub(crate) fn learning_rate(
+    schedule: LrSchedule,
+    peak: f64,
+    warmup: usize,
+    steps: usize,
+) -> Result<ModuleLrScheduler> {
+    let warmup = warmup.min(steps.saturating_sub(1));
+    let rest: LrSchedulerConfig = match schedule {
         LrSchedule::Constant => LrSchedulerConfig::Constant(peak),
         // burn's cosine rises again after its last step, so it gets exactly the steps there are.
         LrSchedule::Cosine => CosineAnnealingLrSchedulerConfig::new(peak, steps - warmup)
@@ -290,17 +327,9 @@ fn evaluate(model: &Denoiser, loader: &dyn DataLoader<Batch>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::ModelKind;
 
-    fn rates(schedule: LrSchedule, warmup_steps: usize) -> Vec<f64> {
-        let base = Settings::defaults(ModelKind::Mlp);
-        let settings = Settings {
-            lr_schedule: schedule,
-            warmup_steps,
-            learning_rate: 1.0,
-            ..base
-        };
-        let mut scheduler = learning_rate(&settings, 100).unwrap();
+    fn rates(schedule: LrSchedule, warmup: usize) -> Vec<f64> {
+        let mut scheduler = learning_rate(schedule, 1.0, warmup, 100).unwrap();
         (0..100).map(|_| scheduler.step().base()).collect()
     }
 

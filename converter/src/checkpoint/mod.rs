@@ -10,6 +10,7 @@ mod choice;
 mod config;
 mod images;
 mod mlp_classic;
+mod noisy_classifier;
 mod residual_mlp;
 mod scheduler;
 mod tensors;
@@ -144,9 +145,10 @@ fn network(
         "UNet1DModel" => {
             unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
         }
+        "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
         other => bail!(
             "`_class_name` is `{other}`; supported are UNet2DModel, UNet1DModel, \
-             AutoencoderTiny, AutoencoderKL, MLPClassic and ResidualMLP"
+             AutoencoderTiny, AutoencoderKL, MLPClassic, ResidualMLP and NoisyClassifier"
         ),
     }?;
     if trained != timesteps.trained() {

@@ -18,7 +18,7 @@ use super::{Network, Size, Tensors};
 use crate::graph::{Condition, Graph, Image, Op};
 use crate::timesteps::Timesteps;
 
-/// Fields and defaults of diffusers' `UNet2DModel`.
+/// Fields and defaults of diffusers' `UNet2DModel`, and quell's own `null_class_id`.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {

@@ -109,7 +109,12 @@ fn weights(op: &Op) -> (u32, u64) {
         | Op::Upsample(_)
         | Op::AveragePool(_)
         | Op::Transpose(_)
-        | Op::Scale(_) => (0, 0),
+        | Op::Scale(_)
+        | Op::Mean(_)
+        | Op::Broadcast(_)
+        | Op::Dilate(_)
+        | Op::FunctionGradient(_)
+        | Op::ClassScore(_) => (0, 0),
     }
 }
 
@@ -136,6 +141,7 @@ fn types(op: &Op, access: Option<&Access>) -> String {
         Op::Linear(op) => text += &format!("x {} ", weight(op.weight_type)),
         Op::LinearI8(_) => text += "x int8 ",
         Op::Activation(op) => text += &format!("{:?} ", op.function).to_lowercase(),
+        Op::FunctionGradient(op) => text += &format!("{:?} ", op.function).to_lowercase(),
         Op::Conv2d(op) => {
             let (kernel, stride) = (op.kernel, op.stride);
             text += &format!("x {} {kernel}x{kernel}/{stride} ", weight(op.weight_type));
@@ -155,7 +161,11 @@ fn types(op: &Op, access: Option<&Access>) -> String {
         | Op::Upsample(_)
         | Op::AveragePool(_)
         | Op::Transpose(_)
-        | Op::Scale(_) => {}
+        | Op::Scale(_)
+        | Op::Mean(_)
+        | Op::Broadcast(_)
+        | Op::Dilate(_)
+        | Op::ClassScore(_) => {}
     }
     if let Some(access) = access {
         text += if access.updates && !matches!(op, Op::Activation(_)) {

@@ -145,6 +145,16 @@ pub(super) fn average_pool(size: Image, x: &[f64]) -> Vec<f64> {
     (0..rows * columns * channels).map(one).collect()
 }
 
+pub(super) fn dilate(size: Image, x: &[f64]) -> Vec<f64> {
+    let mut y = vec![0.0; 4 * size.len()];
+    for (pixel, x) in x.chunks(size.channels).enumerate() {
+        let (row, column) = (pixel / size.width, pixel % size.width);
+        let at = (2 * row * 2 * size.width + 2 * column) * size.channels;
+        y[at..at + size.channels].copy_from_slice(x);
+    }
+    y
+}
+
 /// Φ: the share of a standard normal distribution below `x`.
 pub(super) fn normal_distribution(x: f64) -> f64 {
     // erf by its series, or by its continued fraction where that converges

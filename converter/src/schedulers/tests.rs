@@ -24,7 +24,7 @@ fn refused(class: &str, fields: Value, spec: &str, word: &str) {
 #[test]
 fn what_is_not_supported_is_named() {
     for (class, field, value) in [
-        ("DDPMScheduler", "variance_type", json!("learned")),
+        ("DDPMScheduler", "variance_type", json!("fixed_large_log")),
         ("DDPMScheduler", "solver_order", json!(2)),
         (
             "DPMSolverMultistepScheduler",

@@ -18,9 +18,9 @@ mod trajectory;
 pub use file::{File, FormatError, Records, Trajectories, checksum};
 pub use header::{Context, Header, HeaderError, MAGIC, MAJOR, MINOR, Purpose, Tier};
 pub use plan::{
-    Activation, Attention, Condition, Conv1d, Conv2d, Embed, Factor, Function, GroupNorm, Head,
-    I8Output, Index, Layer, LayerNorm, Linear, LinearI8, Op, Part, Quantize, Resize, Scale,
-    SelfTest, Slab, Transpose, WeightType,
+    Activation, Attention, Broadcast, ClassScore, Condition, Conv1d, Conv2d, Embed, Factor,
+    Function, FunctionGradient, GroupNorm, Head, I8Output, Index, Layer, LayerNorm, Linear,
+    LinearI8, Mean, Op, Part, Quantize, Resize, Scale, SelfTest, Slab, Transpose, WeightType,
 };
 pub use schedule::{Prediction, Schedule, Spacing, Variance};
 pub use trajectory::{Limit, Mix, Row, SLOTS, Save, Trajectory};

@@ -94,7 +94,17 @@ pub enum Op {
     Transpose(Transpose),
     /// 12: a value scaled, shifted, or added to another.
     Scale(Scale),
-    /// 13: 1-D convolution with f32 or f16 weights.
+    /// 13: the mean of all pixels of an image.
+    Mean(Mean),
+    /// 14: a vector at every pixel of an image.
+    Broadcast(Broadcast),
+    /// 15: an image enlarged twofold by zeros between its pixels.
+    Dilate(Resize),
+    /// 16: a gradient taken back through an activation function.
+    FunctionGradient(FunctionGradient),
+    /// 17: the gradient of a class's logarithmic probability at the logits.
+    ClassScore(ClassScore),
+    /// 18: 1-D convolution with f32 or f16 weights.
     Conv1d(Conv1d),
 }
 
@@ -115,12 +125,17 @@ impl Op {
             Op::AveragePool(_) => 10,
             Op::Transpose(_) => 11,
             Op::Scale(_) => 12,
-            Op::Conv1d(_) => 13,
+            Op::Mean(_) => 13,
+            Op::Broadcast(_) => 14,
+            Op::Dilate(_) => 15,
+            Op::FunctionGradient(_) => 16,
+            Op::ClassScore(_) => 17,
+            Op::Conv1d(_) => 18,
         }
     }
 
     /// Bits of all operations that this version knows.
-    pub const KNOWN: u64 = (1 << 14) - 1;
+    pub const KNOWN: u64 = (1 << 19) - 1;
 
     /// The operation's name, for people.
     pub const fn name(&self) -> &'static str {
@@ -138,6 +153,11 @@ impl Op {
             Op::AveragePool(_) => "average_pool",
             Op::Transpose(_) => "transpose",
             Op::Scale(_) => "scale",
+            Op::Mean(_) => "mean",
+            Op::Broadcast(_) => "broadcast",
+            Op::Dilate(_) => "dilate",
+            Op::FunctionGradient(_) => "function_gradient",
+            Op::ClassScore(_) => "class_score",
             Op::Conv1d(_) => "conv1d",
         }
     }
@@ -462,7 +482,7 @@ pub struct Attention {
     pub scratch: u32,
 }
 
-/// Twofold enlargement (every pixel becomes four) or shrinking (the mean of
+/// Twofold enlargement (every pixel becomes four, or one and three zeros) or shrinking (the mean of
 /// four; an odd last row or column is left out); x is f32 `[height, width,
 /// channels]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -516,4 +536,57 @@ pub enum Factor {
     Constant(f32),
     /// The region of one f32.
     Stored(u32),
+}
+
+/// `y[c]` is the mean of `x[p, c]` over all p; x is f32 `[pixels, channels]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mean {
+    /// Pixels.
+    pub pixels: u32,
+    /// Channels.
+    pub channels: u32,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+}
+
+/// `y[p, c] = x[c]`, or `y[p, c] += x[c]`; y is f32 `[pixels, channels]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broadcast {
+    /// Pixels.
+    pub pixels: u32,
+    /// Channels.
+    pub channels: u32,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
+    /// Whether the vector is added to what y holds.
+    pub accumulate: bool,
+}
+
+/// `g[i] = g[i]·f'(x[i])` in place; both f32 `[len]`. f is ReLU or SiLU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionGradient {
+    /// f.
+    pub function: Function,
+    /// Elements.
+    pub len: u32,
+    /// Region of x, what f was applied to.
+    pub input: u32,
+    /// Region of g.
+    pub data: u32,
+}
+
+/// `y[i] = [i = class] − softmax(x)[i]`, the gradient of `log softmax(x)[class]`;
+/// both f32 `[classes]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassScore {
+    /// As many as the file has classes.
+    pub classes: u32,
+    /// Region of x.
+    pub input: u32,
+    /// Region of y.
+    pub output: u32,
 }

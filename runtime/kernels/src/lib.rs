@@ -13,8 +13,8 @@
 //!
 //! # What is exact
 //!
-//! - Everything in [`math`], [`elementwise`], [`norm`], [`attention`] and
-//!   [`image`] and every `int8` kernel gives the same bits on every target and
+//! - Everything in [`math`], [`elementwise`], [`norm`], [`attention`], [`image`]
+//!   and [`gradient`] and every `int8` kernel gives the same bits on every target and
 //!   every table: integers, and f32 operations that IEEE 754 specifies to the
 //!   last bit (add, sub, mul, div, sqrt), in a fixed order, never fused.
 //! - The f32 and f16 linear and convolution kernels sum over inputs in the
@@ -40,6 +40,7 @@ pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod elementwise;
+pub mod gradient;
 pub mod image;
 pub mod layout;
 pub mod math;

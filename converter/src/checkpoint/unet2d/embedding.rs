@@ -62,15 +62,20 @@ impl Class {
     /// How many classes can be asked for, and the row that means none of them:
     /// `null_class_id`, which must be the last.
     pub(super) fn count(&self, null: Option<u32>) -> Result<(u32, Option<u32>)> {
-        let rows = match *self {
-            Self::None => 0,
-            Self::Learned(rows) | Self::Timestep(rows) => rows,
-        };
-        match null {
-            None => Ok((rows, None)),
-            Some(null) if null.checked_add(1) == Some(rows) && null > 0 => Ok((null, Some(null))),
-            Some(null) => {
-                bail!("`null_class_id` is {null}, expected null or the last of {rows} classes")
+        match (self, null) {
+            (Self::None, None) => Ok((0, None)),
+            (Self::Learned(rows) | Self::Timestep(rows), None) => Ok((*rows, None)),
+            // So the classes before it keep their numbers.
+            (Self::Learned(rows), Some(null)) if null.checked_add(1) == Some(*rows) => {
+                Ok((null, Some(null)))
+            }
+            (Self::Learned(rows), Some(null)) => bail!(
+                "`null_class_id` is {null}, expected null or the last of the {rows} rows \
+                 (`num_class_embeds`), {}",
+                rows - 1
+            ),
+            (_, Some(null)) => {
+                bail!("`null_class_id` is {null}, but there is no table of classes")
             }
         }
     }

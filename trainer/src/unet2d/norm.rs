@@ -1,0 +1,286 @@
+//! Group norm with SiLU, and the doubling of a picture's sides, forwards and backwards.
+//!
+//! This module owns their derivatives; the way forward is the runtime's kernels'. It must not
+//! know tensors. Pictures are channels-last.
+
+use burn::nn::GroupNorm;
+use burn::tensor::Tensor;
+use quell_kernels::norm::{Condition, GroupNorm as Kernel, apply};
+use quell_kernels::{image, math};
+use rayon::prelude::*;
+
+use crate::operation::{Operation, run};
+
+/// Channels whose sums are kept in registers while all pixels are walked.
+const TILE: usize = 8;
+
+/// `f(norm(x + addend))` for pictures `x`, `[n, h, w, c]`, and one addend for every channel of
+/// every picture, `[n, c]`; `f` is SiLU if `silu`, else nothing.
+pub(super) fn group_norm(
+    x: Tensor<4>,
+    addend: Option<Tensor<2>>,
+    layer: &GroupNorm,
+    silu: bool,
+) -> Tensor<4> {
+    let shape = x.dims();
+    let [n, _, _, channels] = shape;
+    let addend = addend.unwrap_or_else(|| Tensor::zeros([n, channels], &x.device()));
+    let affine = |parameter: &Option<burn::module::Param<Tensor<1>>>, default: f32| match parameter
+    {
+        Some(parameter) => parameter.val(),
+        None => Tensor::full([channels], default, &x.device()),
+    };
+    let (weight, bias) = (affine(&layer.gamma, 1.0), affine(&layer.beta, 0.0));
+    let norm = Norm {
+        channels,
+        groups: layer.num_groups,
+        epsilon: layer.epsilon as f32,
+        silu,
+    };
+    run(
+        norm,
+        [x.into(), weight.into(), bias.into(), addend.into()],
+        shape,
+    )
+}
+
+/// Of pictures `[n, pixels, c]` with weights and biases `[c]` and addends `[n, c]`.
+#[derive(Clone, Debug)]
+struct Norm {
+    channels: usize,
+    groups: usize,
+    epsilon: f32,
+    silu: bool,
+}
+
+impl Norm {
+    /// What every channel of a picture is multiplied by, and what is then added, `[2, c]`.
+    fn table(&self, x: &[f32], addend: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        let norm = Kernel {
+            groups: self.groups,
+            epsilon: self.epsilon,
+            weight,
+            bias,
+            condition: Condition::Add(addend),
+        };
+        let mut table = vec![0.0; 2 * self.channels];
+        norm.prepare([x, &[]], x.len() / self.channels, &mut table);
+        table
+    }
+
+    /// The gradients of one picture: of its pixels into `dx`, of weights and biases, and of its
+    /// addends.
+    fn gradients_of_picture(
+        &self,
+        [x, addend]: [&[f32]; 2],
+        [weight, bias]: [&[f32]; 2],
+        value: &[f32],
+        dx: &mut [f32],
+    ) -> [Vec<f32>; 3] {
+        let channels = self.channels;
+        let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
+        let table = self.table(x, addend, &ones, &zeros);
+        let (scale, shift) = table.split_at(channels);
+        let affine = [scale, shift, weight, bias];
+        let [mut of_weight, mut of_bias, mut of_addend] = [const { Vec::new() }; 3];
+        for_tiles(channels, |at, tile| {
+            let sums = match tile {
+                TILE => self.through_affine::<TILE>(at, affine, [x, value], dx),
+                _ => self.through_affine::<1>(at, affine, [x, value], dx),
+            };
+            of_weight.extend(sums[0].iter().copied());
+            of_bias.extend(sums[1].iter().copied());
+        });
+        // A group's mean and deviation depend on every one of its pixels.
+        let width = channels / self.groups;
+        let count = (x.len() / self.groups) as f32;
+        let (mut mean, mut spread) = (zeros.clone(), zeros);
+        for first in (0..channels).step_by(width) {
+            let group = first..first + width;
+            let sum = |of: &[f32]| group.clone().map(|c| weight[c] * of[c]).sum::<f32>() / count;
+            mean[group.clone()].fill(sum(&of_bias));
+            spread[group.clone()].fill(sum(&of_weight));
+        }
+        let through = [scale, shift, weight, &mean, &spread];
+        for_tiles(channels, |at, tile| {
+            let sums = match tile {
+                TILE => self.through_norm::<TILE>(at, through, x, dx).to_vec(),
+                _ => self.through_norm::<1>(at, through, x, dx).to_vec(),
+            };
+            of_addend.extend(sums);
+        });
+        [of_weight, of_bias, of_addend]
+    }
+
+    /// The gradients of `N` channels' normed pixels before they are scaled by the norm's weight,
+    /// into `dx`, and the sums that are the gradients of weight and bias.
+    fn through_affine<const N: usize>(
+        &self,
+        at: usize,
+        affine: [&[f32]; 4],
+        [x, value]: [&[f32]; 2],
+        dx: &mut [f32],
+    ) -> [Vec<f32>; 2] {
+        let [scale, shift, weight, bias] = affine.map(|of| array::<N>(of, at));
+        let (mut of_weight, mut of_bias) = ([0.0; N], [0.0; N]);
+        let rows = x
+            .chunks_exact(self.channels)
+            .zip(value.chunks_exact(self.channels));
+        for ((x, value), dx) in rows.zip(dx.chunks_exact_mut(self.channels)) {
+            let (mut normed, mut through) = (array::<N>(x, at), array::<N>(value, at));
+            for c in 0..N {
+                normed[c] = normed[c] * scale[c] + shift[c];
+            }
+            if self.silu {
+                for c in 0..N {
+                    through[c] *= silu_slope(normed[c] * weight[c] + bias[c]);
+                }
+            }
+            for c in 0..N {
+                of_weight[c] += through[c] * normed[c];
+                of_bias[c] += through[c];
+            }
+            dx[at..at + N].copy_from_slice(&through);
+        }
+        [of_weight.to_vec(), of_bias.to_vec()]
+    }
+
+    /// From what [`Norm::through_affine`] left to the gradients of `N` channels' pixels, and
+    /// their sums.
+    fn through_norm<const N: usize>(
+        &self,
+        at: usize,
+        through: [&[f32]; 5],
+        x: &[f32],
+        dx: &mut [f32],
+    ) -> [f32; N] {
+        let [scale, shift, weight, mean, spread] = through.map(|of| array::<N>(of, at));
+        let mut sums = [0.0; N];
+        let rows = x.chunks_exact(self.channels);
+        for (x, dx) in rows.zip(dx.chunks_exact_mut(self.channels)) {
+            let (x, mut gradient) = (array::<N>(x, at), array::<N>(dx, at));
+            for c in 0..N {
+                let normed = x[c] * scale[c] + shift[c];
+                gradient[c] = scale[c] * (weight[c] * gradient[c] - mean[c] - normed * spread[c]);
+                sums[c] += gradient[c];
+            }
+            dx[at..at + N].copy_from_slice(&gradient);
+        }
+        sums
+    }
+}
+
+impl Operation<4> for Norm {
+    fn value(&self, [x, weight, bias, addend]: [&[f32]; 4]) -> Vec<f32> {
+        let pictures = addend.len() / self.channels;
+        let picture = x.len() / pictures;
+        let mut y = vec![0.0; x.len()];
+        let rows = y
+            .par_chunks_exact_mut(picture)
+            .zip(x.par_chunks_exact(picture));
+        rows.zip(addend.par_chunks_exact(self.channels))
+            .for_each(|((y, x), addend)| {
+                let table = self.table(x, addend, weight, bias);
+                apply(&table, self.silu, [x, &[]], picture / self.channels, y);
+            });
+        y
+    }
+
+    fn gradients(
+        &self,
+        [x, weight, bias, addend]: [&[f32]; 4],
+        value: &[f32],
+        _wanted: [bool; 4],
+    ) -> [Vec<f32>; 4] {
+        let pictures = addend.len() / self.channels;
+        let picture = x.len() / pictures;
+        let mut dx = vec![0.0; x.len()];
+        let rows = dx
+            .par_chunks_exact_mut(picture)
+            .zip(x.par_chunks_exact(picture));
+        let rows = rows.zip(value.par_chunks_exact(picture));
+        let sums: Vec<[Vec<f32>; 3]> = rows
+            .zip(addend.par_chunks_exact(self.channels))
+            .map(|(((dx, x), value), addend)| {
+                self.gradients_of_picture([x, addend], [weight, bias], value, dx)
+            })
+            .collect();
+        let (mut of_weight, mut of_bias) = (vec![0.0; self.channels], vec![0.0; self.channels]);
+        let mut of_addend = Vec::with_capacity(addend.len());
+        for [weight, bias, addend] in sums {
+            add(&mut of_weight, &weight);
+            add(&mut of_bias, &bias);
+            of_addend.extend(addend);
+        }
+        [dx, of_weight, of_bias, of_addend]
+    }
+}
+
+/// Calls `work` with the first channel and the width of every tile: [`TILE`], or 1 for the rest.
+fn for_tiles(channels: usize, mut work: impl FnMut(usize, usize)) {
+    let whole = channels - channels % TILE;
+    for at in (0..whole).step_by(TILE) {
+        work(at, TILE);
+    }
+    for at in whole..channels {
+        work(at, 1);
+    }
+}
+
+/// The derivative of `z · sigmoid(z)`.
+#[inline(always)]
+fn silu_slope(z: f32) -> f32 {
+    let sigmoid = 1.0 / (1.0 + math::exp(-z));
+    sigmoid * (1.0 + z * (1.0 - sigmoid))
+}
+
+#[inline(always)]
+fn array<const N: usize>(of: &[f32], at: usize) -> [f32; N] {
+    let mut array = [0.0; N];
+    array.copy_from_slice(&of[at..at + N]);
+    array
+}
+
+fn add(sum: &mut [f32], x: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += x;
+    }
+}
+
+/// Every pixel of `[n, h, w, c]` becomes a square of four.
+pub(super) fn double(x: Tensor<4>) -> Tensor<4> {
+    let [n, height, width, channels] = x.dims();
+    let doubling = Doubling { width, channels };
+    run(doubling, [x.into()], [n, 2 * height, 2 * width, channels])
+}
+
+#[derive(Clone, Debug)]
+struct Doubling {
+    width: usize,
+    channels: usize,
+}
+
+impl Operation<1> for Doubling {
+    fn value(&self, [x]: [&[f32]; 1]) -> Vec<f32> {
+        let row = self.width * self.channels;
+        let mut y = vec![0.0; 4 * x.len()];
+        let rows = y.par_chunks_exact_mut(4 * row).zip(x.par_chunks_exact(row));
+        rows.for_each(|(y, x)| image::upsample(x, self.width, self.channels, y));
+        y
+    }
+
+    fn gradients(&self, _: [&[f32]; 1], value: &[f32], _: [bool; 1]) -> [Vec<f32>; 1] {
+        let row = self.width * self.channels;
+        let mut dx = vec![0.0; value.len() / 4];
+        let rows = dx
+            .par_chunks_exact_mut(row)
+            .zip(value.par_chunks_exact(4 * row));
+        rows.for_each(|(dx, value)| {
+            image::average_pool(value, 2 * self.width, self.channels, dx);
+            for dx in dx {
+                *dx *= 4.0;
+            }
+        });
+        [dx]
+    }
+}
