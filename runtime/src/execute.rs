@@ -48,10 +48,10 @@ impl Context<'_> {
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),
             Op::Scale(op) => image::scale(op, arena),
+            Op::Conv1d(op) => self.conv1d(op, arena),
             Op::Mean(_) | Op::Broadcast(_) | Op::Dilate(_) => gradient::pooling(op, arena),
             Op::FunctionGradient(_) => gradient::function(op, arena),
             Op::ClassScore(_) => gradient::class_score(op, self.class, arena),
-            Op::Conv1d(op) => self.conv1d(op, arena),
         }
     }
 

@@ -14,11 +14,11 @@ const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 /// What opening a golden checkpoint says, with some fields of its configuration
 /// replaced.
 fn with_fields(fields: &Value) -> Result<Checkpoint> {
-    with_fields_in("00", fields)
+    with_fields_in("unet2d/00", fields)
 }
 
-fn with_fields_in(number: &str, fields: &Value) -> Result<Checkpoint> {
-    let folder = copy_of(&format!("unet2d/{number}"))?;
+fn with_fields_in(golden: &str, fields: &Value) -> Result<Checkpoint> {
+    let folder = copy_of(golden)?;
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     for (key, value) in fields.as_object().context("an object")? {
@@ -121,7 +121,7 @@ fn unsupported_blocks_are_named() {
 #[test]
 fn the_null_class_is_the_last_row() -> Result<()> {
     // A table of 11 rows; one where classes go the way of timesteps.
-    let [table, timesteps] = ["28", "26"];
+    let [table, timesteps] = ["unet2d/28", "unet2d/26"];
     let network =
         |fields: Value| with_fields_in(table, &fields).map(|checkpoint| checkpoint.network);
     let all = network(json!({}))?;

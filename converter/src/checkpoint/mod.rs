@@ -141,11 +141,11 @@ fn network(
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
         "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size),
+        "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
         // It does not say how many there are.
         "UNet1DModel" => {
             unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
         }
-        "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
         other => bail!(
             "`_class_name` is `{other}`; supported are UNet2DModel, UNet1DModel, \
              AutoencoderTiny, AutoencoderKL, MLPClassic, ResidualMLP and NoisyClassifier"

@@ -73,6 +73,12 @@ fn what_is_not_supported_is_named() {
 
 #[test]
 fn what_cannot_be_run_is_named() {
+    refused(
+        "DDPMScheduler",
+        json!({ "variance_type": "learned_range" }),
+        "ddpm:4",
+        "variance_type",
+    );
     let ddpm = "DDPMScheduler";
     refused(
         ddpm,

@@ -94,18 +94,18 @@ pub enum Op {
     Transpose(Transpose),
     /// 12: a value scaled, shifted, or added to another.
     Scale(Scale),
-    /// 13: the mean of all pixels of an image.
-    Mean(Mean),
-    /// 14: a vector at every pixel of an image.
-    Broadcast(Broadcast),
-    /// 15: an image enlarged twofold by zeros between its pixels.
-    Dilate(Resize),
-    /// 16: a gradient taken back through an activation function.
-    FunctionGradient(FunctionGradient),
-    /// 17: the gradient of a class's logarithmic probability at the logits.
-    ClassScore(ClassScore),
-    /// 18: 1-D convolution with f32 or f16 weights.
+    /// 13: 1-D convolution with f32 or f16 weights.
     Conv1d(Conv1d),
+    /// 14: the mean of all pixels of an image.
+    Mean(Mean),
+    /// 15: a vector at every pixel of an image.
+    Broadcast(Broadcast),
+    /// 16: an image enlarged twofold by zeros between its pixels.
+    Dilate(Resize),
+    /// 17: a gradient taken back through an activation function.
+    FunctionGradient(FunctionGradient),
+    /// 18: the gradient of a class's logarithmic probability at the logits.
+    ClassScore(ClassScore),
 }
 
 impl Op {
@@ -125,12 +125,12 @@ impl Op {
             Op::AveragePool(_) => 10,
             Op::Transpose(_) => 11,
             Op::Scale(_) => 12,
-            Op::Mean(_) => 13,
-            Op::Broadcast(_) => 14,
-            Op::Dilate(_) => 15,
-            Op::FunctionGradient(_) => 16,
-            Op::ClassScore(_) => 17,
-            Op::Conv1d(_) => 18,
+            Op::Conv1d(_) => 13,
+            Op::Mean(_) => 14,
+            Op::Broadcast(_) => 15,
+            Op::Dilate(_) => 16,
+            Op::FunctionGradient(_) => 17,
+            Op::ClassScore(_) => 18,
         }
     }
 
@@ -153,12 +153,12 @@ impl Op {
             Op::AveragePool(_) => "average_pool",
             Op::Transpose(_) => "transpose",
             Op::Scale(_) => "scale",
+            Op::Conv1d(_) => "conv1d",
             Op::Mean(_) => "mean",
             Op::Broadcast(_) => "broadcast",
             Op::Dilate(_) => "dilate",
             Op::FunctionGradient(_) => "function_gradient",
             Op::ClassScore(_) => "class_score",
-            Op::Conv1d(_) => "conv1d",
         }
     }
 }

@@ -152,9 +152,9 @@ impl Edit {
         let Some(image) = self.image(i) else {
             return Ok(());
         };
-        let default = if self.mask.is_some() { 1.0 } else { 0.8 };
-        let strength = self.strength.unwrap_or(default);
-        if strength < 1.0 {
+        // What is kept is put back after every step: such a run can start from noise.
+        let default = if self.mask.is_some() { None } else { Some(0.8) };
+        if let Some(strength) = self.strength.or(default) {
             generation.start_from(image, strength)?;
         }
         let Some(mask) = &self.mask else {
