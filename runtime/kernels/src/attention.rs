@@ -1,4 +1,5 @@
-//! Self-attention over the pixels of an image, the same bits on every target.
+//! Attention of the pixels of an image to themselves, or to other tokens, the same
+//! bits on every target.
 
 use crate::elementwise::{Wide, dot, sum, widest_of};
 use crate::math;
@@ -6,11 +7,11 @@ use crate::math;
 /// Channels of a result that are summed in registers.
 const TILE: usize = 16;
 
-/// Operands of multi-head self-attention (Vaswani et al. 2017, section 3.2).
+/// Operands of multi-head attention (Vaswani et al. 2017, section 3.2).
 pub struct Attention<'a> {
     /// Heads; a divisor of a token's channels.
     pub heads: usize,
-    /// Queries in, results out: `[tokens, channels]`, heads side by side.
+    /// Queries in, results out: `[queries, channels]`, heads side by side.
     pub query: &'a mut [f32],
     /// `[tokens, channels]`.
     pub key: &'a [f32],
@@ -36,8 +37,8 @@ impl Wide for Attention<'_> {
         let channels = op.key.len().checked_div(tokens).unwrap_or(0);
         let width = channels.checked_div(op.heads).unwrap_or(0);
         let whole = tokens * width * op.heads;
-        let fits = [op.query.len(), op.key.len(), op.value.len()] == [whole; 3];
-        if !fits || whole == 0 {
+        let fits = [op.key.len(), op.value.len()] == [whole; 2];
+        if !fits || whole == 0 || !op.query.len().is_multiple_of(channels) {
             return;
         }
         let scale = 1.0 / math::sqrt(width as f32);
@@ -106,10 +107,17 @@ mod tests {
                 .map(|i| (i * step % 97) as f32 / 24.0 - 2.0)
                 .collect()
         };
-        for (tokens, heads, width) in [(1, 1, 1), (4, 2, 3), (49, 4, 16), (9, 1, 20)] {
+        for (queries, tokens, heads, width) in [
+            (1, 1, 1, 1),
+            (4, 4, 2, 3),
+            (49, 49, 4, 16),
+            (9, 9, 1, 20),
+            (16, 7, 2, 4),
+            (3, 20, 1, 18),
+        ] {
             let channels = heads * width;
             let (q, k) = (
-                numbers(tokens * channels, 31),
+                numbers(queries * channels, 31),
                 numbers(tokens * channels, 17),
             );
             let v = numbers(tokens * channels, 41);

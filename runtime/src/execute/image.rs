@@ -3,8 +3,7 @@
 use core::ops::Range;
 
 use quell_format::{
-    Attention, Condition, Conv2d, Factor, Function, GroupNorm, Op, Resize, Scale, Transpose,
-    WeightType,
+    Condition, Conv2d, Factor, Function, GroupNorm, Op, Resize, Scale, Transpose, WeightType,
 };
 use quell_kernels::{
     Conv2d as Conv2dOperands, ConvShape, attention as attention_kernel, cast, elementwise, image,
@@ -110,8 +109,9 @@ pub(crate) fn conv_shape(op: &Conv2d) -> ConvShape {
     }
 }
 
-pub(super) fn attention(op: &Attention, arena: &mut [u8]) -> Option<()> {
-    let access = Access::of(&Op::Attention(*op))?;
+/// Attention to the same tokens, or to others.
+pub(super) fn attention(op: &Op, heads: u32, arena: &mut [u8]) -> Option<()> {
+    let access = Access::of(op)?;
     let [key, value, _] = access.inputs;
     let ranges = [
         range(key)?,
@@ -121,7 +121,7 @@ pub(super) fn attention(op: &Attention, arena: &mut [u8]) -> Option<()> {
     ];
     let [key, value, query, scores] = disjoint(arena, ranges)?;
     attention_kernel::attention(attention_kernel::Attention {
-        heads: op.heads as usize,
+        heads: heads as usize,
         query: cast::numbers_mut(query)?,
         key: cast::numbers(key)?,
         value: cast::numbers(value)?,
