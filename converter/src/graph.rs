@@ -72,10 +72,12 @@ pub enum Op {
     Conv1d(Conv1d),
     /// Group normalisation of a channels-last image.
     GroupNorm(GroupNorm),
-    /// Multi-head self-attention; queries, keys and values.
+    /// Multi-head attention; queries, keys and values.
     Attention {
-        /// Pixels.
+        /// Pixels: tokens that ask.
         tokens: usize,
+        /// Tokens that are looked at: the same ones, or others.
+        key_tokens: usize,
         /// Heads, side by side in a token's channels.
         heads: usize,
     },
@@ -314,7 +316,7 @@ impl Graph {
             Op::Conv1d(op) if i == self.output() || !users[i].is_empty() => {
                 (op.out_length * op.weight.len()) as u64
             }
-            Op::Attention { tokens, .. } => 2 * (tokens * node.len) as u64,
+            Op::Attention { key_tokens, .. } => 2 * (key_tokens * node.len) as u64,
             _ => 0,
         };
         self.nodes.iter().enumerate().map(linear).sum()

@@ -197,7 +197,11 @@ impl Lowering<'_> {
             Op::Conv2d(op) => self.conv2d(i, op),
             Op::Conv1d(op) => self.conv1d(i, op),
             Op::GroupNorm(op) => self.group_norm(i, op),
-            Op::Attention { tokens, heads } => self.attention(i, *tokens, *heads),
+            Op::Attention {
+                tokens,
+                key_tokens,
+                heads,
+            } => self.attention(i, [*tokens, *key_tokens], *heads),
             Op::Upsample(size) => self.resize(i, *size, PlanOp::Upsample),
             Op::AveragePool(size) => self.resize(i, *size, PlanOp::AveragePool),
             Op::Transpose { rows, columns } => self.transpose(i, *rows, *columns),

@@ -91,8 +91,13 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
         Op::Conv2d(op) => image::conv2d(op, input(0)),
         Op::Conv1d(op) => image::conv1d(op, input(0)),
         Op::GroupNorm(op) => image::group_norm(op, inputs),
-        Op::Attention { tokens, heads } => {
-            image::attention(*tokens, *heads, [input(0), input(1), input(2)])
+        Op::Attention {
+            tokens,
+            key_tokens,
+            heads,
+        } => {
+            let inputs = [input(0), input(1), input(2)];
+            image::attention([*tokens, *key_tokens], *heads, inputs)
         }
         Op::Upsample(size) => image::upsample(*size, input(0)),
         Op::AveragePool(size) => image::average_pool(*size, input(0)),

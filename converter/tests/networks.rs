@@ -94,6 +94,62 @@ fn sequences_are_sampled() {
     assert!(String::from_utf8_lossy(header).contains("(2, 6, 1, 16"));
 }
 
+/// A class as a vector is the network's second input.
+#[test]
+fn second_inputs_are_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (unet, model, output) = (golden("unet2d/31"), at("x.quell"), at("y.npy"));
+    let convert = ["convert", &unet, "-o", &model, "--weights", "f32"];
+    stdout(&convert);
+    assert!(stdout(&["inspect", &model]).contains("16 elements"));
+    let report = stdout(&["verify", &model, &unet, "--samples", "2"]);
+    assert!(report.contains("2 calls on random inputs"), "{report}");
+    let write = |name: &str, count: usize, shape: [u32; 3]| {
+        let elements = shape.iter().product::<u32>() as usize;
+        let arrays: Vec<Vec<f32>> = (0..count).map(|i| vec![i as f32; elements]).collect();
+        quell_converter::output::npy(at(name).as_ref(), &arrays, shape).unwrap();
+        at(name)
+    };
+    let samples = write("x.npy", 2, [1, 8, 8]);
+    let run = [
+        "run",
+        &model,
+        "--sample",
+        &samples,
+        "--timestep",
+        "3",
+        "-o",
+        &output,
+    ];
+    let with = |context: &str| {
+        stdout(&[&run[..], &["--context", context]].concat());
+        std::fs::read(&output).unwrap()
+    };
+    // One for all, and one each.
+    let zeros = with(&write("one.npy", 1, [16, 1, 1]));
+    let both = with(&write("two.npy", 2, [16, 1, 1]));
+    let half = zeros.len() - 4 * 64;
+    assert_eq!(zeros[..half], both[..half]);
+    assert_ne!(zeros[half..], both[half..]);
+    refused(&run, &["x.quell", "16 elements", "--context"]);
+    let three = write("three.npy", 3, [16, 1, 1]);
+    refused(
+        &[&run[..], &["--context", &three]].concat(),
+        &["three.npy", "3 contexts for 2 samples"],
+    );
+    refused(
+        &[&run[..], &["--context", &samples]].concat(),
+        &["x.npy", "16 elements"],
+    );
+    refused(
+        &["sample", &model, "-o", &output],
+        &["x.quell", "--context"],
+    );
+    let int8 = ["convert", &unet, "-o", &model];
+    refused(&int8, &["context", "--weights f16"]);
+}
+
 #[test]
 fn conversions_that_cannot_be() {
     let folder = tempfile::tempdir().unwrap();

@@ -161,6 +161,17 @@ impl Access {
                     scratch: Some(Region::new(op.scratch, op.tokens, F32)),
                 }
             }
+            Op::CrossAttention(op) => {
+                let queries = product([op.tokens, op.heads, op.head_channels])?;
+                let count = product([op.key_tokens, op.heads, op.head_channels])?;
+                let read = |offset| Some(Region::new(offset, count, F32));
+                Self {
+                    inputs: [read(op.key), read(op.value), None],
+                    output: Region::new(op.query, queries, F32),
+                    updates: true,
+                    scratch: Some(Region::new(op.scratch, op.key_tokens, F32)),
+                }
+            }
             Op::Upsample(op) | Op::Dilate(op) => {
                 let input = product([op.height, op.width, op.channels])?;
                 simple(

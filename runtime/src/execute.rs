@@ -10,8 +10,8 @@ mod sequence;
 
 use half::f16;
 use quell_format::{
-    Activation, Embed, File, Function, I8Output, Index, LayerNorm, Linear, LinearI8, Op, Quantize,
-    WeightType,
+    Activation, Attention, CrossAttention, Embed, File, Function, I8Output, Index, LayerNorm,
+    Linear, LinearI8, Op, Quantize, WeightType,
 };
 use quell_kernels::{
     Finish, Kernels, LinearF16, LinearF32, LinearI8 as LinearI8Operands, Requantize, cast,
@@ -43,7 +43,8 @@ impl Context<'_> {
             Op::Activation(op) => activation(op, arena),
             Op::Conv2d(op) => self.conv2d(op, arena),
             Op::GroupNorm(op) => self.group_norm(op, arena),
-            Op::Attention(op) => self.attention(op, arena),
+            Op::Attention(Attention { heads, .. })
+            | Op::CrossAttention(CrossAttention { heads, .. }) => self.attention(op, *heads, arena),
             Op::Upsample(op) => image::upsample(op, arena),
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),

@@ -155,6 +155,7 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
         // Their regions say it all.
         Op::Activation(_)
         | Op::Attention(_)
+        | Op::CrossAttention(_)
         | Op::Upsample(_)
         | Op::Dilate(_)
         | Op::Mean(_)

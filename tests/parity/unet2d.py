@@ -6,8 +6,8 @@
     python3 tests/parity/unet2d.py --bench FOLDER       # the model that is benchmarked
 
 Every folder is a checkpoint as diffusers writes it (some as old versions wrote
-it), with inputs, timesteps, classes and outputs of a few calls beside it in
-`calls.safetensors`. Together they touch every value of every field that
+it), with inputs, timesteps, classes (`context` where these are vectors) and
+outputs of a few calls beside it in `calls.safetensors`. Together they touch every value of every field that
 `UNet2DModel` has and quell supports. Seeds are fixed: the same versions of
 PyTorch and diffusers give the same files.
 """
@@ -86,6 +86,8 @@ CASES = [
         block_out_channels=(20,), down_block_types=(DOWN,), up_block_types=(UP,), norm_num_groups=5, dtype="f16"
     ),
     dict(RESNETS, time_embedding_type="fourier", num_class_embeds=2, mid_block_scale_factor=-2.0),
+    dict(PLAIN, class_embed_type="identity", norm_num_groups=2),
+    dict(class_embed_type="identity", time_embedding_dim=6, resnet_time_scale_shift="scale_shift", dtype="f16"),
 ]
 
 # The model of the speed comparison: 687 473 parameters, 73.4 M multiply-accumulates.
@@ -159,13 +161,19 @@ def calls(model, timesteps, seed):
     inputs = torch.randn(3, config.in_channels, *size, generator=generator)
     times = torch.tensor([1, timesteps // 2, timesteps - 1])
     classes = None
-    if model.class_embedding is not None:
+    identity = config.class_embed_type == "identity"
+    if identity:
+        width = config.time_embedding_dim or 4 * config.block_out_channels[0]
+        classes = torch.randn(3, width, generator=generator)
+    elif model.class_embedding is not None:
         classes = torch.arange(3) % (config.num_class_embeds or timesteps)
     outputs = [
         model(inputs[i : i + 1], times[i], None if classes is None else classes[i : i + 1]).sample for i in range(3)
     ]
     result = {"input": inputs, "timestep": times.to(torch.int32), "output": torch.cat(outputs)}
-    if classes is not None:
+    if identity:
+        result["context"] = classes
+    elif classes is not None:
         result["class"] = classes.to(torch.int32)
     return result
 

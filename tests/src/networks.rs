@@ -27,8 +27,10 @@ pub fn network(purpose: Purpose, context: bool) -> Checkpoint {
         rng: Rng::new(5),
     };
     let sample = builder.graph.push("sample", Op::Sample, &[], 32);
+    let graph = &mut builder.graph;
+    let context = context.then(|| graph.push("context", Op::Context, &[], CONTEXT));
     let vector = builder.vector(timed, context);
-    builder.body(sample, vector, output_shape);
+    builder.body(sample, vector, context, output_shape);
     Checkpoint {
         path: "made on the spot".into(),
         network: Network {
@@ -84,13 +86,12 @@ impl Builder {
     }
 
     /// What conditions the image, `[4]`, from timestep and context.
-    fn vector(&mut self, timed: bool, context: bool) -> Option<ValueId> {
+    fn vector(&mut self, timed: bool, context: Option<ValueId>) -> Option<ValueId> {
         let time = timed.then(|| {
             let table = self.matrix(TIMESTEPS, 4);
             self.graph.push("time", Op::Time(table), &[], 4)
         });
-        let context = context.then(|| {
-            let context = self.graph.push("context", Op::Context, &[], CONTEXT);
+        let context = context.map(|context| {
             let (weight, bias) = (self.matrix(4, CONTEXT), self.numbers(4));
             self.graph.linear("context.proj", weight, bias, context)
         });
@@ -102,7 +103,13 @@ impl Builder {
         }
     }
 
-    fn body(&mut self, sample: ValueId, vector: Option<ValueId>, [c, h, w]: [u32; 3]) {
+    fn body(
+        &mut self,
+        sample: ValueId,
+        vector: Option<ValueId>,
+        context: Option<ValueId>,
+        [c, h, w]: [u32; 3],
+    ) {
         let (outputs, height, width) = (c as usize, h as usize, w as usize);
         let image = |height, width, channels| Image {
             height,
@@ -134,6 +141,9 @@ impl Builder {
         let inputs: Vec<ValueId> = [x].into_iter().chain(vector).collect();
         x = self.graph.push("norm", Op::GroupNorm(norm), &inputs, 64);
         x = self.sequence(x);
+        if let Some(context) = context {
+            x = self.cross_attention(x, context);
+        }
         let output = image(height, width, outputs);
         x = self.conv("conv_out", x, image(4, 4, 4), output, 4 / height);
         let transpose = Op::Transpose {
@@ -157,6 +167,37 @@ impl Builder {
             bias: self.numbers(4),
         };
         self.graph.push("sequence", Op::Conv1d(op), &[x], 64)
+    }
+
+    /// The pixels look at the second input, tokens of one channel.
+    fn cross_attention(&mut self, x: ValueId, context: ValueId) -> ValueId {
+        let row = |width, channels| Image {
+            height: 1,
+            width,
+            channels,
+        };
+        let mut project = |name, x, from: Image| {
+            let to = from.with_channels(4);
+            let op = Conv2d {
+                input: from,
+                output: to,
+                kernel: 1,
+                stride: 1,
+                padding: 0,
+                weight: self.numbers(4 * from.channels),
+                bias: self.numbers(4),
+            };
+            self.graph.push(name, Op::Conv2d(op), &[x], to.len())
+        };
+        let query = project("to_q", x, row(16, 4));
+        let key = project("to_k", context, row(CONTEXT, 1));
+        let value = project("to_v", context, row(CONTEXT, 1));
+        let op = Op::Attention {
+            tokens: 16,
+            key_tokens: CONTEXT,
+            heads: 2,
+        };
+        self.graph.push("cross", op, &[query, key, value], 64)
     }
 
     fn conv(

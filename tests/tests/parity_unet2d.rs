@@ -10,7 +10,7 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::{Compiled, compile};
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::reference;
+use quell_converter::reference::{self, Inputs};
 use quell_tests::parity::{self, exact, relative, worse};
 
 /// A denoiser call that PyTorch has made.
@@ -18,6 +18,8 @@ struct Call {
     input: Vec<f32>,
     timestep: u32,
     class: Option<u32>,
+    /// Nothing, where the network has no second input.
+    context: Vec<f32>,
     output: Vec<f32>,
 }
 
@@ -29,11 +31,13 @@ fn calls(folder: &Path) -> Result<Vec<Call>> {
     let calls = parity::Calls::read(folder)?;
     let timesteps = calls.integers("timestep")?;
     let classes = calls.integers("class").ok();
+    let contexts = calls.rows("context").ok();
     let pairs = calls.rows("input")?.into_iter().zip(calls.rows("output")?);
     let call = |(i, (input, output)): (usize, (Vec<f32>, Vec<f32>))| Call {
         input,
         timestep: timesteps[i],
         class: classes.as_ref().map(|classes| classes[i]),
+        context: contexts.as_ref().map_or(Vec::new(), |all| all[i].clone()),
         output,
     };
     Ok(pairs.enumerate().map(call).collect())
@@ -51,6 +55,7 @@ fn error(model: &Model<'_>, calls: &[Call]) -> Result<f64> {
     let mut worst = 0.0f64;
     for call in calls {
         session.sample_mut().copy_from_slice(&call.input);
+        session.context_mut().copy_from_slice(&call.context);
         let got = session.denoise(call.timestep, call.class)?;
         worst = worse(worst, relative(&exact(got), &call.output));
     }
@@ -90,9 +95,13 @@ fn the_reference_agrees_with_pytorch() -> Result<()> {
         let folded = compiled(&folder, Tier::F32)?.graph;
         for call in calls(&folder)?.iter().take(1) {
             for graph in [&checkpoint.network.graph, &folded] {
-                let input = exact(&call.input);
-                let class = call.class.map(|class| class as usize);
-                let values = reference::evaluate(graph, &input, call.timestep as usize, class)?;
+                let inputs = Inputs {
+                    sample: &exact(&call.input),
+                    context: &exact(&call.context),
+                    timestep: call.timestep as usize,
+                    class: call.class.map(|class| class as usize),
+                };
+                let values = reference::call(graph, &inputs)?;
                 let error = relative(&values[graph.output()], &call.output);
                 assert!(error <= 1e-5, "{}: {error:.1e}", folder.display());
             }

@@ -4,8 +4,8 @@
 
 use anyhow::Result;
 use quell::format::{
-    Condition, Context, Conv1d, FormatError, Head, HeaderError, I8Output, Index, Layer, Limit, Op,
-    Purpose, SelfTest, Slab, Tier, Trajectory,
+    Condition, Context, Conv1d, CrossAttention, FormatError, Head, HeaderError, I8Output, Index,
+    Layer, Limit, Op, Purpose, SelfTest, Slab, Tier, Trajectory,
 };
 use quell::{Model, OpenError, PlanError};
 use quell_converter::compile::Compiled;
@@ -376,6 +376,26 @@ fn sequences_must_fit_their_shapes() {
             }
         }
     });
+}
+
+#[test]
+fn attention_must_fit_its_tokens() {
+    let cross: fn(&Op) -> bool = |op| matches!(op, Op::CrossAttention(_));
+    let refused = |error, edit: fn(&mut CrossAttention)| {
+        refused_of(Purpose::Plain, error, cross, |p| {
+            for layer in &mut p.layers {
+                if let Op::CrossAttention(op) = &mut layer.op {
+                    edit(op);
+                }
+            }
+        });
+    };
+    refused(PlanError::Shape, |op| op.heads = 0);
+    refused(PlanError::Shape, |op| op.key_tokens = 0);
+    refused(PlanError::Shape, |op| op.tokens = u32::MAX);
+    refused(PlanError::Overlap, |op| op.query = op.value);
+    refused(PlanError::Overlap, |op| op.scratch = op.query);
+    refused(PlanError::Region, |op| op.key += 2);
 }
 
 #[test]

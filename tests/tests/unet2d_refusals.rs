@@ -64,7 +64,6 @@ fn fields_and_values_are_named() {
         ("attn_norm_num_groups", json!(3)),
         ("norm_eps", json!(0.0)),
         ("resnet_time_scale_shift", json!("spatial")),
-        ("class_embed_type", json!("identity")),
         ("class_embed_type", json!("projection")),
         ("num_class_embeds", json!(0)),
         ("num_train_timesteps", json!(21)),
@@ -112,6 +111,8 @@ fn unsupported_blocks_are_named() {
         "time_embedding_type": "fourier", "class_embed_type": "timestep", "num_class_embeds": 3,
     });
     assert_names(with_fields(&fields), &["class_embed_type", "fourier"]);
+    let fields = json!({ "class_embed_type": "identity", "num_class_embeds": 3 });
+    assert_names(with_fields(&fields), &["num_class_embeds", "identity"]);
     let fields = json!({ "time_embedding_type": "learned" });
     assert_names(with_fields(&fields), &["num_train_timesteps"]);
 }

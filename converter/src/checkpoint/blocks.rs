@@ -234,7 +234,11 @@ impl Blocks<'_> {
                 .value;
         }
         let tokens = size.pixels();
-        let op = Op::Attention { tokens, heads };
+        let op = Op::Attention {
+            tokens,
+            key_tokens: tokens,
+            heads,
+        };
         let value = self.images.graph.push(name, op, &projected, size.len());
         let out = self.either(name, "to_out.0", "proj_attn");
         let (weight, bias) = self.images.tensors.linear(&out, channels, inner)?;

@@ -99,6 +99,11 @@ fn weights(op: &Op) -> (u32, u64) {
             (op.weights.len + op.bias.len, macs)
         }
         Op::GroupNorm(op) => (op.weight.len + op.bias.len, 0),
+        Op::CrossAttention(op) => {
+            let pairs = u64::from(op.tokens) * u64::from(op.key_tokens);
+            let channels = u64::from(op.heads) * u64::from(op.head_channels);
+            (0, 2 * pairs * channels)
+        }
         Op::Attention(op) => {
             let pairs = u64::from(op.tokens).pow(2);
             let channels = u64::from(op.heads) * u64::from(op.head_channels);
@@ -158,6 +163,7 @@ fn types(op: &Op, access: Option<&Access>) -> String {
         Op::Quantize(_)
         | Op::LayerNorm(_)
         | Op::Attention(_)
+        | Op::CrossAttention(_)
         | Op::Upsample(_)
         | Op::AveragePool(_)
         | Op::Transpose(_)

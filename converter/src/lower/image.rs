@@ -109,7 +109,12 @@ impl Lowering<'_> {
     }
 
     /// In the queries' place.
-    pub(super) fn attention(&mut self, i: ValueId, tokens: usize, heads: usize) -> Result<()> {
+    pub(super) fn attention(
+        &mut self,
+        i: ValueId,
+        [tokens, key_tokens]: [usize; 2],
+        heads: usize,
+    ) -> Result<()> {
         let node = &self.graph.nodes[i];
         ensure!(
             self.can_overwrite(i, node.inputs[0]),
@@ -119,18 +124,32 @@ impl Lowering<'_> {
         let query = self.home(node, 0)?;
         self.homes.insert(i, query);
         let (key, value) = (self.home(node, 1)?, self.home(node, 2)?);
-        let scratch = self.allocate(4 * tokens);
+        let scratch = self.allocate(4 * key_tokens);
         let head_channels = (node.len / tokens / heads) as u32;
+        let (tokens, key_tokens, heads) = (tokens as u32, key_tokens as u32, heads as u32);
         let build = move |at: &[u32]| {
-            PlanOp::Attention(format::Attention {
-                tokens: tokens as u32,
-                heads: heads as u32,
-                head_channels,
-                query: at[0],
-                key: at[1],
-                value: at[2],
-                scratch: at[3],
-            })
+            let [query, key, value, scratch] = [at[0], at[1], at[2], at[3]];
+            match tokens == key_tokens {
+                true => PlanOp::Attention(format::Attention {
+                    query,
+                    key,
+                    value,
+                    scratch,
+                    tokens,
+                    heads,
+                    head_channels,
+                }),
+                false => PlanOp::CrossAttention(format::CrossAttention {
+                    tokens,
+                    key_tokens,
+                    heads,
+                    head_channels,
+                    query,
+                    key,
+                    value,
+                    scratch,
+                }),
+            }
         };
         self.emit(i, i, None, vec![query, key, value, scratch], build);
         Ok(())

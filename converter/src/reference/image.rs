@@ -97,7 +97,11 @@ pub(super) fn group_norm(op: &GroupNorm, inputs: &[&[f64]]) -> Vec<f64> {
     x.into_iter().enumerate().map(one).collect()
 }
 
-pub(super) fn attention(tokens: usize, heads: usize, [q, k, v]: [&[f64]; 3]) -> Vec<f64> {
+pub(super) fn attention(
+    [tokens, key_tokens]: [usize; 2],
+    heads: usize,
+    [q, k, v]: [&[f64]; 3],
+) -> Vec<f64> {
     let channels = q.len() / tokens;
     let width = channels / heads;
     let mut y = vec![0.0; q.len()];
@@ -109,7 +113,7 @@ pub(super) fn attention(tokens: usize, heads: usize, [q, k, v]: [&[f64]; 3]) -> 
                 let products = query.iter().zip(of(k, other)).map(|(q, k)| q * k);
                 products.sum::<f64>() / (width as f64).sqrt()
             };
-            let scores: Vec<f64> = (0..tokens).map(score).collect();
+            let scores: Vec<f64> = (0..key_tokens).map(score).collect();
             let largest = scores.iter().copied().fold(f64::MIN, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
             let total: f64 = weights.iter().sum();

@@ -18,8 +18,8 @@ mod trajectory;
 pub use file::{File, FormatError, Records, Trajectories, checksum};
 pub use header::{Context, Header, HeaderError, MAGIC, MAJOR, MINOR, Purpose, Tier};
 pub use plan::{
-    Activation, Attention, Broadcast, ClassScore, Condition, Conv1d, Conv2d, Embed, Factor,
-    Function, FunctionGradient, GroupNorm, Head, I8Output, Index, Layer, LayerNorm, Linear,
+    Activation, Attention, Broadcast, ClassScore, Condition, Conv1d, Conv2d, CrossAttention, Embed,
+    Factor, Function, FunctionGradient, GroupNorm, Head, I8Output, Index, Layer, LayerNorm, Linear,
     LinearI8, Mean, Op, Part, Quantize, Resize, Scale, SelfTest, Slab, Transpose, WeightType,
 };
 pub use schedule::{Prediction, Schedule, Spacing, Variance};

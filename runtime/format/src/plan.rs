@@ -106,6 +106,8 @@ pub enum Op {
     FunctionGradient(FunctionGradient),
     /// 18: the gradient of a class's logarithmic probability at the logits.
     ClassScore(ClassScore),
+    /// 19: multi-head attention to another sequence, in place of its queries.
+    CrossAttention(CrossAttention),
 }
 
 impl Op {
@@ -131,11 +133,12 @@ impl Op {
             Op::Dilate(_) => 16,
             Op::FunctionGradient(_) => 17,
             Op::ClassScore(_) => 18,
+            Op::CrossAttention(_) => 19,
         }
     }
 
     /// Bits of all operations that this version knows.
-    pub const KNOWN: u64 = (1 << 19) - 1;
+    pub const KNOWN: u64 = (1 << 20) - 1;
 
     /// The operation's name, for people.
     pub const fn name(&self) -> &'static str {
@@ -159,6 +162,7 @@ impl Op {
             Op::Dilate(_) => "dilate",
             Op::FunctionGradient(_) => "function_gradient",
             Op::ClassScore(_) => "class_score",
+            Op::CrossAttention(_) => "cross_attention",
         }
     }
 }
@@ -479,6 +483,28 @@ pub struct Attention {
     /// Region of v.
     pub value: u32,
     /// Region of one f32 per token that the operation may write.
+    pub scratch: u32,
+}
+
+/// As [`Attention`], but keys and values are of another sequence: q is f32
+/// `[tokens, heads·d]`, k and v are f32 `[key_tokens, heads·d]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrossAttention {
+    /// Tokens that ask: pixels of an image.
+    pub tokens: u32,
+    /// Tokens that are looked at: those of the context.
+    pub key_tokens: u32,
+    /// Heads.
+    pub heads: u32,
+    /// d, channels of a head.
+    pub head_channels: u32,
+    /// Region of q.
+    pub query: u32,
+    /// Region of k.
+    pub key: u32,
+    /// Region of v.
+    pub value: u32,
+    /// Region of one f32 per token looked at that the operation may write.
     pub scratch: u32,
 }
 

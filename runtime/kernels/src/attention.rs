@@ -1,4 +1,5 @@
-//! Self-attention over the pixels of an image, the same bits on every target.
+//! Attention of the pixels of an image to themselves, or to other tokens, the same
+//! bits on every target.
 //!
 //! Owns the operands and the reference, whose order of operations every
 //! instruction set keeps: products over channels in order, the largest score,
@@ -13,11 +14,11 @@
 
 use crate::math;
 
-/// Operands of multi-head self-attention (Vaswani et al. 2017, section 3.2).
+/// Operands of multi-head attention (Vaswani et al. 2017, section 3.2).
 pub struct Attention<'a> {
     /// Heads; a divisor of a token's channels.
     pub heads: usize,
-    /// Queries in, results out: `[tokens, channels]`, heads side by side.
+    /// Queries in, results out: `[queries, channels]`, heads side by side.
     pub query: &'a mut [f32],
     /// `[tokens, channels]`.
     pub key: &'a [f32],
@@ -36,7 +37,8 @@ impl Attention<'_> {
         let channels = self.key.len().checked_div(tokens)?;
         let width = channels.checked_div(self.heads)?;
         let whole = tokens * width * self.heads;
-        let fits = [self.query.len(), self.key.len(), self.value.len()] == [whole; 3];
+        let fits = [self.key.len(), self.value.len()] == [whole; 2]
+            && self.query.len().is_multiple_of(channels.max(1));
         (fits && whole > 0).then_some((channels, width))
     }
 
@@ -98,6 +100,7 @@ mod tests {
         (0..n).map(number).collect()
     }
 
+    /// Of as many queries as there are, to `tokens` tokens.
     fn run(heads: usize, tokens: usize, [query, key, value]: [&[f32]; 3]) -> Vec<f32> {
         let mut y = query.to_vec();
         let mut scores = vec![0.0; tokens];
@@ -115,9 +118,17 @@ mod tests {
 
     #[test]
     fn agrees_with_the_definition() {
-        for (tokens, heads, width) in [(1, 1, 1), (4, 2, 3), (49, 4, 16), (9, 1, 20)] {
+        for (queries, tokens, heads, width) in [
+            (1, 1, 1, 1),
+            (4, 4, 2, 3),
+            (49, 49, 4, 16),
+            (9, 9, 1, 20),
+            (16, 7, 2, 4),
+            (3, 20, 1, 18),
+        ] {
             let channels = heads * width;
-            let [q, k, v] = [31, 17, 41].map(|step| numbers(tokens * channels, step));
+            let q = numbers(queries * channels, 31);
+            let [k, v] = [17, 41].map(|step| numbers(tokens * channels, step));
             let y = run(heads, tokens, [&q, &k, &v]);
             for (i, &y) in y.iter().enumerate() {
                 let (token, c) = (i / channels, i % channels);

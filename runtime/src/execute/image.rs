@@ -3,8 +3,7 @@
 use core::ops::Range;
 
 use quell_format::{
-    Attention, Condition, Conv2d, Factor, Function, GroupNorm, Op, Resize, Scale, Transpose,
-    WeightType,
+    Condition, Conv2d, Factor, Function, GroupNorm, Op, Resize, Scale, Transpose, WeightType,
 };
 use quell_kernels::{
     Conv2d as Conv2dOperands, ConvShape, attention, cast, elementwise, image, norm,
@@ -90,8 +89,9 @@ impl Context<'_> {
         Some(())
     }
 
-    pub(super) fn attention(&self, op: &Attention, arena: &mut [u8]) -> Option<()> {
-        let access = Access::of(&Op::Attention(*op))?;
+    /// Attention to the same tokens, or to others.
+    pub(super) fn attention(&self, op: &Op, heads: u32, arena: &mut [u8]) -> Option<()> {
+        let access = Access::of(op)?;
         let [key, value, _] = access.inputs;
         let ranges = [
             range(key)?,
@@ -101,7 +101,7 @@ impl Context<'_> {
         ];
         let [key, value, query, scores] = disjoint(arena, ranges)?;
         self.kernels.attention(attention::Attention {
-            heads: op.heads as usize,
+            heads: heads as usize,
             query: cast::numbers_mut(query)?,
             key: cast::numbers(key)?,
             value: cast::numbers(value)?,

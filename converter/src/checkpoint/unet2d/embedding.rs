@@ -29,6 +29,8 @@ pub(super) enum Class {
     Learned(u32),
     /// The class goes the way of a timestep, through layers of its own.
     Timestep(u32),
+    /// The caller's vector, the network's second input.
+    Given,
 }
 
 impl Class {
@@ -49,12 +51,13 @@ impl Class {
                 );
                 Ok(Self::Timestep(classes.unwrap_or(timesteps as u32)))
             }
-            (Some("identity"), _) => bail!(
-                "`class_embed_type` is `identity`: a class would be a vector instead of a number, \
-                 which is not supported"
+            (Some("identity"), None) => Ok(Self::Given),
+            (Some("identity"), Some(classes)) => bail!(
+                "`num_class_embeds` is {classes}, but with `class_embed_type` `identity` a class is \
+                 a vector, not a number"
             ),
             (Some(other), _) => {
-                bail!("`class_embed_type` is `{other}`, expected null or `timestep`")
+                bail!("`class_embed_type` is `{other}`, expected null, `timestep` or `identity`")
             }
         }
     }
@@ -63,7 +66,7 @@ impl Class {
     /// `null_class_id`, which must be the last.
     pub(super) fn count(&self, null: Option<u32>) -> Result<(u32, Option<u32>)> {
         match (self, null) {
-            (Self::None, None) => Ok((0, None)),
+            (Self::None | Self::Given, None) => Ok((0, None)),
             (Self::Learned(rows) | Self::Timestep(rows), None) => Ok((*rows, None)),
             // So the classes before it keep their numbers.
             (Self::Learned(rows), Some(null)) if null.checked_add(1) == Some(*rows) => {
@@ -166,6 +169,7 @@ pub(super) fn embedding(
     let mut value = layers(graph, tensors, "time_embedding", time, columns, size)?;
     let class = match settings.class {
         Class::None => None,
+        Class::Given => Some(graph.push("class_labels", Op::Context, &[], size)),
         Class::Learned(classes) => {
             let table = tensors.matrix("class_embedding.weight", classes as usize, size)?;
             Some(graph.push("class_embedding", Op::Class(table), &[], size))

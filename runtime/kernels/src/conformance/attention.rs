@@ -30,9 +30,9 @@ pub(super) fn check(table: &Kernels) -> Result<u32, Failure> {
     let (mut key, mut value) = ([0.0; MAX_INPUTS + 1], [0.0; MAX_INPUTS + 1]);
     let mut query = [0.0; MAX_INPUTS];
     let mut count = 0;
-    for (case, heads) in cases() {
+    for (case, heads, queries) in cases() {
         for paint in [Paint::Random, Paint::Alternating, Paint::Special] {
-            let len = case.inputs * case.outputs;
+            let (len, tokens) = (queries * case.outputs, case.inputs * case.outputs);
             for operand in [&mut query[..], &mut key, &mut value] {
                 paint.fill(operand, &mut random);
             }
@@ -42,8 +42,8 @@ pub(super) fn check(table: &Kernels) -> Result<u32, Failure> {
                 table.attention(Attention {
                     heads,
                     query: y,
-                    key: &key[case.offset..][..len],
-                    value: &value[case.offset..][..len],
+                    key: &key[case.offset..][..tokens],
+                    value: &value[case.offset..][..tokens],
                     scores: scratch.open(case.offset, case.inputs),
                 });
             }
@@ -67,20 +67,26 @@ pub(super) fn check(table: &Kernels) -> Result<u32, Failure> {
     Ok(count)
 }
 
-/// All shapes that fit the buffers, alternately aligned and not.
-fn cases() -> impl Iterator<Item = (Case, usize)> {
-    let shapes = TOKENS
-        .iter()
-        .flat_map(|&tokens| HEADS.map(move |(heads, width)| (tokens, heads, width)));
-    let shapes =
-        shapes.filter(|(tokens, heads, width)| tokens * heads * width <= MAX_INPUTS.min(WINDOW));
-    shapes.enumerate().map(|(i, (tokens, heads, width))| {
-        let case = Case {
-            outputs: heads * width,
-            inputs: tokens,
-            offset: i % 2,
-            shape: Shape::Attention { heads: heads as u8 },
-        };
-        (case, heads)
-    })
+/// All shapes that fit the buffers, alternately aligned and not, of as many queries
+/// as tokens and of others, with heads and queries.
+fn cases() -> impl Iterator<Item = (Case, usize, usize)> {
+    let pairs = TOKENS.iter().enumerate().flat_map(|(i, &tokens)| {
+        let other = TOKENS[i * 4 % TOKENS.len()];
+        [(tokens, tokens), (other, tokens)]
+    });
+    let shapes = pairs.flat_map(|pair| HEADS.map(move |(heads, width)| (pair, heads, width)));
+    let shapes = shapes.filter(|((queries, tokens), heads, width)| {
+        queries.max(tokens) * heads * width <= MAX_INPUTS.min(WINDOW)
+    });
+    shapes
+        .enumerate()
+        .map(|(i, ((queries, tokens), heads, width))| {
+            let case = Case {
+                outputs: heads * width,
+                inputs: tokens,
+                offset: i % 2,
+                shape: Shape::Attention { heads: heads as u8 },
+            };
+            (case, heads, queries)
+        })
 }

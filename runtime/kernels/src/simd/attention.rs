@@ -78,11 +78,12 @@ macro_rules! attention_kernel {
             };
             let tokens = op.scores.len();
             let rows = rows.get_mut(..tokens).unwrap_or_default();
-            for first in (0..tokens).step_by(PANEL) {
+            let queries = op.query.len() / channels;
+            for first in (0..queries).step_by(PANEL) {
                 for head in (0..channels).step_by(width) {
                     let tile = |channel| attention::Tile {
                         first,
-                        queries: PANEL.min(tokens - first),
+                        queries: PANEL.min(queries - first),
                         channel,
                         width: PANEL.min(head + width - channel),
                         channels,
