@@ -214,6 +214,8 @@ impl Kernels {
         let tables = tables.chain([&crate::arm::DSP]);
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
         let tables = tables.chain([&crate::neon::KERNELS]);
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        let tables = tables.chain([&crate::wasm::KERNELS]);
         #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
         let tables = tables.chain(crate::x86::available().iter().copied());
         tables
