@@ -1,7 +1,8 @@
 //! The table of kernels and how one is picked.
 //!
-//! Owns the operand types, the length checks that they share, and CPU
-//! detection. Knows no arithmetic.
+//! Owns the operand types, the length checks that they share, and the list of
+//! tables, slowest first. Knows no arithmetic; each instruction set knows by
+//! itself whether a CPU has it.
 
 use crate::attention::Attention;
 use crate::layout;
