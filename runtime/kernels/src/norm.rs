@@ -5,8 +5,8 @@
 //! channels, so that nobody has to copy them together.
 //!
 //! Owns the arithmetic of the statistics, and the reference of the three loops
-//! over pixels, which instruction sets have variants of: [`channel_sums`],
-//! [`channel_squares`], [`normalise`].
+//! over pixels, which instruction sets have variants of: `channel_sums`,
+//! `channel_squares`, `normalise`.
 //!
 //! # Order
 //!
