@@ -47,3 +47,23 @@ fn trajectories_go_from_convert_to_sample() {
     // The same trajectories again, so that time tables and plan are the same.
     stdout(&["verify", &model, checkpoint, "--samples", "2"]);
 }
+
+/// DDIM does not sample flow-matching models, so their calls are compared.
+#[test]
+fn flow_models_are_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        std::fs::copy(models().join("mlp-classic").join(file), path(file)).unwrap();
+    }
+    let scheduler = r#"{
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 200
+    }"#;
+    std::fs::write(path("scheduler_config.json"), scheduler).unwrap();
+    let (checkpoint, model) = (path("."), path("model.quell"));
+    let convert = ["convert", &checkpoint, "--weights", "f32", "-o", &model];
+    stdout(&[&convert[..], &["--trajectory", "flow-euler:4"]].concat());
+    let report = stdout(&["verify", &model, &checkpoint, "--samples", "2"]);
+    assert!(report.contains("random inputs"), "{report}");
+    stdout(&["sample", &model, "--count", "1", "--npy", &path("x.npy")]);
+}

@@ -44,9 +44,7 @@ impl Context<'_> {
             Op::Conv2d(op) => self.conv2d(op, arena),
             Op::GroupNorm(op) => self.group_norm(op, arena),
             Op::Attention(Attention { heads, .. })
-            | Op::CrossAttention(CrossAttention { heads, .. }) => {
-                image::attention(op, *heads, arena)
-            }
+            | Op::CrossAttention(CrossAttention { heads, .. }) => self.attention(op, *heads, arena),
             Op::Upsample(op) => image::upsample(op, arena),
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),

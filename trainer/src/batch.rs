@@ -357,6 +357,31 @@ mod tests {
     }
 
     #[test]
+    fn the_parts_of_an_epoch_hold_every_picture_once() {
+        let loader = parted(Some(1), 3);
+        let mut epochs = [vec![], vec![]];
+        for epoch in &mut epochs {
+            let laps = [read(&loader), read(&loader), read(&loader)];
+            assert_eq!(laps.each_ref().map(|(_, class, _)| class.len()), [3, 3, 4]);
+            epoch.extend(laps.into_iter().flat_map(|(_, _, brightness)| brightness));
+        }
+        assert_ne!(epochs[0], epochs[1]);
+        let [mut first, mut second] = epochs;
+        first.sort_by(f32::total_cmp);
+        second.sort_by(f32::total_cmp);
+        assert_eq!(first, second);
+        assert!(first.windows(2).all(|pair| pair[0] < pair[1]));
+        // Three laps of at most four pictures, one batch each.
+        assert_eq!(loader.steps(), 3);
+        // A run that goes on in the middle of an epoch.
+        assert_eq!(read(&parted(Some(5), 3)), {
+            let unbroken = parted(Some(1), 3);
+            (0..4).for_each(|_| drop(read(&unbroken)));
+            read(&unbroken)
+        });
+    }
+
+    #[test]
     fn an_epoch_holds_every_picture_once() {
         let (_, class, mut brightness) = read(&loader(Some(1)));
         assert_eq!(class.len(), 10);

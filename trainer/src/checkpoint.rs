@@ -25,7 +25,7 @@ use crate::config::ModelConfig;
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction};
 use crate::model::Denoiser;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const SCHEDULER: &str = "scheduler_config.json";
 const TRAINING: &str = "training.json";
@@ -200,7 +200,12 @@ pub fn load(dir: &Path, device: &Device) -> Result<Checkpoint> {
         scheduler.num_train_timesteps,
         config.timesteps()
     );
-    let model = load_weights(&dir.join(WEIGHTS), config.init(device))?;
+    let mut model = config.init(device);
+    read_weights(dir, |store| match &mut model {
+        Denoiser::Classic(model) => model.load_from(store),
+        Denoiser::Residual(model) => model.load_from(store),
+        Denoiser::UNet(model) => model.load_from(store),
+    })?;
     Ok(Checkpoint {
         config,
         scheduler,
@@ -223,22 +228,24 @@ fn weights_bytes(
     store.get_bytes()
 }
 
-fn load_weights(path: &Path, mut model: Denoiser) -> Result<Denoiser> {
+/// Reads the weights of the checkpoint in `dir`; `load_from` puts them into a network, which must
+/// have all of them, and no others.
+pub(crate) fn read_weights(
+    dir: &Path,
+    load_from: impl FnOnce(&mut SafetensorsStore) -> Result<ApplyResult, SafetensorsStoreError>,
+) -> Result<()> {
+    let path = dir.join(WEIGHTS);
     let name = path.display();
     ensure!(
         path.is_file(),
         "{name}: no such file; expected a checkpoint folder's weights"
     );
-    let mut store = SafetensorsStore::from_file(path)
+    let mut store = SafetensorsStore::from_file(&path)
         .with_from_adapter(PyTorchToBurnAdapter)
         .allow_partial(true)
         .validate(false);
-    let applied: ApplyResult = match &mut model {
-        Denoiser::Classic(model) => model.load_from(&mut store),
-        Denoiser::Residual(model) => model.load_from(&mut store),
-        Denoiser::UNet(model) => model.load_from(&mut store),
-    }
-    .map_err(|error| anyhow!("{name}: cannot be read: {error}"))?;
+    let applied =
+        load_from(&mut store).map_err(|error| anyhow!("{name}: cannot be read: {error}"))?;
     if let Some(error) = applied.errors.first() {
         anyhow::bail!("{name}: {error}");
     }
@@ -248,7 +255,7 @@ fn load_weights(path: &Path, mut model: Denoiser) -> Result<Denoiser> {
     if let Some(tensor) = applied.unused.first() {
         anyhow::bail!("{name}: tensor {tensor} does not belong to this network");
     }
-    Ok(model)
+    Ok(())
 }
 
 /// Refuses a folder that holds anything but a checkpoint.

@@ -32,13 +32,18 @@
 
 pub mod train;
 
+use std::path::Path;
+
+use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{Linear, LinearConfig};
+use burn::store::ModuleSnapshot;
 use burn::tensor::activation::{relu, silu};
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint;
 use crate::config::Activation;
 use crate::conv::{conv2d, layer};
 use crate::dataset::{CLASSES, SIDE};
@@ -117,6 +122,29 @@ impl ClassifierConfig {
             relu: self.act_fn == Activation::Relu,
         }
     }
+}
+
+/// Reads a classifier from its checkpoint folder.
+///
+/// # Errors
+///
+/// If a file is missing or damaged, or a tensor is missing, superfluous or of the wrong shape; the
+/// line names the file.
+pub fn load(dir: &Path, device: &Device) -> Result<(ClassifierConfig, NoisyClassifier)> {
+    let path = dir.join(checkpoint::CONFIG);
+    let config: ClassifierConfig = checkpoint::read_json(&path)?;
+    let offered = ClassifierConfig {
+        act_fn: config.act_fn,
+        ..ClassifierConfig::new(config.num_train_timesteps)
+    };
+    ensure!(
+        config == offered,
+        "{}: only the sizes that are trained here can be read",
+        path.display()
+    );
+    let mut model = config.init(device);
+    checkpoint::read_weights(dir, |store| model.load_from(store))?;
+    Ok((config, model))
 }
 
 /// A small convolutional classifier that is told how noisy its picture is.

@@ -33,6 +33,7 @@ Examples:
   quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
                                       learn the guided answers: as clear at half the price
   quell-train preview models/mlp -o grid.png             look at what a model draws
+  quell-train export models/unet.run -o models/try        on the way, before preview
   quell-train classifier --output models/classifier      what classifier guidance needs
 
 The data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its state
@@ -49,8 +50,19 @@ pub struct Cli {
 enum Command {
     /// Draw a sheet of samples: rows by DDIM, the last row by DDPM with all steps.
     Preview(PreviewArgs),
+    /// Write the averaged weights of an unfinished run, to look at them.
+    Export(ExportArgs),
     /// Train a classifier of noisy pictures, for classifier guidance: a few minutes.
     Classifier(ClassifierArgs),
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// The folder of the run (models/unet.run)
+    run: PathBuf,
+    /// The checkpoint folder to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +109,9 @@ struct PreviewArgs {
     /// DDIM steps
     #[arg(long, default_value_t = 20)]
     steps: usize,
+    /// Leave out the last row, by DDPM with all steps, which takes longest
+    #[arg(long)]
+    no_ddpm: bool,
     /// Timesteps that DDIM visits [default: the checkpoint's]
     #[arg(long, value_enum)]
     spacing: Option<Spacing>,
@@ -278,6 +293,12 @@ impl Cli {
         let device = Device::default();
         match self.command {
             Some(Command::Preview(args)) => draw(&args, &device),
+            Some(Command::Export(args)) => {
+                let epochs = train::export_unfinished(&args.run, &args.output, &device)?;
+                let output = args.output.display();
+                println!("{output}: written, as of epoch {epochs:.2}");
+                Ok(())
+            }
             Some(Command::Classifier(args)) => train_classifier(args, &device),
             None => train_model(&self.train, &device),
         }
@@ -289,6 +310,7 @@ fn draw(args: &PreviewArgs, device: &Device) -> Result<()> {
     let sheet = Sheet {
         rows: args.rows,
         steps: args.steps,
+        ancestral: !args.no_ddpm,
         spacing: args.spacing,
         guidance: args.guidance,
         seed: args.seed,

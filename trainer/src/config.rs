@@ -19,6 +19,10 @@ pub enum Activation {
 }
 
 /// `config.json` of a checkpoint: which network it is, and its sizes.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one configuration, not a list of them"
+)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "_class_name")]
 pub enum ModelConfig {

@@ -11,7 +11,7 @@ use quell_kernels::layout::{PANEL, pack_conv, pad, panels_len};
 use quell_kernels::{Conv2d as Operands, ConvShape, Finish, Kernels, image};
 use rayon::prelude::*;
 
-use crate::operation::{Operation, run};
+use crate::operation::{Given, Operation, run};
 
 /// Pictures whose weight gradients are summed in one go: a fixed number, so that the order of
 /// the sum, and with it the last bits, do not depend on the number of threads.
@@ -59,14 +59,14 @@ struct Convolution {
 }
 
 impl Operation<3> for Convolution {
-    fn value(&self, [x, weight, bias]: [&[f32]; 3]) -> Vec<f32> {
-        convolve(self.shape, x, weight, bias)
+    fn value(&self, [x, weight, bias]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        (convolve(self.shape, x, weight, bias), Vec::new())
     }
 
     fn gradients(
         &self,
         [x, weight, _]: [&[f32]; 3],
-        value: &[f32],
+        Given { value, .. }: Given<'_>,
         [of_x, of_weight, of_bias]: [bool; 3],
     ) -> [Vec<f32>; 3] {
         let if_wanted = |wanted: bool, gradient: &dyn Fn() -> Vec<f32>| match wanted {
@@ -267,4 +267,47 @@ fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
         }
     }
     sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::tests::{channels_first, loss, random, same};
+    use burn::tensor::Device;
+
+    #[test]
+    fn convolutions_and_their_gradients_equal_burns() {
+        let device = Device::flex().autodiff();
+        for (kernel, stride, inputs, outputs) in [
+            (3, 1, 5, 18),
+            (3, 2, 16, 16),
+            (1, 1, 20, 3),
+            (3, 1, 1, 32),
+            (3, 1, 33, 1),
+        ] {
+            let around = kernel / 2;
+            let layer = Conv2dConfig::new([inputs, outputs], [kernel, kernel])
+                .with_stride([stride, stride])
+                .with_padding(PaddingConfig2d::Explicit(around, around, around, around))
+                .init(&device);
+            // More pictures than are summed in one go.
+            let x = random([11, 6, 8, inputs], &device);
+            let ours = channels_first(conv2d(x.clone(), &layer));
+            let burns = layer.forward(channels_first(x.clone()));
+            same(ours.clone(), burns.clone());
+            let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+            let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().unwrap().val());
+            same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+            same(weight.grad(&ours).unwrap(), weight.grad(&burns).unwrap());
+            same(bias.grad(&ours).unwrap(), bias.grad(&burns).unwrap());
+        }
+    }
+
+    #[test]
+    fn tensors_that_are_not_recorded_stay_so() {
+        let device = Device::flex();
+        let layer = layer(3, 2, 4).init(&device);
+        let y = conv2d(Tensor::ones([1, 4, 4, 2], &device), &layer);
+        assert!(!y.device().is_autodiff());
+    }
 }

@@ -19,12 +19,20 @@ use burn::tensor::{Shape, Tensor, TensorData};
 
 /// A function of `N` tensors and its derivative; sizes are the implementor's fields.
 pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
-    /// The value, row-major.
-    fn value(&self, inputs: [&[f32]; N]) -> Vec<f32>;
+    /// The value, row-major, and what of its computation the gradients need again.
+    fn value(&self, inputs: [&[f32]; N]) -> (Vec<f32>, Vec<f32>);
 
-    /// The gradient of every input that is `wanted`, given that of the value; what is not wanted
-    /// may be left empty.
-    fn gradients(&self, inputs: [&[f32]; N], value: &[f32], wanted: [bool; N]) -> [Vec<f32>; N];
+    /// The gradient of every input that is `wanted`; what is not wanted may be left empty.
+    fn gradients(&self, inputs: [&[f32]; N], given: Given<'_>, wanted: [bool; N]) -> [Vec<f32>; N];
+}
+
+/// What is known when gradients are asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Given<'a> {
+    /// The gradient of the value.
+    pub(crate) value: &'a [f32],
+    /// What [`Operation::value`] left.
+    pub(crate) saved: &'a [f32],
 }
 
 /// A tensor of any rank on its way into an operation.
@@ -62,17 +70,15 @@ where
     let inputs = operands
         .each_ref()
         .map(|operand| operand.tensor.primitive().to_contiguous());
-    let value = tensor(
-        operation.value(inputs.each_ref().map(numbers)),
-        shape.into(),
-    );
+    let (value, saved) = operation.value(inputs.each_ref().map(numbers));
+    let value = tensor(value, shape.into());
     if !recorded {
         return Tensor::from_primitive::<Flex>(value);
     }
     let guards = operands.map(|operand| operand.tensor.node());
     let step = Step(operation).prepare::<NoCheckpointing>(guards);
     Tensor::from_primitive::<Autodiff<Flex>>(match step.compute_bound().stateful() {
-        OpsKind::Tracked(step) => step.finish(inputs, value),
+        OpsKind::Tracked(step) => step.finish((inputs, saved), value),
         OpsKind::UnTracked(step) => step.finish(value),
     })
 }
@@ -82,15 +88,18 @@ where
 struct Step<O>(O);
 
 impl<O: Operation<N>, const N: usize> Backward<Flex, N> for Step<O> {
-    type State = [FlexTensor; N];
+    type State = ([FlexTensor; N], Vec<f32>);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let value = grads.consume::<Flex>(&ops.node).to_contiguous();
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let inputs = ops.state.each_ref();
-        let gradients = self
-            .0
-            .gradients(inputs.map(numbers), numbers(&value), wanted);
+        let (inputs, saved) = ops.state;
+        let inputs = inputs.each_ref();
+        let given = Given {
+            value: numbers(&value),
+            saved: &saved,
+        };
+        let gradients = self.0.gradients(inputs.map(numbers), given, wanted);
         for ((parent, gradient), input) in ops.parents.iter().zip(gradients).zip(inputs) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, tensor(gradient, input.shape()));
@@ -106,4 +115,29 @@ fn tensor(numbers: Vec<f32>, shape: Shape) -> FlexTensor {
 /// All numbers of a tensor that lies row-major.
 fn numbers(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("contiguous f32")
+}
+
+/// What the operations' tests share: they are compared with burn's own.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use burn::tensor::{Device, Distribution, Tolerance};
+
+    pub(crate) fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+        Tensor::random(shape, Distribution::Normal(0.3, 1.0), device).require_grad()
+    }
+
+    pub(crate) fn same<const D: usize>(ours: Tensor<D>, burns: Tensor<D>) {
+        let (ours, burns): (TensorData, TensorData) = (ours.into_data(), burns.into_data());
+        ours.assert_approx_eq::<f32>(&burns, Tolerance::rel_abs(1e-4, 1e-4));
+    }
+
+    pub(crate) fn channels_first(x: Tensor<4>) -> Tensor<4> {
+        x.permute([0, 3, 1, 2])
+    }
+
+    /// A loss with a different gradient for every number.
+    pub(crate) fn loss(y: Tensor<4>) -> Tensor<1> {
+        (y.clone() * y.clone().sin() + y).sum()
+    }
 }

@@ -17,8 +17,10 @@ use crate::sample::{Sampler, sample};
 pub struct Sheet {
     /// Rows of pictures drawn by DDIM; each row has one picture per class.
     pub rows: usize,
-    /// DDIM steps; the last row is drawn by DDPM with all timesteps.
+    /// DDIM steps.
     pub steps: usize,
+    /// Whether one more row is drawn by DDPM with all timesteps, which takes that many calls.
+    pub ancestral: bool,
     /// Which timesteps DDIM visits; `None` follows the checkpoint.
     pub spacing: Option<Spacing>,
     /// Classifier-free guidance; 1 is none.
@@ -58,9 +60,11 @@ pub fn write(dir: &Path, png: &Path, sheet: Sheet, device: &Device) -> Result<()
             device,
         )
     };
-    let few = draw(Sampler::Ddim, sheet.steps, sheet.rows);
-    let full = draw(Sampler::Ddpm, timesteps, 1);
-    let picture = tile(Tensor::cat(vec![few, full], 0), sheet.scale)?;
+    let mut rows = vec![draw(Sampler::Ddim, sheet.steps, sheet.rows)];
+    if sheet.ancestral {
+        rows.push(draw(Sampler::Ddpm, timesteps, 1));
+    }
+    let picture = tile(Tensor::cat(rows, 0), sheet.scale)?;
     picture
         .save(png)
         .with_context(|| format!("{}: cannot be written", png.display()))

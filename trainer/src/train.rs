@@ -19,6 +19,7 @@ use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLrScheduler, ModuleLrSchedulerConfig};
 use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use burn::optim::{AdamConfig, ModuleOptimizer};
+use burn::store::ModuleRecord;
 use burn::tensor::Device;
 use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::metric::{LearningRateMetric, LossMetric};
@@ -78,6 +79,31 @@ pub fn export_untrained(settings: &Settings, output: &Path, device: &Device) -> 
         model,
     };
     checkpoint::save::<()>(output, &untrained, None)
+}
+
+/// Exports the averaged weights of a run that is not finished, as of its last saved state; says
+/// how many epochs it had behind it.
+///
+/// # Errors
+///
+/// One line: no run folder, nothing saved in it yet, or a folder that cannot be written.
+pub fn export_unfinished(run_dir: &Path, output: &Path, device: &Device) -> Result<f64> {
+    let settings: Settings = checkpoint::read_json(&run_dir.join("settings.json"))
+        .with_context(|| format!("{}: no folder of a run", run_dir.display()))?;
+    let lap = last_checkpoint(run_dir)?;
+    ensure!(lap > 0, "{}: nothing is saved yet", run_dir.display());
+    let path = run_dir.join(format!("checkpoint/model-{lap}.bpk"));
+    let record = ModuleRecord::load(&path)
+        .map_err(|fault| anyhow!("{}: cannot be read: {fault}", path.display()))?;
+    let config = settings.model_config();
+    let trainee = Trainee::new(config.init(device), settings.ema_decay, device);
+    let unfinished = Checkpoint {
+        config,
+        scheduler: settings.scheduler_config(),
+        model: trainee.load_record(record).into_average(),
+    };
+    checkpoint::save::<()>(output, &unfinished, None)?;
+    Ok(lap as f64 / settings.parts as f64)
 }
 
 /// Trains and exports; `None` if the run stopped before its last epoch.

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Int, Tensor};
 use flate2::{Compression, write::GzEncoder};
 use quell_trainer::checkpoint::load;
+use quell_trainer::classifier;
 use quell_trainer::dataset::PIXELS;
 use quell_trainer::preview::{self, Sheet};
 use quell_trainer::settings::{ModelKind, Settings};
-use quell_trainer::train::{Report, Session, run};
+use quell_trainer::train::{Report, Session, export_unfinished, export_untrained, run};
 use safetensors::SafeTensors;
 
 /// Forty pictures of ten kinds: bright bands at different heights.
@@ -180,8 +181,78 @@ fn runs_repeat_resume_and_refuse() {
         "{refused}"
     );
 
+    unets_repeat_and_resume(dir.path(), &device);
+    classifiers_repeat(dir.path(), &device);
     check_exported(&at("a"), &device);
     draws_a_sheet(&at("a"), &at("grid.png"), &device);
+}
+
+/// The smallest U-Net, stopped between two parts of an epoch.
+fn unets_repeat_and_resume(dir: &Path, device: &Device) {
+    let at = |name: &str| dir.join(name);
+    let settings = Settings {
+        data: dir.to_owned(),
+        epochs: 2,
+        parts: 3,
+        valid_limit: 4,
+        batch_size: 4,
+        limit: Some(14),
+        timesteps: 10,
+        levels: 2,
+        no_attention: true,
+        warmup_steps: 2,
+        ..Settings::defaults(ModelKind::Unet)
+    };
+    let train = |session: &Session| run(&settings, session, device);
+    let first = train(&session(at("unet"))).unwrap().expect("finished");
+    // Counted by diffusers: see tests/parity/trainer.py.
+    assert_eq!(first.parameters, 160_401);
+    assert!(first.valid_loss < 1.5, "{}", first.valid_loss);
+
+    let stopped = Session {
+        stop_after: Some(1),
+        ..session(at("resumed"))
+    };
+    assert!(train(&stopped).unwrap().is_none());
+    let epochs = export_unfinished(&at("resumed.run"), &at("half"), device).unwrap();
+    assert_eq!(epochs, 1.0);
+    let resumed = Session {
+        resume: true,
+        ..session(at("resumed"))
+    };
+    train(&resumed).unwrap().expect("finished");
+    assert_eq!(tensors(&at("unet")), tensors(&at("resumed")));
+    assert_ne!(tensors(&at("unet")), tensors(&at("half")));
+    check_exported(&at("half"), device);
+
+    export_untrained(&settings, &at("untrained"), device).unwrap();
+    let names = |dir: &Path| tensors(dir).into_iter().map(|(name, _)| name);
+    assert!(names(&at("untrained")).eq(names(&at("unet"))));
+    let refused = export_unfinished(&at("none.run"), &at("x"), device).unwrap_err();
+    assert!(refused.to_string().contains("no folder of a run"));
+}
+
+fn classifiers_repeat(dir: &Path, device: &Device) {
+    let settings = classifier::train::Settings {
+        data: dir.to_owned(),
+        epochs: 30,
+        batch_size: 10,
+        timesteps: 10,
+        ..classifier::train::Settings::default()
+    };
+    let train = |name: &str| classifier::train::run(&settings, &dir.join(name), device).unwrap();
+    let report = train("classifier");
+    train("again");
+    assert_eq!(
+        tensors(&dir.join("classifier")),
+        tensors(&dir.join("again"))
+    );
+    assert_eq!(report.parameters, 35_386);
+    // Chance is 0.1; the mean over all places leaves little of bands at ten heights.
+    let shares: Vec<f64> = report.accuracy.iter().map(|a| a.share).collect();
+    assert!(shares[0] >= 0.3 && shares[0] > shares[4], "{shares:?}");
+    let (config, _) = classifier::load(&dir.join("classifier"), device).unwrap();
+    assert_eq!(config.num_train_timesteps, 10);
 }
 
 fn check_report(report: &Report) {
@@ -209,6 +280,7 @@ fn draws_a_sheet(dir: &Path, png: &Path, device: &Device) {
     let sheet = Sheet {
         rows: 2,
         steps: 5,
+        ancestral: true,
         spacing: None,
         guidance: 2.0,
         seed: 1,
@@ -220,6 +292,12 @@ fn draws_a_sheet(dir: &Path, png: &Path, device: &Device) {
         (picture.width(), picture.height()),
         (10 * 30 * 2, 3 * 30 * 2)
     );
+    let short = Sheet {
+        ancestral: false,
+        ..sheet
+    };
+    preview::write(dir, png, short, device).unwrap();
+    assert_eq!(image::open(png).unwrap().height(), 2 * 30 * 2);
     let wrong = preview::write(dir, png, Sheet { steps: 11, ..sheet }, device).unwrap_err();
     assert!(wrong.to_string().contains("--steps"), "{wrong}");
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
-use quell::format::{Purpose, Tier};
+use quell::format::{Prediction, Purpose, Tier};
 use quell::{Model, Request, Rng, Sampler, Values};
 use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
 use quell_converter::compile::{self, Compiled};
@@ -19,8 +19,8 @@ use super::{Calibration, print, progress, spec};
 ///
 /// The reference is the checkpoint's network in f64, from the same noise. Shown
 /// are the error of every operation of single denoiser calls, and of whole
-/// samples; of a network that cannot be sampled, and of one with a second input,
-/// those of calls on random inputs. Fails where an error exceeds the tolerance of
+/// samples; of a network that cannot be sampled, of one with a second input and of
+/// a flow-matching one, those of calls on random inputs. Fails where an error exceeds the tolerance of
 /// the model's tier.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -80,7 +80,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Tier::F16 => 5e-3,
         Tier::Int8 => 0.02,
     });
-    let sampled = model.purpose() == Purpose::Denoiser && model.header().context.is_none();
+    // By DDIM, which samples no flow-matching models and knows no second input.
+    let sampled = model.purpose() == Purpose::Denoiser
+        && model.header().context.is_none()
+        && model.head().schedule.prediction != Prediction::Flow;
     let (error, what) = match sampled {
         true => {
             let errors = comparison.operations()?;

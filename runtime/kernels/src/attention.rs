@@ -1,11 +1,18 @@
 //! Attention of the pixels of an image to themselves, or to other tokens, the same
 //! bits on every target.
+//!
+//! Owns the operands and the reference, whose order of operations every
+//! instruction set keeps: products over channels in order, the largest score,
+//! exponentials and their sum over tokens in order, weighted values over tokens
+//! in order, and last the division by the sum, as a product with its inverse.
+//!
+//! # Error
+//!
+//! Softmax of the f32 scores `s`: a weight is at most `tokens + |s − max(s)| + 3`
+//! ULP off, as long as it is above e⁻⁸⁷; up to 64 tokens at most
+//! `|s − max(s)| + 6`. Below, it counts as e⁻⁸⁷.
 
-use crate::elementwise::{Wide, dot, sum, widest_of};
 use crate::math;
-
-/// Channels of a result that are summed in registers.
-const TILE: usize = 16;
 
 /// Operands of multi-head attention (Vaswani et al. 2017, section 3.2).
 pub struct Attention<'a> {
@@ -21,77 +28,65 @@ pub struct Attention<'a> {
     pub scores: &'a mut [f32],
 }
 
-/// `softmax(Q·Kᵀ / sqrt(d))·V`, `d` channels a head, in the queries' place.
-///
-/// The largest score of a row is subtracted before the exponential. Where
-/// lengths do not fit, nothing is written.
-pub fn attention(op: Attention<'_>) {
-    widest_of(op);
-}
+impl Attention<'_> {
+    /// Channels of a token and of a head; `None` where lengths do not fit each
+    /// other or there is nothing to do.
+    #[inline]
+    pub(crate) fn sizes(&self) -> Option<(usize, usize)> {
+        let tokens = self.scores.len();
+        let channels = self.key.len().checked_div(tokens)?;
+        let width = channels.checked_div(self.heads)?;
+        let whole = tokens * width * self.heads;
+        let fits = [self.key.len(), self.value.len()] == [whole; 2];
+        (fits && whole > 0 && self.query.len().is_multiple_of(channels))
+            .then_some((channels, width))
+    }
 
-impl Wide for Attention<'_> {
+    /// Token by token and head by head, in the scores' memory.
     #[inline(always)]
-    fn run(self) {
-        let op = self;
-        let tokens = op.scores.len();
-        let channels = op.key.len().checked_div(tokens).unwrap_or(0);
-        let width = channels.checked_div(op.heads).unwrap_or(0);
-        let whole = tokens * width * op.heads;
-        let fits = [op.key.len(), op.value.len()] == [whole; 2];
-        if !fits || whole == 0 || !op.query.len().is_multiple_of(channels) {
+    pub(crate) fn run(self) {
+        let Some((channels, width)) = self.sizes() else {
             return;
-        }
-        let scale = 1.0 / math::sqrt(width as f32);
+        };
         // A result needs no other query than its own, so it can take its place.
-        for queries in op.query.chunks_exact_mut(channels) {
-            for (h, query) in queries.chunks_exact_mut(width).enumerate() {
-                let head = h * width..(h + 1) * width;
-                let keys = op.key.chunks_exact(channels);
-                for (score, key) in op.scores.iter_mut().zip(keys) {
-                    let key = key.get(head.clone()).unwrap_or_default();
-                    *score = dot(query, key) * scale;
+        for queries in self.query.chunks_exact_mut(channels) {
+            for (head, query) in queries.chunks_exact_mut(width).enumerate() {
+                let at = head * width;
+                let keys = self.key.chunks_exact(channels);
+                for (score, key) in self.scores.iter_mut().zip(keys) {
+                    let products = query.iter().zip(key.iter().skip(at));
+                    let sum = products.fold(0.0, |sum, (q, k)| sum + q * k);
+                    *score = sum * scale(width);
                 }
-                softmax(op.scores);
-                let (tiles, rest) = query.as_chunks_mut::<TILE>();
-                let mut at = head.start;
-                for y in tiles {
-                    *y = mix(op.scores, op.value, channels, at);
-                    at += TILE;
-                }
-                for y in rest {
-                    [*y] = mix(op.scores, op.value, channels, at);
-                    at += 1;
+                let share = softmax(self.scores);
+                for (c, y) in query.iter_mut().enumerate() {
+                    let values = self.value.iter().skip(at + c).step_by(channels);
+                    let products = self.scores.iter().zip(values);
+                    *y = products.fold(0.0, |sum, (weight, v)| sum + weight * v) * share;
                 }
             }
         }
     }
 }
 
-/// `N` channels of the values from channel `at` on, weighted and added in order.
-#[inline(always)]
-fn mix<const N: usize>(weights: &[f32], values: &[f32], channels: usize, at: usize) -> [f32; N] {
-    let mut sums = [0.0; N];
-    for (&weight, value) in weights.iter().zip(values.chunks_exact(channels)) {
-        let value = value.get(at..).and_then(|value| value.first_chunk::<N>());
-        for (sum, &v) in sums.iter_mut().zip(value.unwrap_or(&[0.0; N])) {
-            *sum += weight * v;
-        }
-    }
-    sums
+/// What scores of heads of `width` channels are multiplied by.
+#[inline]
+pub(crate) fn scale(width: usize) -> f32 {
+    1.0 / math::sqrt(width as f32)
 }
 
-/// Softmax in place.
+/// The exponentials of all scores less the largest one, in place; returns what
+/// makes their sum 1.
 #[inline(always)]
-fn softmax(x: &mut [f32]) {
-    let largest = x.iter().fold(f32::MIN, |a, &b| if b > a { b } else { a });
-    for x in x.iter_mut() {
-        *x = math::exp(*x - largest);
+fn softmax(scores: &mut [f32]) -> f32 {
+    let largest = scores
+        .iter()
+        .fold(f32::MIN, |a, &b| if b > a { b } else { a });
+    for score in scores.iter_mut() {
+        *score = math::exp(*score - largest);
     }
     // At least 1, the largest one's share.
-    let scale = 1.0 / sum(x, |x| x);
-    for x in x {
-        *x *= scale;
-    }
+    1.0 / scores.iter().fold(0.0, |sum, score| sum + score)
 }
 
 #[cfg(test)]
@@ -100,13 +95,28 @@ mod tests {
     use super::*;
     use std::{vec, vec::Vec};
 
+    fn numbers(n: usize, step: usize) -> Vec<f32> {
+        let number = |i: usize| (i * step % 97) as f32 / 24.0 - 2.0;
+        (0..n).map(number).collect()
+    }
+
+    fn run(heads: usize, tokens: usize, [query, key, value]: [&[f32]; 3]) -> Vec<f32> {
+        let mut y = query.to_vec();
+        let mut scores = vec![0.0; tokens];
+        let query = &mut y[..];
+        let op = Attention {
+            heads,
+            query,
+            key,
+            value,
+            scores: &mut scores,
+        };
+        op.run();
+        y
+    }
+
     #[test]
     fn agrees_with_the_definition() {
-        let numbers = |n: usize, step: usize| -> Vec<f32> {
-            (0..n)
-                .map(|i| (i * step % 97) as f32 / 24.0 - 2.0)
-                .collect()
-        };
         for (queries, tokens, heads, width) in [
             (1, 1, 1, 1),
             (4, 4, 2, 3),
@@ -116,19 +126,9 @@ mod tests {
             (3, 20, 1, 18),
         ] {
             let channels = heads * width;
-            let (q, k) = (
-                numbers(queries * channels, 31),
-                numbers(tokens * channels, 17),
-            );
-            let v = numbers(tokens * channels, 41);
-            let mut y = q.clone();
-            attention(Attention {
-                heads,
-                query: &mut y,
-                key: &k,
-                value: &v,
-                scores: &mut vec![0.0; tokens],
-            });
+            let q = numbers(queries * channels, 31);
+            let [k, v] = [17, 41].map(|step| numbers(tokens * channels, step));
+            let y = run(heads, tokens, [&q, &k, &v]);
             for (i, &y) in y.iter().enumerate() {
                 let (token, c) = (i / channels, i % channels);
                 let head = c / width * width;
@@ -141,6 +141,37 @@ mod tests {
                 let total = scores.iter().sum::<f64>();
                 let exact = (0..tokens).map(|t| scores[t] * at(&v, t, c)).sum::<f64>() / total;
                 assert!((f64::from(y) - exact).abs() < 1e-5, "{y} {exact}");
+            }
+        }
+    }
+
+    /// Values that are rows of the unit matrix make the results the weights.
+    #[test]
+    fn softmax_is_within_its_bound() {
+        for (tokens, factor) in [(2, 1.0), (16, 0.1), (49, 1.0), (64, 3.0), (300, 0.2)] {
+            let unit = |i: usize| f32::from(u8::from(i / tokens == i % tokens));
+            let value = Vec::from_iter((0..tokens * tokens).map(unit));
+            let (mut q, k) = (numbers(tokens * tokens, 31), numbers(tokens * tokens, 17));
+            q.iter_mut().for_each(|q| *q *= factor);
+            let y = run(1, tokens, [&q, &k, &value]);
+            for (q, y) in q.chunks(tokens).zip(y.chunks(tokens)) {
+                let scores = k.chunks(tokens).map(|k| {
+                    let products = q.iter().zip(k).map(|(q, k)| q * k);
+                    f64::from(products.fold(0.0, |sum, product| sum + product) * scale(tokens))
+                });
+                let scores = Vec::from_iter(scores);
+                let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+                let total = scores.iter().map(|s| (s - largest).exp()).sum::<f64>();
+                for (&y, s) in y.iter().zip(scores) {
+                    let distance = largest - s;
+                    if distance >= 87.0 {
+                        continue;
+                    }
+                    let exact = (-distance).exp() / total;
+                    let error = math::tests::ulps(y, exact);
+                    let most = distance + 3.0 + if tokens <= 64 { 3.0 } else { tokens as f64 };
+                    assert!(error <= most, "{tokens} tokens, {distance}: {error} ULP");
+                }
             }
         }
     }

@@ -6,11 +6,13 @@
 //! saturating or narrow multiplication would get wrong, accumulators next to
 //! the limits of i32, and guards around everything that a kernel may write.
 //!
-//! Integer kernels must agree to the last bit, f32 and f16 ones within the
-//! bound that the crate documentation states.
+//! Integer kernels, attention and group norm must agree to the last bit, f32
+//! and f16 layers within the bound that the crate documentation states.
 
+mod attention;
 mod conv;
 mod int8;
+mod norm;
 mod panels;
 
 use core::fmt;
@@ -57,12 +59,35 @@ pub struct Case {
     pub inputs: usize,
     /// Elements, 0 or 1, by which every operand is off its buffer's alignment.
     pub offset: usize,
-    /// Where the layer is a convolution, its image; the inputs are then those
-    /// of one window.
-    pub image: Option<Image>,
+    /// What else describes it.
+    pub shape: Shape,
 }
 
-/// Image and windows of a convolution; small numbers keep [`Failure`] small.
+/// What a layer is besides its outputs and inputs; small numbers keep
+/// [`Failure`] small.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// Linear.
+    Linear,
+    /// A convolution; the inputs are those of one window.
+    Conv(Image),
+    /// Attention; inputs are tokens, outputs their channels.
+    Attention {
+        /// Heads.
+        heads: u8,
+    },
+    /// Group norm; inputs are pixels, outputs their channels.
+    GroupNorm {
+        /// Groups.
+        groups: u8,
+        /// Channels of the second part; none where it works in place.
+        second: Option<u8>,
+        /// Condition, function.
+        variant: u8,
+    },
+}
+
+/// Image and windows of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
     /// Rows.
@@ -101,9 +126,9 @@ impl fmt::Display for Failure {
             f,
             "{table} {kernel} {inputs}→{outputs}, offset {offset}: {what:?}"
         )?;
-        match case.image {
-            Some(image) => write!(f, " of {image:?}"),
-            None => Ok(()),
+        match case.shape {
+            Shape::Linear => Ok(()),
+            shape => write!(f, " of {shape:?}"),
         }
     }
 }
@@ -118,13 +143,15 @@ impl core::error::Error for Failure {}
 /// The first case that differs.
 pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
     type Check = fn(&Kernels) -> Result<u32, Failure>;
-    let kernels: [(&str, Check); 6] = [
+    let kernels: [(&str, Check); 8] = [
         ("linear_f32", panels::check_f32),
         ("linear_f16", panels::check_f16),
         ("conv2d_f32", conv::check_f32),
         ("conv2d_f16", conv::check_f16),
         ("linear_i8", int8::check_i8),
         ("linear_i8_f32", int8::check_i8_f32),
+        ("attention", attention::check),
+        ("group_norm", norm::check),
     ];
     let mut total = 0;
     for (name, kernel) in kernels {
@@ -147,7 +174,7 @@ fn cases(weights: fn(usize, usize) -> usize) -> impl Iterator<Item = Case> {
             outputs,
             inputs,
             offset,
-            image: None,
+            shape: Shape::Linear,
         })
     })
 }
@@ -181,6 +208,16 @@ impl<T: Copy + PartialEq> Guarded<T> {
         let (before, rest) = self.buffer.split_at(GUARD + offset);
         let mut outside = before.iter().chain(&rest[len..]);
         outside.all(|value| *value == self.sentinel)
+    }
+}
+
+/// Where outputs are not the same bits, NaNs apart, the first one.
+fn same_bits(expected: &[f32], actual: &[f32]) -> Result<(), What> {
+    let pairs = expected.iter().zip(actual);
+    let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
+    match pairs.map(differs).position(|differs| differs) {
+        Some(i) => Err(What::Output(i)),
+        None => Ok(()),
     }
 }
 

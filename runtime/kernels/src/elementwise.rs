@@ -7,37 +7,14 @@ use crate::math;
 
 // Each loop is an inner function that is always inlined, so that `widest` can
 // compile it for several register widths.
-
-/// A loop with its operands.
-///
-/// `run` must be `#[inline(always)]`: what is called, not inlined, would be
-/// compiled for the registers that every CPU has.
-pub(crate) trait Wide {
-    fn run(self);
-}
-
-/// A small loop as a function, which the compiler inlines by itself.
-impl<F: FnOnce(O), O> Wide for (F, O) {
-    #[inline(always)]
-    fn run(self) {
-        self.0(self.1)
-    }
-}
-
-/// Runs a loop in the widest registers of the CPU.
-#[inline]
-pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
-    widest_of((run, operands));
-}
-
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
-pub(crate) use crate::x86::widest as widest_of;
+pub(crate) use crate::x86::widest;
 
 /// Runs a loop: these targets know their registers when they compile.
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
 #[inline]
-pub(crate) fn widest_of(wide: impl Wide) {
-    wide.run()
+pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
+    run(operands);
 }
 
 /// Quantizes: `y[i] = clamp(round(x[i]·inverse_scales[i]) + zero_point, -127, 127)`,
@@ -153,26 +130,9 @@ pub fn layer_norm(x: &[f32], epsilon: f32, y: &mut [f32]) {
     widest(run, (x, epsilon, y));
 }
 
-/// Σ x·y in eight lanes, as [`sum`]; the shorter one decides.
-#[inline(always)]
-pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    let (x, x_rest) = x.as_chunks::<8>();
-    let (y, y_rest) = y.split_at_checked(8 * x.len()).unwrap_or_default();
-    for (x, y) in x.iter().zip(y.as_chunks::<8>().0) {
-        for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-            *lane += x * y;
-        }
-    }
-    for (lane, (&x, &y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
-        *lane += x * y;
-    }
-    halves(lanes)
-}
-
 /// Σ f(x) in eight lanes (element `i` in lane `i mod 8`), then by halves.
 #[inline(always)]
-pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; 8];
     let (chunks, rest) = x.as_chunks::<8>();
     for chunk in chunks {

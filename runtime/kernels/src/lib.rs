@@ -44,9 +44,16 @@ pub mod gradient;
 pub mod image;
 pub mod layout;
 pub mod math;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 pub mod norm;
 mod scalar;
 mod sequence;
+#[cfg(any(
+    all(target_arch = "x86_64", target_feature = "sse2"),
+    all(target_arch = "aarch64", target_feature = "neon"),
+))]
+mod simd;
 mod table;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]

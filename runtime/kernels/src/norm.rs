@@ -1,17 +1,29 @@
 //! Group normalisation of channels-last images, the same bits on every target.
 //!
-//! Two steps: [`GroupNorm::prepare`] turns the statistics of an image into a
-//! scale and a shift per channel, [`apply`] and [`apply_in_place`] use them. An
-//! image may come in two parts, side by side in its channels, so that nobody
-//! has to copy them together.
+//! Two steps: the statistics of an image become a scale and a shift per channel,
+//! and those are applied. An image may come in two parts, side by side in its
+//! channels, so that nobody has to copy them together.
+//!
+//! Owns the arithmetic of the statistics, and the reference of the three loops
+//! over pixels, which instruction sets have variants of: [`channel_sums`],
+//! [`channel_squares`], [`normalise`].
+//!
+//! # Order
+//!
+//! A channel's sum is four: pixel `p` goes to sum `p mod 4`. They are added as
+//! `(0 + 2) + (1 + 3)`; a group adds its channels in order.
+//!
+//! # Error
+//!
+//! Against exact arithmetic, before SiLU: at most `pixels/4 + channels of a
+//! group + 8` ULP of `(|x| + mean|x|)·|scale| + |bias|`, which is what rounding
+//! the same way in every addition would make; 6 on images without a pattern.
+//! SiLU adds that of [`math::silu`].
 
-use crate::elementwise::{self, widest};
 use crate::math;
 
-/// Channels that are kept in registers while all pixels are walked; where fewer
-/// are left, [`SMALL_TILE`] or one.
-const TILE: usize = 16;
-const SMALL_TILE: usize = 4;
+/// Pixels whose sums grow side by side, which hides the latency of an addition.
+pub(crate) const ROWS: usize = 4;
 
 /// Normalisation in groups of neighbouring channels (Wu & He 2018):
 /// `y = (x − mean) / sqrt(variance + epsilon) · weight + bias`, biased variance.
@@ -41,38 +53,92 @@ pub enum Condition<'a> {
     Modulate(&'a [f32]),
 }
 
+/// What becomes of the channels of one part of an image: `f(x·scale + shift)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Normal<'a> {
+    /// `[channels]`.
+    pub(crate) scales: &'a [f32],
+    /// `[channels]`.
+    pub(crate) shifts: &'a [f32],
+    /// Whether f is SiLU.
+    pub(crate) silu: bool,
+}
+
+impl<'a> Normal<'a> {
+    /// The `width` channels from `at` on of a table that [`GroupNorm::prepare`]
+    /// made; `None` where it has no such channels.
+    pub(crate) fn of(table: &'a [f32], at: usize, width: usize, silu: bool) -> Option<Self> {
+        let (scales, shifts) = table.split_at_checked(table.len() / 2)?;
+        Some(Self {
+            scales: scales.get(at..at + width)?,
+            shifts: shifts.get(at..at + width)?,
+            silu,
+        })
+    }
+}
+
+/// The loops over pixels of one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Loops {
+    /// See [`channel_sums`].
+    pub(crate) sums: fn(&[f32], &mut [f32]),
+    /// See [`channel_squares`].
+    pub(crate) squares: fn(&[f32], &[f32], &mut [f32]),
+    /// See [`normalise`].
+    pub(crate) normalise: fn(Normal<'_>, Option<&[f32]>, &mut [f32], usize),
+}
+
+/// The reference.
+pub(crate) static LOOPS: Loops = Loops {
+    sums: channel_sums,
+    squares: channel_squares,
+    normalise,
+};
+
 impl GroupNorm<'_> {
+    /// Whether operands of these lengths fit it.
+    pub(crate) fn fits(&self, table: usize, image: usize) -> bool {
+        let channels = self.weight.len();
+        let condition = match self.condition {
+            Condition::None => true,
+            Condition::Add(added) => added.len() == channels,
+            Condition::Modulate(vector) => vector.len() == 2 * channels,
+        };
+        channels > 0
+            && condition
+            && self.bias.len() == channels
+            && self.groups > 0
+            && channels.is_multiple_of(self.groups)
+            && table == 2 * channels
+            && image.is_multiple_of(channels)
+    }
+
     /// Scales, then shifts, of all channels into `table`, `[2, channels]`.
     ///
     /// `parts` are `[pixels, channels of the part]`; their channels add up to
-    /// those of `weight`. Where lengths do not fit, nothing is written.
-    pub fn prepare(&self, parts: [&[f32]; 2], pixels: usize, table: &mut [f32]) {
-        #[inline(always)]
-        fn run((op, parts, pixels, table): (GroupNorm<'_>, [&[f32]; 2], usize, &mut [f32])) {
-            op.prepare_inline(parts, pixels, table);
-        }
-        widest(run, (*self, parts, pixels, table));
-    }
-
-    #[inline(always)]
-    fn prepare_inline(self, parts: [&[f32]; 2], pixels: usize, table: &mut [f32]) {
+    /// those of `weight`. `None` where lengths do not fit.
+    pub(crate) fn prepare(
+        &self,
+        loops: &Loops,
+        parts: [&[f32]; 2],
+        pixels: usize,
+        table: &mut [f32],
+    ) -> Option<()> {
         let channels = self.weight.len();
-        let Some((sums, squares)) = table.split_at_mut_checked(channels) else {
-            return;
-        };
+        let (sums, squares) = table.split_at_mut_checked(channels)?;
+        let first = parts[0].len().checked_div(pixels)?;
         let none: &[f32] = &[];
         let added = match self.condition {
             Condition::Add(added) => added,
             Condition::None | Condition::Modulate(_) => none,
         };
         let added = |c: usize| added.get(c).copied().unwrap_or(0.0);
-        let width = (channels / self.groups.max(1)).max(1);
+        let width = channels.checked_div(self.groups)?.max(1);
         let count = (width * pixels) as f32;
         // Sums of channels, means of groups, deviations of channels from those.
-        squares.fill(0.0);
-        if channel_sums(parts, pixels, squares, sums, |x, _| x).is_none() {
-            return;
-        }
+        let (left, right) = sums.split_at_mut_checked(first)?;
+        (loops.sums)(parts[0], left);
+        (loops.sums)(parts[1], right);
         for (c, sum) in sums.iter_mut().enumerate() {
             *sum += added(c) * pixels as f32;
         }
@@ -83,20 +149,16 @@ impl GroupNorm<'_> {
                 *sum = added(g * width + c) - mean;
             }
         }
-        let done = channel_sums(parts, pixels, sums, squares, |x, centre| {
-            let deviation = x + centre;
-            deviation * deviation
-        });
-        if done.is_none() {
-            return;
-        }
+        let (left, right) = squares.split_at_mut_checked(first)?;
+        (loops.squares)(parts[0], sums.get(..first)?, left);
+        (loops.squares)(parts[1], sums.get(first..)?, right);
         self.finish(sums, squares, width, count);
+        Some(())
     }
 
     /// From what makes a channel's mean zero, and squared deviations, to scales
     /// and shifts.
-    #[inline(always)]
-    fn finish(self, sums: &mut [f32], squares: &mut [f32], width: usize, count: f32) {
+    fn finish(&self, sums: &mut [f32], squares: &mut [f32], width: usize, count: f32) {
         let groups = sums.chunks_mut(width).zip(squares.chunks_mut(width));
         let affine = self.weight.chunks(width).zip(self.bias.chunks(width));
         for ((centres, squares), (weight, bias)) in groups.zip(affine) {
@@ -123,187 +185,49 @@ impl GroupNorm<'_> {
     }
 }
 
-/// Σ f(x, centre) over the pixels of every channel of both parts, pixels in
-/// order; `None` where lengths do not fit.
-#[inline(always)]
-fn channel_sums(
-    parts: [&[f32]; 2],
-    pixels: usize,
-    centres: &[f32],
-    sums: &mut [f32],
-    f: impl Fn(f32, f32) -> f32 + Copy,
-) -> Option<()> {
-    let [first, second] = parts.map(|part| part.len().checked_div(pixels).unwrap_or(0));
-    if first + second != sums.len() {
-        return None;
-    }
-    let (sums_first, sums_second) = sums.split_at_mut_checked(first)?;
-    let (centres_first, centres_second) = centres.split_at_checked(first)?;
-    part_sums(parts[0], centres_first, sums_first, f);
-    part_sums(parts[1], centres_second, sums_second, f);
-    Some(())
+/// Σ x over the pixels of every channel; `x` is `[pixels, channels]`, `sums`
+/// `[channels]`.
+pub(crate) fn channel_sums(x: &[f32], sums: &mut [f32]) {
+    sum_channels(x, sums, |_, x| x);
 }
 
-#[inline(always)]
-fn part_sums(x: &[f32], centres: &[f32], sums: &mut [f32], f: impl Fn(f32, f32) -> f32 + Copy) {
-    for (at, tile) in tiles(sums.len()) {
-        match tile {
-            TILE => tile_sums::<TILE>(x, centres, sums, at, f),
-            SMALL_TILE => tile_sums::<SMALL_TILE>(x, centres, sums, at, f),
-            _ => tile_sums::<1>(x, centres, sums, at, f),
-        };
-    }
+/// Σ (x + centre)² over the pixels of every channel; shapes as for
+/// [`channel_sums`], `centres` is `[channels]`.
+pub(crate) fn channel_squares(x: &[f32], centres: &[f32], sums: &mut [f32]) {
+    sum_channels(x, sums, |c, x| {
+        let deviation = x + centres.get(c).copied().unwrap_or(0.0);
+        deviation * deviation
+    });
 }
 
-/// The sums of the `N` channels from `at` on.
-#[inline(always)]
-fn tile_sums<const N: usize>(
-    x: &[f32],
-    centres: &[f32],
-    sums: &mut [f32],
-    at: usize,
-    f: impl Fn(f32, f32) -> f32,
-) -> Option<()> {
+fn sum_channels(x: &[f32], sums: &mut [f32], f: impl Fn(usize, f32) -> f32) {
     let channels = sums.len().max(1);
-    let centres = *chunk::<N>(centres, at)?;
-    let mut total = [0.0; N];
-    for row in x.chunks_exact(channels) {
-        let row = chunk::<N>(row, at)?;
-        for ((sum, &x), &centre) in total.iter_mut().zip(row).zip(&centres) {
-            *sum += f(x, centre);
-        }
-    }
-    *chunk_mut::<N>(sums, at)? = total;
-    Some(())
-}
-
-/// Where the tiles of some channels begin, and how wide they are.
-#[inline(always)]
-fn tiles(channels: usize) -> impl Iterator<Item = (usize, usize)> {
-    let mut next = 0;
-    core::iter::from_fn(move || {
-        let at = next;
-        let left = channels.checked_sub(at).filter(|left| *left > 0)?;
-        let tile = [TILE, SMALL_TILE].into_iter().find(|tile| *tile <= left);
-        next += tile.unwrap_or(1);
-        Some((at, next - at))
-    })
-}
-
-#[inline(always)]
-fn chunk<const N: usize>(x: &[f32], at: usize) -> Option<&[f32; N]> {
-    x.get(at..)?.first_chunk()
-}
-
-#[inline(always)]
-fn chunk_mut<const N: usize>(x: &mut [f32], at: usize) -> Option<&mut [f32; N]> {
-    x.get_mut(at..)?.first_chunk_mut()
-}
-
-/// `y = x·scale + shift`, then SiLU where `silu`; `table` is what
-/// [`GroupNorm::prepare`] made, `y` is `[pixels, channels]`.
-pub fn apply(table: &[f32], silu: bool, parts: [&[f32]; 2], pixels: usize, y: &mut [f32]) {
-    #[inline(always)]
-    fn run((table, parts, pixels, y): (&[f32], [&[f32]; 2], usize, &mut [f32])) {
-        let mut before = 0;
-        for x in parts {
-            let channels = x.len().checked_div(pixels).unwrap_or(0);
-            for (from, tile) in tiles(channels) {
-                let place = Place {
-                    from,
-                    channels,
-                    at: before + from,
-                };
-                match tile {
-                    TILE => place.apply::<TILE>(table, x, y),
-                    SMALL_TILE => place.apply::<SMALL_TILE>(table, x, y),
-                    _ => place.apply::<1>(table, x, y),
-                };
+    for (c, sum) in sums.iter_mut().enumerate() {
+        let mut total = [0.0; ROWS];
+        for rows in x.chunks(ROWS * channels) {
+            let column = rows.iter().skip(c).step_by(channels);
+            for (total, &x) in total.iter_mut().zip(column) {
+                *total += f(c, x);
             }
-            before += channels;
         }
-    }
-    widest(run, (table, parts, pixels, y));
-    if silu {
-        elementwise::silu(y);
+        let [a, b, c, d] = total;
+        *sum = (a + c) + (b + d);
     }
 }
 
-/// [`apply`] where `x` is what is written.
-pub fn apply_in_place(table: &[f32], silu: bool, x: &mut [f32]) {
-    #[inline(always)]
-    fn run((table, x): (&[f32], &mut [f32])) {
-        for (at, tile) in tiles(table.len() / 2) {
-            match tile {
-                TILE => in_place::<TILE>(table, x, at),
-                SMALL_TILE => in_place::<SMALL_TILE>(table, x, at),
-                _ => in_place::<1>(table, x, at),
-            };
+/// Normalises the pixels of one part, from `x`, `[pixels, channels]`, or in
+/// place where there is no `x`. `y` begins at the part's first channel and has
+/// a pixel every `stride` elements.
+pub(crate) fn normalise(op: Normal<'_>, x: Option<&[f32]>, y: &mut [f32], stride: usize) {
+    let channels = op.scales.len();
+    for (pixel, y) in y.chunks_mut(stride.max(1)).enumerate() {
+        let x = x.map(|x| x.get(pixel * channels..).unwrap_or_default());
+        let affine = op.scales.iter().zip(op.shifts);
+        for (c, (y, (scale, shift))) in y.iter_mut().zip(affine).enumerate() {
+            let x = x.map_or(*y, |x| x.get(c).copied().unwrap_or(0.0));
+            let normal = x * scale + shift;
+            *y = if op.silu { math::silu(normal) } else { normal };
         }
-    }
-    widest(run, (table, x));
-    if silu {
-        elementwise::silu(x);
-    }
-}
-
-/// Where a tile of channels lies.
-struct Place {
-    /// The first channel, in its part.
-    from: usize,
-    /// Channels of the part.
-    channels: usize,
-    /// The first channel, in the whole image.
-    at: usize,
-}
-
-impl Place {
-    /// Normalises the tile in all pixels.
-    #[inline(always)]
-    fn apply<const N: usize>(&self, table: &[f32], x: &[f32], y: &mut [f32]) -> Option<()> {
-        let normal = Normal::<N>::at(table, self.at)?;
-        let rows = y.chunks_exact_mut((table.len() / 2).max(1));
-        for (x, y) in x.chunks_exact(self.channels.max(1)).zip(rows) {
-            *chunk_mut(y, self.at)? = normal.of(chunk(x, self.from)?);
-        }
-        Some(())
-    }
-}
-
-/// Normalises the `N` channels from `at` on in all pixels.
-#[inline(always)]
-fn in_place<const N: usize>(table: &[f32], x: &mut [f32], at: usize) -> Option<()> {
-    let normal = Normal::<N>::at(table, at)?;
-    for x in x.chunks_exact_mut((table.len() / 2).max(1)) {
-        let x = chunk_mut(x, at)?;
-        *x = normal.of(x);
-    }
-    Some(())
-}
-
-/// Scales and shifts of a tile.
-struct Normal<const N: usize> {
-    scales: [f32; N],
-    shifts: [f32; N],
-}
-
-impl<const N: usize> Normal<N> {
-    #[inline(always)]
-    fn at(table: &[f32], at: usize) -> Option<Self> {
-        let (scales, shifts) = table.split_at(table.len() / 2);
-        Some(Self {
-            scales: *chunk(scales, at)?,
-            shifts: *chunk(shifts, at)?,
-        })
-    }
-
-    #[inline(always)]
-    fn of(&self, x: &[f32; N]) -> [f32; N] {
-        let mut y = *x;
-        for (y, (scale, shift)) in y.iter_mut().zip(self.scales.iter().zip(&self.shifts)) {
-            *y = *y * scale + shift;
-        }
-        y
     }
 }
 
@@ -371,21 +295,54 @@ mod tests {
                     condition,
                 };
                 let mut table = vec![0.0; 2 * channels];
-                op.prepare([&a, &b], pixels, &mut table);
                 let mut y = vec![0.0; pixels * channels];
-                apply(&table, false, [&a, &b], pixels, &mut y);
+                let kernels = crate::Kernels::scalar();
+                kernels.group_norm(op, [&a, &b], false, &mut table, &mut y);
                 for (y, exact) in y.iter().zip(exact(&op, &whole, pixels)) {
                     assert!((f64::from(*y) - exact).abs() < 1e-5, "{y} {exact}");
                 }
                 // In place, and with SiLU: the same bits.
                 let mut x = whole.clone();
-                op.prepare([&x, &[]], pixels, &mut table);
-                apply_in_place(&table, false, &mut x);
+                kernels.group_norm_in_place(op, false, &mut table, &mut x);
                 assert_eq!(x, y);
                 crate::elementwise::silu(&mut x);
-                apply(&table, true, [&a, &b], pixels, &mut y);
+                kernels.group_norm(op, [&a, &b], true, &mut table, &mut y);
                 assert_eq!(x, y);
             }
+        }
+    }
+
+    #[test]
+    fn errors_are_within_their_bound() {
+        let mut state = 1u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state as i32 as f32 / (1u32 << 31) as f32
+        };
+        let (channels, groups, pixels) = (16, 4, 4096);
+        let (weight, bias) = ([1.25; 16], [0.5; 16]);
+        for (offset, scale, most) in [(0.0, 1.0, 6.0), (3.0, 1.0, 6.0), (0.1, 0.0, 1036.0)] {
+            let x = Vec::from_iter((0..pixels * channels).map(|_| noise() * scale + offset));
+            let op = GroupNorm {
+                groups,
+                epsilon: 1e-5,
+                weight: &weight,
+                bias: &bias,
+                condition: Condition::None,
+            };
+            let mut y = x.clone();
+            let mut table = vec![0.0; 2 * channels];
+            crate::Kernels::scalar().group_norm_in_place(op, false, &mut table, &mut y);
+            let mean = x.iter().map(|x| f64::from(x.abs())).sum::<f64>() / x.len() as f64;
+            let worst = y.iter().zip(&x).zip(exact(&op, &x, pixels)).enumerate();
+            let worst = worst.map(|(i, ((&y, &x), exact))| {
+                let scale = f64::from(table[i % channels].abs());
+                let magnitude = (f64::from(x.abs()) + mean) * scale + 0.5;
+                let error = f64::from(y) - exact;
+                math::tests::ulps((magnitude + error) as f32, magnitude)
+            });
+            let worst = worst.fold(0.0, f64::max);
+            assert!(worst <= most, "{offset} {scale}: {worst} ULP");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! right. It is also the table of targets without a variant of their own.
 
 use crate::layout::{COLUMNS, PANEL, ROWS, bias_of};
+use crate::norm;
 use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
 
 pub(crate) static KERNELS: Kernels = Kernels {
@@ -14,6 +15,8 @@ pub(crate) static KERNELS: Kernels = Kernels {
     conv2d_f16,
     linear_i8,
     linear_i8_f32,
+    attention: |op| op.run(),
+    norm: norm::LOOPS,
 };
 
 fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {

@@ -3,7 +3,9 @@
 //! Owns the operand types, the length checks that they share, and CPU
 //! detection. Knows no arithmetic.
 
+use crate::attention::Attention;
 use crate::layout;
+use crate::norm::{self, GroupNorm, Normal};
 
 /// Operands of a linear layer with f32 weights: `y = W·x + b`.
 #[derive(Clone, Copy)]
@@ -180,6 +182,8 @@ pub struct Kernels {
     pub(crate) conv2d_f16: fn(Conv2d<'_, u16>, Finish, &mut [f32]),
     pub(crate) linear_i8: fn(LinearI8<'_>, Requantize<'_>, &mut [i8]),
     pub(crate) linear_i8_f32: fn(LinearI8<'_>, &[f32], Finish, &mut [f32]),
+    pub(crate) attention: fn(Attention<'_>),
+    pub(crate) norm: norm::Loops,
 }
 
 /// Returns from the kernel where the operands do not fit each other.
@@ -208,6 +212,8 @@ impl Kernels {
         let tables = core::iter::once(Self::scalar());
         #[cfg(quell_dsp)]
         let tables = tables.chain([&crate::arm::DSP]);
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        let tables = tables.chain([&crate::neon::KERNELS]);
         #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
         let tables = tables.chain(crate::x86::available().iter().copied());
         tables
@@ -260,6 +266,63 @@ impl Kernels {
     pub fn linear_i8_f32(&self, op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
         require!(fits_i8(&op, y.len()) && scales.len() == op.bias.len());
         (self.linear_i8_f32)(op, scales, finish, y)
+    }
+
+    /// `softmax(Q·Kᵀ / sqrt(d))·V`, `d` channels a head, in the queries' place.
+    #[inline]
+    pub fn attention(&self, op: Attention<'_>) {
+        require!(op.sizes().is_some());
+        (self.attention)(op)
+    }
+
+    /// Group normalisation, then SiLU where `silu`; `y` is `[pixels, channels]`.
+    ///
+    /// `parts` are `[pixels, channels of the part]`, side by side in `y`; the
+    /// second one may be empty. `table` is `[2, channels]`, contents unspecified
+    /// before and after.
+    pub fn group_norm(
+        &self,
+        op: GroupNorm<'_>,
+        parts: [&[f32]; 2],
+        silu: bool,
+        table: &mut [f32],
+        y: &mut [f32],
+    ) {
+        let channels = op.weight.len();
+        let pixels = y.len().checked_div(channels).unwrap_or(0);
+        let [first, second] = parts.map(|part| part.len().checked_div(pixels).unwrap_or(0));
+        require!(op.fits(table.len(), y.len()) && first + second == channels);
+        require!([parts[0].len(), parts[1].len()] == [first * pixels, second * pixels]);
+        if op.prepare(&self.norm, parts, pixels, table).is_none() {
+            return;
+        }
+        let mut before = 0;
+        for (x, width) in [(parts[0], first), (parts[1], second)] {
+            if let (Some(op), Some(y)) =
+                (Normal::of(table, before, width, silu), y.get_mut(before..))
+            {
+                (self.norm.normalise)(op, Some(x), y, channels);
+            }
+            before += width;
+        }
+    }
+
+    /// [`Kernels::group_norm`] of an image in one part, in place.
+    pub fn group_norm_in_place(
+        &self,
+        op: GroupNorm<'_>,
+        silu: bool,
+        table: &mut [f32],
+        x: &mut [f32],
+    ) {
+        let channels = op.weight.len();
+        let pixels = x.len().checked_div(channels).unwrap_or(0);
+        require!(op.fits(table.len(), x.len()));
+        if op.prepare(&self.norm, [x, &[]], pixels, table).is_some()
+            && let Some(op) = Normal::of(table, 0, channels, silu)
+        {
+            (self.norm.normalise)(op, None, x, channels);
+        }
     }
 }
 

@@ -6,8 +6,7 @@ use quell_format::{
     Condition, Conv2d, Factor, Function, GroupNorm, Op, Resize, Scale, Transpose, WeightType,
 };
 use quell_kernels::{
-    Conv2d as Conv2dOperands, ConvShape, attention as attention_kernel, cast, elementwise, image,
-    norm,
+    Conv2d as Conv2dOperands, ConvShape, attention, cast, elementwise, image, norm,
 };
 
 use super::{Context, apply, finish};
@@ -71,16 +70,13 @@ impl Context<'_> {
             },
         };
         let (y, table) = (cast::numbers_mut(y)?, cast::numbers_mut(table)?);
-        let pixels = op.pixels as usize;
         // SiLU is what nearly all networks have: fused with the last pass.
         let silu = op.function == Some(Function::Silu);
         if access.updates {
-            norm.prepare([y, &[]], pixels, table);
-            norm::apply_in_place(table, silu, y);
+            self.kernels.group_norm_in_place(norm, silu, table, y);
         } else {
             let parts = [cast::numbers(first)?, cast::numbers(second)?];
-            norm.prepare(parts, pixels, table);
-            norm::apply(table, silu, parts, pixels, y);
+            self.kernels.group_norm(norm, parts, silu, table, y);
         }
         if let Some(function) = op.function
             && !silu
@@ -90,6 +86,27 @@ impl Context<'_> {
         if let Condition::AddBehind(_) = op.condition {
             elementwise::add_to_rows(vector, y);
         }
+        Some(())
+    }
+
+    /// Attention to the same tokens, or to others.
+    pub(super) fn attention(&self, op: &Op, heads: u32, arena: &mut [u8]) -> Option<()> {
+        let access = Access::of(op)?;
+        let [key, value, _] = access.inputs;
+        let ranges = [
+            range(key)?,
+            range(value)?,
+            access.output.range()?,
+            range(access.scratch)?,
+        ];
+        let [key, value, query, scores] = disjoint(arena, ranges)?;
+        self.kernels.attention(attention::Attention {
+            heads: heads as usize,
+            query: cast::numbers_mut(query)?,
+            key: cast::numbers(key)?,
+            value: cast::numbers(value)?,
+            scores: cast::numbers_mut(scores)?,
+        });
         Some(())
     }
 }
@@ -107,27 +124,6 @@ pub(crate) fn conv_shape(op: &Conv2d) -> ConvShape {
         pad_top: op.pad_top.into(),
         pad_left: op.pad_left.into(),
     }
-}
-
-/// Attention to the same tokens, or to others.
-pub(super) fn attention(op: &Op, heads: u32, arena: &mut [u8]) -> Option<()> {
-    let access = Access::of(op)?;
-    let [key, value, _] = access.inputs;
-    let ranges = [
-        range(key)?,
-        range(value)?,
-        access.output.range()?,
-        range(access.scratch)?,
-    ];
-    let [key, value, query, scores] = disjoint(arena, ranges)?;
-    attention_kernel::attention(attention_kernel::Attention {
-        heads: heads as usize,
-        query: cast::numbers_mut(query)?,
-        key: cast::numbers(key)?,
-        value: cast::numbers(value)?,
-        scores: cast::numbers_mut(scores)?,
-    });
-    Some(())
 }
 
 pub(super) fn upsample(op: &Resize, arena: &mut [u8]) -> Option<()> {

@@ -196,9 +196,75 @@ fn difference(given: &UNet2dConfig, offered: &UNet2dConfig) -> Option<String> {
         Ok(serde_json::Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
     };
-    let given = fields(given);
-    let differs = |(name, value): (String, serde_json::Value)| {
-        (given.get(&name) != Some(&value)).then(|| format!("{name} must be {value}"))
-    };
-    fields(offered).into_iter().find_map(differs)
+    let (given, offered) = (fields(given), fields(offered));
+    let differing = given
+        .keys()
+        .chain(offered.keys())
+        .find(|name| given.get(*name) != offered.get(*name))?;
+    Some(match offered.get(differing) {
+        Some(value) => format!("{differing} must be {value}"),
+        None => format!("{differing} must be left out"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> UNet2dConfig {
+        let sizes = Sizes {
+            base: 16,
+            levels: 3,
+            layers: 1,
+            attention: true,
+        };
+        UNet2dConfig::new(sizes, 1000, true)
+    }
+
+    #[test]
+    fn every_other_configuration_is_refused_by_its_field() {
+        assert_eq!(config().fault(), None);
+        let refused = |change: fn(&mut UNet2dConfig)| {
+            let mut config = config();
+            change(&mut config);
+            config.fault().expect("a fault")
+        };
+        for (change, field) in [
+            (
+                (|c| c.sample_size = 32) as fn(&mut UNet2dConfig),
+                "sample_size must be 28",
+            ),
+            (
+                |c| c.block_out_channels = vec![8, 16],
+                "begin with 16 or 32",
+            ),
+            (
+                |c| c.block_out_channels = vec![16, 16, 16],
+                "block_out_channels must be [16,32,64]",
+            ),
+            (|c| c.block_out_channels = vec![16; 4], "2 or 3 levels"),
+            (|c| c.layers_per_block = 3, "layers_per_block"),
+            (|c| c.norm_eps = 0.0, "norm_eps"),
+            (
+                |c| c.down_block_types[0] = DownBlock::Attention,
+                "down_block_types",
+            ),
+            (|c| c.up_block_types.truncate(2), "up_block_types"),
+            (|c| c.add_attention = false, "down_block_types"),
+            (
+                |c| c.num_class_embeds = Some(10),
+                "num_class_embeds must be 11",
+            ),
+            (
+                |c| c.num_class_embeds = None,
+                "null_class_id must be left out",
+            ),
+            (|c| c.null_class_id = Some(9), "null_class_id must be 10"),
+            (|c| c.null_class_id = None, "null_class_id must be 10"),
+            (|c| c.dropout = 0.1, "dropout must be 0"),
+        ] {
+            let fault = refused(change);
+            assert!(fault.contains(field), "{field}: {fault}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use quell_kernels::norm::{Condition, GroupNorm as Kernel, apply};
 use quell_kernels::{image, math};
 use rayon::prelude::*;
 
-use crate::operation::{Operation, run};
+use crate::operation::{Given, Operation, run};
 
 /// Channels whose sums are kept in registers while all pixels are walked.
 const TILE: usize = 8;
@@ -54,32 +54,45 @@ struct Norm {
 }
 
 impl Norm {
-    /// What every channel of a picture is multiplied by, and what is then added, `[2, c]`.
-    fn table(&self, x: &[f32], addend: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    /// The length of one of the pictures `x`.
+    fn picture(&self, x: &[f32], addend: &[f32]) -> usize {
+        x.len() / (addend.len() / self.channels)
+    }
+
+    /// What every channel of a picture is multiplied by, and what is then added, to have mean 0
+    /// and deviation 1 in every group, `[2, c]`.
+    fn table(&self, x: &[f32], addend: &[f32], table: &mut [f32]) {
         let norm = Kernel {
             groups: self.groups,
             epsilon: self.epsilon,
-            weight,
-            bias,
+            weight: &vec![1.0; self.channels],
+            bias: &vec![0.0; self.channels],
             condition: Condition::Add(addend),
         };
-        let mut table = vec![0.0; 2 * self.channels];
-        norm.prepare([x, &[]], x.len() / self.channels, &mut table);
-        table
+        norm.prepare([x, &[]], x.len() / self.channels, table);
+    }
+
+    /// The same with the norm's weight and bias.
+    fn with_affine(&self, table: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        let (scale, shift) = table.split_at(self.channels);
+        let scale = scale.iter().zip(weight).map(|(s, w)| s * w);
+        let shift = shift.iter().zip(weight).zip(bias);
+        scale.chain(shift.map(|((s, w), b)| s * w + b)).collect()
     }
 
     /// The gradients of one picture: of its pixels into `dx`, of weights and biases, and of its
     /// addends.
     fn gradients_of_picture(
         &self,
-        [x, addend]: [&[f32]; 2],
+        x: &[f32],
         [weight, bias]: [&[f32]; 2],
-        value: &[f32],
+        Given {
+            value,
+            saved: table,
+        }: Given<'_>,
         dx: &mut [f32],
     ) -> [Vec<f32>; 3] {
         let channels = self.channels;
-        let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
-        let table = self.table(x, addend, &ones, &zeros);
         let (scale, shift) = table.split_at(channels);
         let affine = [scale, shift, weight, bias];
         let [mut of_weight, mut of_bias, mut of_addend] = [const { Vec::new() }; 3];
@@ -94,7 +107,7 @@ impl Norm {
         // A group's mean and deviation depend on every one of its pixels.
         let width = channels / self.groups;
         let count = (x.len() / self.groups) as f32;
-        let (mut mean, mut spread) = (zeros.clone(), zeros);
+        let (mut mean, mut spread) = (vec![0.0; channels], vec![0.0; channels]);
         for first in (0..channels).step_by(width) {
             let group = first..first + width;
             let sum = |of: &[f32]| group.clone().map(|c| weight[c] * of[c]).sum::<f32>() / count;
@@ -140,7 +153,7 @@ impl Norm {
                 of_weight[c] += through[c] * normed[c];
                 of_bias[c] += through[c];
             }
-            dx[at..at + N].copy_from_slice(&through);
+            *array_mut(dx, at) = through;
         }
         [of_weight.to_vec(), of_bias.to_vec()]
     }
@@ -164,45 +177,47 @@ impl Norm {
                 gradient[c] = scale[c] * (weight[c] * gradient[c] - mean[c] - normed * spread[c]);
                 sums[c] += gradient[c];
             }
-            dx[at..at + N].copy_from_slice(&gradient);
+            *array_mut(dx, at) = gradient;
         }
         sums
     }
 }
 
 impl Operation<4> for Norm {
-    fn value(&self, [x, weight, bias, addend]: [&[f32]; 4]) -> Vec<f32> {
-        let pictures = addend.len() / self.channels;
-        let picture = x.len() / pictures;
-        let mut y = vec![0.0; x.len()];
+    fn value(&self, [x, weight, bias, addend]: [&[f32]; 4]) -> (Vec<f32>, Vec<f32>) {
+        let picture = self.picture(x, addend);
+        let (mut y, mut tables) = (vec![0.0; x.len()], vec![0.0; 2 * addend.len()]);
         let rows = y
             .par_chunks_exact_mut(picture)
             .zip(x.par_chunks_exact(picture));
-        rows.zip(addend.par_chunks_exact(self.channels))
-            .for_each(|((y, x), addend)| {
-                let table = self.table(x, addend, weight, bias);
+        rows.zip(tables.par_chunks_exact_mut(2 * self.channels))
+            .zip(addend.par_chunks_exact(self.channels))
+            .for_each(|(((y, x), table), addend)| {
+                self.table(x, addend, table);
+                let table = self.with_affine(table, weight, bias);
                 apply(&table, self.silu, [x, &[]], picture / self.channels, y);
             });
-        y
+        (y, tables)
     }
 
     fn gradients(
         &self,
         [x, weight, bias, addend]: [&[f32]; 4],
-        value: &[f32],
+        given: Given<'_>,
         _wanted: [bool; 4],
     ) -> [Vec<f32>; 4] {
-        let pictures = addend.len() / self.channels;
-        let picture = x.len() / pictures;
+        let picture = self.picture(x, addend);
         let mut dx = vec![0.0; x.len()];
         let rows = dx
             .par_chunks_exact_mut(picture)
             .zip(x.par_chunks_exact(picture));
-        let rows = rows.zip(value.par_chunks_exact(picture));
+        let values = given.value.par_chunks_exact(picture);
+        let tables = given.saved.par_chunks_exact(2 * self.channels);
         let sums: Vec<[Vec<f32>; 3]> = rows
-            .zip(addend.par_chunks_exact(self.channels))
-            .map(|(((dx, x), value), addend)| {
-                self.gradients_of_picture([x, addend], [weight, bias], value, dx)
+            .zip(values.zip(tables))
+            .map(|((dx, x), (value, saved))| {
+                let given = Given { value, saved };
+                self.gradients_of_picture(x, [weight, bias], given, dx)
             })
             .collect();
         let (mut of_weight, mut of_bias) = (vec![0.0; self.channels], vec![0.0; self.channels]);
@@ -234,11 +249,15 @@ fn silu_slope(z: f32) -> f32 {
     sigmoid * (1.0 + z * (1.0 - sigmoid))
 }
 
+/// `N` channels of a pixel; their number is known to the compiler.
 #[inline(always)]
 fn array<const N: usize>(of: &[f32], at: usize) -> [f32; N] {
-    let mut array = [0.0; N];
-    array.copy_from_slice(&of[at..at + N]);
-    array
+    *of[at..].first_chunk().expect("a whole tile")
+}
+
+#[inline(always)]
+fn array_mut<const N: usize>(of: &mut [f32], at: usize) -> &mut [f32; N] {
+    of[at..].first_chunk_mut().expect("a whole tile")
 }
 
 fn add(sum: &mut [f32], x: &[f32]) {
@@ -261,15 +280,16 @@ struct Doubling {
 }
 
 impl Operation<1> for Doubling {
-    fn value(&self, [x]: [&[f32]; 1]) -> Vec<f32> {
+    fn value(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, Vec<f32>) {
         let row = self.width * self.channels;
         let mut y = vec![0.0; 4 * x.len()];
         let rows = y.par_chunks_exact_mut(4 * row).zip(x.par_chunks_exact(row));
         rows.for_each(|(y, x)| image::upsample(x, self.width, self.channels, y));
-        y
+        (y, Vec::new())
     }
 
-    fn gradients(&self, _: [&[f32]; 1], value: &[f32], _: [bool; 1]) -> [Vec<f32>; 1] {
+    fn gradients(&self, _: [&[f32]; 1], given: Given<'_>, _: [bool; 1]) -> [Vec<f32>; 1] {
+        let value = given.value;
         let row = self.width * self.channels;
         let mut dx = vec![0.0; value.len() / 4];
         let rows = dx
@@ -282,5 +302,54 @@ impl Operation<1> for Doubling {
             }
         });
         [dx]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::tests::{channels_first, loss, random, same};
+    use burn::nn::GroupNormConfig;
+    use burn::tensor::Device;
+    use burn::tensor::activation::silu;
+
+    #[test]
+    fn group_norms_and_their_gradients_equal_burns() {
+        let device = Device::flex().autodiff();
+        for (channels, groups, activated) in [(24, 8, true), (6, 2, false), (16, 16, true)] {
+            let mut layer = GroupNormConfig::new(groups, channels).init(&device);
+            let affine = || burn::module::Param::from_tensor(random([channels], &device));
+            (layer.gamma, layer.beta) = (Some(affine()), Some(affine()));
+            let x = random([3, 5, 4, channels], &device);
+            let addend = random([3, channels], &device);
+            let ours = group_norm(x.clone(), Some(addend.clone()), &layer, activated);
+            let ours = channels_first(ours);
+            let sum = channels_first(x.clone()) + addend.clone().unsqueeze_dims(&[2, 3]);
+            let burns = layer.forward(sum);
+            let burns = if activated { silu(burns) } else { burns };
+            same(ours.clone(), burns.clone());
+            let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+            let affine = [layer.gamma, layer.beta].map(|parameter| parameter.unwrap().val());
+            for parameter in affine {
+                same(
+                    parameter.grad(&ours).unwrap(),
+                    parameter.grad(&burns).unwrap(),
+                );
+            }
+            same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
+            same(addend.grad(&ours).unwrap(), addend.grad(&burns).unwrap());
+        }
+    }
+
+    #[test]
+    fn doubling_and_its_gradient_equal_burns() {
+        let device = Device::flex().autodiff();
+        let x = random([2, 3, 4, 5], &device);
+        let ours = double(x.clone());
+        let burns = x.clone().repeat_dim(3, 1).reshape([2, 3, 1, 4, 1, 5]);
+        let burns = burns.expand([2, 3, 2, 4, 2, 5]).reshape([2, 6, 8, 5]);
+        same(ours.clone(), burns.clone());
+        let (ours, burns) = (loss(ours).backward(), loss(burns).backward());
+        same(x.grad(&ours).unwrap(), x.grad(&burns).unwrap());
     }
 }

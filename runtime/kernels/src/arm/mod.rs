@@ -24,4 +24,6 @@ pub(crate) static DSP: Kernels = Kernels {
     conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
     linear_i8: dsp::linear_i8,
     linear_i8_f32: dsp::linear_i8_f32,
+    attention: crate::scalar::KERNELS.attention,
+    norm: crate::norm::LOOPS,
 };

@@ -1,7 +1,7 @@
 //! Convolutions in f32 and f16, within their bound.
 
 use super::panels::{EPSILON, Layer, Paint};
-use super::{Case, Failure, Guarded, Image, MAX_INPUTS, MAX_WEIGHTS, Random, WINDOW, What};
+use super::{Case, Failure, Guarded, Image, MAX_INPUTS, MAX_WEIGHTS, Random, Shape, WINDOW, What};
 use crate::layout::{PANEL, panel_index, panels_len};
 use crate::table::{Conv2d, ConvShape, Finish, Kernels};
 
@@ -123,7 +123,7 @@ fn cases() -> impl Iterator<Item = (Case, ConvShape)> {
             outputs,
             inputs: shape.kernel * shape.kernel * shape.channels,
             offset: i % 2,
-            image: Some(image),
+            shape: Shape::Conv(image),
         };
         (case, shape)
     });

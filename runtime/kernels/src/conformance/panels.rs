@@ -19,6 +19,12 @@ pub(super) enum Paint {
 }
 
 impl Paint {
+    pub(super) fn fill(self, values: &mut [f32], random: &mut Random) {
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = self.draw(i, random);
+        }
+    }
+
     fn draw(self, i: usize, random: &mut Random) -> f32 {
         const SPECIAL: [f32; 5] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-45, -1e-40];
         match self {

@@ -3,7 +3,10 @@
 extern crate std;
 
 use super::{Failure, MAX_INPUTS, What, check};
+use crate::attention::Attention;
 use crate::layout::{COLUMNS, ROWS, bias_of, pad};
+use crate::math;
+use crate::norm::Normal;
 use crate::scalar::{KERNELS as SCALAR, accumulators};
 use crate::table::{Conv2d, ConvShape, Finish, Kernels, LinearF32, LinearI8, Requantize};
 
@@ -33,7 +36,7 @@ fn the_reference_conforms() {
     let mut lines = 0;
     let cases = check(Kernels::scalar(), &mut |_| lines += 1);
     assert!(cases.is_ok_and(|cases| cases > 10_000));
-    assert_eq!(lines, 6);
+    assert_eq!(lines, 8);
 }
 
 #[test]
@@ -131,6 +134,34 @@ fn a_wrong_border_is_caught() {
         (SCALAR.conv2d_f32)(Conv2d { shape, ..op }, finish, y);
     }
     assert_caught("conv2d_f32", output, |table| table.conv2d_f32 = conv2d_f32);
+}
+
+#[test]
+fn one_wrong_bit_of_attention_is_caught() {
+    fn attention(op: Attention<'_>) {
+        let query = &mut *op.query;
+        (SCALAR.attention)(Attention { query, ..op });
+        if let Some(last) = op.query.last_mut() {
+            *last = f32::from_bits(last.to_bits() ^ 1);
+        }
+    }
+    assert_caught("attention", output, |table| table.attention = attention);
+}
+
+#[test]
+fn a_fused_norm_is_caught() {
+    fn normalise(op: Normal<'_>, x: Option<&[f32]>, y: &mut [f32], stride: usize) {
+        for (pixel, y) in y.chunks_mut(stride).enumerate() {
+            for (c, (&scale, &shift)) in op.scales.iter().zip(op.shifts).enumerate() {
+                let x = x.map_or(y[c], |x| x[pixel * op.scales.len() + c]);
+                let normal = x.mul_add(scale, shift);
+                y[c] = if op.silu { math::silu(normal) } else { normal };
+            }
+        }
+    }
+    assert_caught("group_norm", output, |table| {
+        table.norm.normalise = normalise;
+    });
 }
 
 #[test]

@@ -2,13 +2,11 @@
 //! weights.
 
 use core::arch::x86_64::*;
-use core::ops::Range;
 
-use super::conv::{self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels};
 use super::int8::{self, linear_i8_kernels};
-use super::panels::{Panels, prefetch, store};
-use crate::layout::{PANEL, ROWS};
-use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32};
+use super::prefetch;
+use crate::layout::ROWS;
+use crate::simd::prelude::*;
 
 /// Needs AVX2, FMA and F16C.
 pub(super) static KERNELS: Kernels = Kernels {
@@ -19,88 +17,59 @@ pub(super) static KERNELS: Kernels = Kernels {
     conv2d_f16,
     linear_i8,
     linear_i8_f32,
+    attention,
+    norm: NORM,
 };
-
-fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-        let panels = Panels::new(op.weights, op.bias, y);
-        walk_panels(panels, op.x, finish, |row| load(row));
-    }
-    // SAFETY: this function is reachable only through tables that
-    // `available` hands out where the CPU has their features.
-    unsafe { linear(op, finish, y) }
-}
-
-fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-        let panels = Panels::new(op.weights, op.bias, y);
-        walk_panels(panels, op.x, finish, |row| load_f16(row));
-    }
-    // SAFETY: as for `linear_f32`.
-    unsafe { linear(op, finish, y) }
-}
-
-/// Four panels at a time: eight sums hide the latency of one.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn walk_panels<W>(
-    mut panels: Panels<'_, W>,
-    x: &[f32],
-    finish: Finish,
-    widen: impl Fn(&[W; PANEL]) -> Row + Copy,
-) {
-    loop {
-        let pass = match panels.pass(4) {
-            4 => sums::<_, 4>(&mut panels, x, finish, widen),
-            3 => sums::<_, 3>(&mut panels, x, finish, widen),
-            2 => sums::<_, 2>(&mut panels, x, finish, widen),
-            _ => sums::<_, 1>(&mut panels, x, finish, widen),
-        };
-        if pass.is_none() {
-            return;
-        }
-    }
-}
-
-/// The next `N` panels: sums over the inputs in order. None where no panels are left.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn sums<W, const N: usize>(
-    panels: &mut Panels<'_, W>,
-    x: &[f32],
-    finish: Finish,
-    widen: impl Fn(&[W; PANEL]) -> Row,
-) -> Option<()> {
-    let pass = panels.take::<N>(x.len())?;
-    let mut sums = [[_mm256_setzero_ps(); 2]; N];
-    for (sum, bias) in sums.iter_mut().zip(pass.bias) {
-        *sum = load(bias);
-    }
-    for (k, &x_k) in x.iter().enumerate() {
-        let x_k = _mm256_set1_ps(x_k);
-        for (n, [low, high]) in sums.iter_mut().enumerate() {
-            // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
-            // the number of rows that `take` gave.
-            let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
-            prefetch(row);
-            let row = widen(row);
-            *low = _mm256_fmadd_ps(row[0], x_k, *low);
-            *high = _mm256_fmadd_ps(row[1], x_k, *high);
-        }
-    }
-    let mut stored = [[0.0; PANEL]; N];
-    for (stored, sum) in stored.iter_mut().zip(sums) {
-        save(stored, sum);
-    }
-    store(&stored, finish, pass.y);
-    Some(())
-}
 
 type Row = [__m256; 2];
 
+// Eight sums hide the latency of one.
+linear_kernels!("avx2,fma,f16c", 4, 3 2 1);
 // Six columns of two registers leave room for a row of weights and an input.
 // Four where sums are short and most of the time goes by between tiles.
 conv2d_kernels!("avx2,fma,f16c", 1, 4, 6, 5 4 3 2);
+math_rows!("avx2,fma,f16c", 2);
+attention_kernel!("avx2,fma,f16c", 4, 4);
+norm_kernels!("avx2,fma,f16c");
+
+/// Instructions of half a row as functions of whole ones.
+macro_rules! halves {
+    ($($name:ident: $instruction:ident,)+) => {$(
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        fn $name(a: Row, b: Row) -> Row {
+            [$instruction(a[0], b[0]), $instruction(a[1], b[1])]
+        }
+    )+};
+}
+
+halves! {
+    add: _mm256_add_ps,
+    sub: _mm256_sub_ps,
+    mul: _mm256_mul_ps,
+    div: _mm256_div_ps,
+    max: _mm256_max_ps,
+    min: _mm256_min_ps,
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn fma(a: Row, b: Row, c: Row) -> Row {
+    [
+        _mm256_fmadd_ps(a[0], b[0], c[0]),
+        _mm256_fmadd_ps(a[1], b[1], c[1]),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn power(x: Row) -> Row {
+    let bias = _mm256_set1_epi32(127);
+    x.map(|x| {
+        let n = _mm256_add_epi32(_mm256_castps_si256(x), bias);
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+    })
+}
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -112,33 +81,6 @@ fn zero() -> Row {
 #[target_feature(enable = "avx2")]
 fn broadcast(x: &f32) -> Row {
     [_mm256_set1_ps(*x); 2]
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn fma(row: Row, x: Row, sum: Row) -> Row {
-    [
-        _mm256_fmadd_ps(row[0], x[0], sum[0]),
-        _mm256_fmadd_ps(row[1], x[1], sum[1]),
-    ]
-}
-
-/// Hands a sum to up to sixteen outputs.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn finish_panel(y: &mut [f32], mut sum: Row, finish: Finish) {
-    let Ok(y) = <&mut [f32; PANEL]>::try_from(&mut *y) else {
-        let mut stored = [[0.0; PANEL]];
-        save(&mut stored[0], sum);
-        return store(&stored, finish, y);
-    };
-    if finish == Finish::Accumulate {
-        let before = load(y);
-        for (sum, before) in sum.iter_mut().zip(before) {
-            *sum = _mm256_add_ps(before, *sum);
-        }
-    }
-    save(y, sum);
 }
 
 /// The sum of all lanes, by halves.
@@ -157,7 +99,7 @@ fn total(sum: Row) -> f32 {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn load_f16(row: &[u16; PANEL]) -> Row {
-    let (low, high) = halves(row);
+    let (low, high) = split(row);
     // SAFETY: each half of a row is 16 bytes.
     let (low, high) = unsafe { (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast())) };
     [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
@@ -176,14 +118,14 @@ fn save(row: &mut [f32; PANEL], sum: Row) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn load(row: &[f32; PANEL]) -> Row {
-    let (low, high) = halves(row);
+    let (low, high) = split(row);
     // SAFETY: each half of a row is 32 bytes.
     unsafe { [_mm256_loadu_ps(low), _mm256_loadu_ps(high)] }
 }
 
 /// Where the two halves of a row begin.
 #[inline]
-fn halves<W>(row: &[W; PANEL]) -> (*const W, *const W) {
+fn split<W>(row: &[W; PANEL]) -> (*const W, *const W) {
     let (low, high) = row.split_at(PANEL / 2);
     (low.as_ptr(), high.as_ptr())
 }

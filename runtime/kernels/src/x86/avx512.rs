@@ -4,13 +4,11 @@
 //! instruction.
 
 use core::arch::x86_64::*;
-use core::ops::Range;
 
-use super::conv::{self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels};
 use super::int8::{self, linear_i8_kernels};
-use super::panels::{Panels, prefetch, store};
-use crate::layout::{PANEL, ROWS};
-use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32};
+use super::prefetch;
+use crate::layout::ROWS;
+use crate::simd::prelude::*;
 
 /// Needs AVX-512 F, BW, VL and DQ, AVX2, FMA and F16C.
 pub(super) static KERNELS: Kernels = Kernels {
@@ -21,6 +19,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     conv2d_f16,
     linear_i8: words::linear_i8,
     linear_i8_f32: words::linear_i8_f32,
+    attention,
+    norm: NORM,
 };
 
 /// Needs what [`KERNELS`] needs, and VNNI.
@@ -32,92 +32,47 @@ pub(super) static VNNI_KERNELS: Kernels = Kernels {
     conv2d_f16,
     linear_i8: bytes::linear_i8,
     linear_i8_f32: bytes::linear_i8_f32,
+    attention,
+    norm: NORM,
 };
-
-fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-    #[target_feature(enable = "avx512f")]
-    fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-        let panels = Panels::new(op.weights, op.bias, y);
-        walk(panels, op.x, finish, |row| load(row));
-    }
-    // SAFETY: this function is reachable only through tables that
-    // `available` hands out where the CPU has their features.
-    unsafe { linear(op, finish, y) }
-}
-
-fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-    #[target_feature(enable = "avx512f")]
-    fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-        let panels = Panels::new(op.weights, op.bias, y);
-        walk(panels, op.x, finish, |row| load_f16(row));
-    }
-    // SAFETY: as for `linear_f32`.
-    unsafe { linear(op, finish, y) }
-}
-
-/// Eight panels at a time: enough loads in flight for weights that come from
-/// beyond the first caches, and enough sums to hide the latency of one.
-#[target_feature(enable = "avx512f")]
-fn walk<W>(
-    mut panels: Panels<'_, W>,
-    x: &[f32],
-    finish: Finish,
-    widen: impl Fn(&[W; PANEL]) -> __m512 + Copy,
-) {
-    loop {
-        let pass = match panels.pass(8) {
-            8 => sums::<_, 8>(&mut panels, x, finish, widen),
-            7 => sums::<_, 7>(&mut panels, x, finish, widen),
-            6 => sums::<_, 6>(&mut panels, x, finish, widen),
-            5 => sums::<_, 5>(&mut panels, x, finish, widen),
-            4 => sums::<_, 4>(&mut panels, x, finish, widen),
-            3 => sums::<_, 3>(&mut panels, x, finish, widen),
-            2 => sums::<_, 2>(&mut panels, x, finish, widen),
-            _ => sums::<_, 1>(&mut panels, x, finish, widen),
-        };
-        if pass.is_none() {
-            return;
-        }
-    }
-}
-
-/// The next `N` panels: sums over the inputs in order. None where no panels are left.
-#[target_feature(enable = "avx512f")]
-fn sums<W, const N: usize>(
-    panels: &mut Panels<'_, W>,
-    x: &[f32],
-    finish: Finish,
-    widen: impl Fn(&[W; PANEL]) -> __m512,
-) -> Option<()> {
-    let pass = panels.take::<N>(x.len())?;
-    let mut sums = [_mm512_setzero_ps(); N];
-    for (sum, bias) in sums.iter_mut().zip(pass.bias) {
-        *sum = load(bias);
-    }
-    for (k, &x_k) in x.iter().enumerate() {
-        let x_k = _mm512_set1_ps(x_k);
-        for (n, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
-            // the number of rows that `take` gave.
-            let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
-            prefetch(row);
-            *sum = _mm512_fmadd_ps(widen(row), x_k, *sum);
-        }
-    }
-    let mut stored = [[0.0; PANEL]; N];
-    for (stored, sum) in stored.iter_mut().zip(sums) {
-        save(stored, sum);
-    }
-    store(&stored, finish, pass.y);
-    Some(())
-}
 
 type Row = __m512;
 
+linear_kernels!("avx512f", 8, 7 6 5 4 3 2 1);
 // Fourteen columns: half of a common row, and with two registers per window as
 // many sums as there are registers for. Seven where sums are short and most of
 // the time goes by between tiles.
 conv2d_kernels!("avx512f", 2, 7, 14, 13 12 11 10 9 8 7 6 5 4 3 2);
+math_rows!("avx512f", 4);
+attention_kernel!("avx512f", 8, 8);
+norm_kernels!("avx512f");
+
+/// Instructions as functions of rows.
+macro_rules! lanes {
+    ($($name:ident: $instruction:ident,)+) => {$(
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        fn $name(a: Row, b: Row) -> Row {
+            $instruction(a, b)
+        }
+    )+};
+}
+
+lanes! {
+    add: _mm512_add_ps,
+    sub: _mm512_sub_ps,
+    mul: _mm512_mul_ps,
+    div: _mm512_div_ps,
+    max: _mm512_max_ps,
+    min: _mm512_min_ps,
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn power(x: Row) -> Row {
+    let n = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127));
+    _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
+}
 
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -133,24 +88,8 @@ fn broadcast(x: &f32) -> Row {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fma(row: Row, x: Row, sum: Row) -> Row {
-    _mm512_fmadd_ps(row, x, sum)
-}
-
-/// Hands a sum to up to sixteen outputs.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn finish_panel(y: &mut [f32], sum: Row, finish: Finish) {
-    let Ok(y) = <&mut [f32; PANEL]>::try_from(&mut *y) else {
-        let mut stored = [[0.0; PANEL]];
-        save(&mut stored[0], sum);
-        return store(&stored, finish, y);
-    };
-    let sum = match finish {
-        Finish::Store => sum,
-        Finish::Accumulate => _mm512_add_ps(load(y), sum),
-    };
-    save(y, sum);
+fn fma(a: Row, b: Row, c: Row) -> Row {
+    _mm512_fmadd_ps(a, b, c)
 }
 
 /// The sum of all lanes.

@@ -7,6 +7,7 @@
 use core::arch::x86_64::*;
 
 use crate::layout::{COLUMNS, ROWS};
+use crate::simd::even;
 use crate::table::Requantize;
 
 /// Eight rows of eight inputs.
@@ -31,10 +32,10 @@ pub(super) struct Blocks<'a, P, Y> {
 }
 
 impl<'a, P, Y> Blocks<'a, P, Y> {
-    /// How many row blocks the next pass should have, see [`super::even`].
+    /// How many row blocks the next pass should have, see [`even`].
     #[inline]
     pub(super) fn pass(&self, most: usize) -> usize {
-        super::even(self.bias.len(), most)
+        even(self.bias.len(), most)
     }
 
     /// Splits off the next `n` row blocks of `columns` blocks each, if there

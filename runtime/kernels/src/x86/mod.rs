@@ -6,14 +6,12 @@
 
 mod avx2;
 mod avx512;
-mod conv;
 mod int8;
-mod panels;
 
-use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use core::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T0, _mm_prefetch, _xgetbv};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::elementwise::Wide;
+use crate::layout::PANEL;
 use crate::table::Kernels;
 
 /// Slowest first; every table needs the features of all before it.
@@ -64,11 +62,17 @@ fn detect() -> usize {
     if has(leaf.ecx, AVX512_VNNI) { 3 } else { 2 }
 }
 
-/// The size of the next of the fewest, evenest passes of at most `most` over
-/// `left` things: a short last pass could not hide the latency of its sums.
+/// Asks for the row that is needed six inputs after this one.
+///
+/// For weights beyond the second cache: the hardware's own prefetch stops at
+/// the end of every page, and each panel lies in pages of its own.
 #[inline]
-fn even(left: usize, most: usize) -> usize {
-    left.div_ceil(left.div_ceil(most).max(1))
+fn prefetch<W>(row: &[W; PANEL]) {
+    const AHEAD: usize = 6;
+    let ahead = core::ptr::from_ref(row).wrapping_add(AHEAD);
+    // SAFETY: every x86-64 CPU has SSE, and a prefetch of any address is
+    // harmless.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
 }
 
 /// Runs a loop compiled for the widest registers that the CPU has.
@@ -76,21 +80,21 @@ fn even(left: usize, most: usize) -> usize {
 /// The compiler vectorises it as it would by default, only wider, and never
 /// fuses operations: the bits are the same.
 #[inline]
-pub(crate) fn widest(wide: impl Wide) {
+pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
     #[target_feature(enable = "avx2")]
-    fn avx2(wide: impl Wide) {
-        wide.run()
+    fn avx2<O>(run: impl FnOnce(O), operands: O) {
+        run(operands)
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn avx512(wide: impl Wide) {
-        wide.run()
+    fn avx512<O>(run: impl FnOnce(O), operands: O) {
+        run(operands)
     }
     match count() {
-        0 => wide.run(),
+        0 => run(operands),
         // SAFETY: the CPU has the features of the first table.
-        1 => unsafe { avx2(wide) },
+        1 => unsafe { avx2(run, operands) },
         // SAFETY: the CPU has the features of the second table.
-        _ => unsafe { avx512(wide) },
+        _ => unsafe { avx512(run, operands) },
     }
 }
 

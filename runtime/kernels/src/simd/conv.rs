@@ -33,12 +33,12 @@ use crate::layout::PANEL;
 use crate::table::{Conv2d, ConvShape};
 
 /// Outputs that are summed one by one, with channels in the lanes.
-pub(super) const FEW: usize = 4;
+pub(crate) const FEW: usize = 4;
 /// The weights of one of [`FEW`] outputs, for up to 128 channels.
-pub(super) type Column = [[f32; PANEL]; 9 * 128 / PANEL];
+pub(crate) type Column = [[f32; PANEL]; 9 * 128 / PANEL];
 
 /// What is left to do of a convolution over inputs of type `X`.
-pub(super) struct Windows<'a, W, X> {
+pub(crate) struct Windows<'a, W, X> {
     /// With channels counted in inputs.
     shape: ConvShape,
     x: &'a [X],
@@ -53,12 +53,12 @@ pub(super) struct Windows<'a, W, X> {
 }
 
 /// One or more panels of a convolution.
-pub(super) struct Pass<'a, W, X> {
+pub(crate) struct Pass<'a, W, X> {
     shape: ConvShape,
-    pub(super) x: &'a [X],
+    pub(crate) x: &'a [X],
     /// `[panels, inputs]` rows.
-    pub(super) weights: &'a [[W; PANEL]],
-    pub(super) bias: &'a [[f32; PANEL]],
+    pub(crate) weights: &'a [[W; PANEL]],
+    pub(crate) bias: &'a [[f32; PANEL]],
     /// Inputs of a window.
     inputs: usize,
     outputs: usize,
@@ -68,7 +68,7 @@ pub(super) struct Pass<'a, W, X> {
 
 /// Windows side by side, in one row or in two.
 #[derive(Clone, Copy)]
-pub(super) struct Tile {
+pub(crate) struct Tile {
     row: usize,
     rows: usize,
     column: usize,
@@ -77,7 +77,7 @@ pub(super) struct Tile {
 
 /// Which sums of a window a strip is for.
 #[derive(Clone, Copy)]
-pub(super) enum Part {
+pub(crate) enum Part {
     All,
     First,
     Last,
@@ -92,18 +92,18 @@ pub(super) enum Part {
 ///
 /// Its weights for sum `s` of the part are row `weights[s] + k` of the pass, which
 /// exists for all `k < inputs`.
-pub(super) struct Strip<const S: usize> {
-    pub(super) start: usize,
-    pub(super) step: usize,
-    pub(super) weights: [usize; S],
-    pub(super) part: Part,
-    pub(super) whole: Range<usize>,
-    pub(super) inputs: usize,
+pub(crate) struct Strip<const S: usize> {
+    pub(crate) start: usize,
+    pub(crate) step: usize,
+    pub(crate) weights: [usize; S],
+    pub(crate) part: Part,
+    pub(crate) whole: Range<usize>,
+    pub(crate) inputs: usize,
 }
 
 impl<'a, W> Windows<'a, W, f32> {
     /// None where the image is not as large as the shape says.
-    pub(super) fn new(op: Conv2d<'a, W>, outputs: usize) -> Option<Self> {
+    pub(crate) fn new(op: Conv2d<'a, W>, outputs: usize) -> Option<Self> {
         let (weights, bias) = (op.weights.as_chunks().0, op.bias.as_chunks().0);
         Self::over(op.shape, op.x, outputs, weights, bias, 0..outputs)
     }
@@ -112,7 +112,7 @@ impl<'a, W> Windows<'a, W, f32> {
 impl<'a> Windows<'a, f32, [f32; PANEL]> {
     /// Output `output` alone, whose weights are `column` and whose bias is the
     /// sum of `bias`. None where the image is not as large as the shape says.
-    pub(super) fn of_one<W>(
+    pub(crate) fn of_one<W>(
         op: &Conv2d<'a, W>,
         outputs: usize,
         output: usize,
@@ -153,7 +153,7 @@ impl<'a, W, X> Windows<'a, W, X> {
     }
 
     /// Splits off the next panels, at most `most`, if there are any.
-    pub(super) fn take(&mut self, most: usize) -> Option<Pass<'a, W, X>> {
+    pub(crate) fn take(&mut self, most: usize) -> Option<Pass<'a, W, X>> {
         let panels = self.bias.len().min(most);
         if panels == 0 {
             return None;
@@ -180,7 +180,7 @@ impl<W, X> Pass<'_, W, X> {
     /// in all others only the first window can miss the first tap of a strip,
     /// and only the last window the last one.
     #[inline]
-    pub(super) fn columns(&self, most: usize) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn columns(&self, most: usize) -> impl Iterator<Item = Range<usize>> {
         let shape = self.shape;
         let middle = shape.kernel / 2;
         let windows = |pixels: usize| pixels.div_ceil(shape.stride.max(1));
@@ -202,7 +202,7 @@ impl<W, X> Pass<'_, W, X> {
     /// The tiles of a range of columns, from top to bottom, for `sums`
     /// registers per window.
     #[inline]
-    pub(super) fn tiles(&self, columns: Range<usize>, sums: usize) -> impl Iterator<Item = Tile> {
+    pub(crate) fn tiles(&self, columns: Range<usize>, sums: usize) -> impl Iterator<Item = Tile> {
         let height = self.shape.out_height;
         let most = if self.bias.len() < sums { sums } else { 1 };
         (0..height).step_by(most).map(move |row| Tile {
@@ -215,7 +215,7 @@ impl<W, X> Pass<'_, W, X> {
 
     /// What the windows of `tile` see, row by row of the image.
     #[inline]
-    pub(super) fn strips<const S: usize>(&self, tile: Tile) -> impl Iterator<Item = Strip<S>> {
+    pub(crate) fn strips<const S: usize>(&self, tile: Tile) -> impl Iterator<Item = Strip<S>> {
         let shape = self.shape;
         let inside = |first: usize, taps: usize, size: usize, pad: usize| {
             let before = pad.saturating_sub(first).min(taps);
@@ -271,7 +271,7 @@ impl<W, X> Pass<'_, W, X> {
     /// The outputs of sum `sum` in column `column` of `tile`; none where the
     /// tile has no such row.
     #[inline]
-    pub(super) fn outputs<'y>(
+    pub(crate) fn outputs<'y>(
         &self,
         tile: Tile,
         column: usize,
@@ -293,16 +293,15 @@ impl<W, X> Pass<'_, W, X> {
 
 /// The outputs of a window, if the shape has windows.
 #[inline]
-pub(super) fn outputs(shape: ConvShape, y: usize) -> Option<usize> {
+pub(crate) fn outputs(shape: ConvShape, y: usize) -> Option<usize> {
     y.checked_div(shape.out_height * shape.out_width)
 }
 
 /// The two convolutions of one instruction set, whose features are `$features`.
 ///
-/// Expects `Row` (sixteen lanes), `zero`, `load`, `load_f16`, `broadcast`, `fma`,
-/// `save`, `finish_panel` and `total` beside it. A tile has `$sums` registers per
-/// window and up to `$most` columns, or `$most_of_one` where lanes are channels;
-/// `$fewer` are all numbers of columns but the largest one and 1.
+/// A tile has `$sums` registers per window and up to `$most` columns, or
+/// `$most_of_one` where lanes are channels; `$fewer` are all numbers of columns
+/// but the largest one and 1.
 macro_rules! conv2d_kernels {
     ($features:literal, $sums:literal, $most_of_one:literal, $most:literal, $($fewer:literal)+) => {
         fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
@@ -377,6 +376,22 @@ macro_rules! conv2d_kernels {
             }
         }
 
+        /// Hands a sum to up to sixteen outputs.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn finish_panel(y: &mut [f32], sum: Row, finish: Finish) {
+            let Ok(y) = <&mut [f32; PANEL]>::try_from(&mut *y) else {
+                let mut stored = [[0.0; PANEL]];
+                save(&mut stored[0], sum);
+                return store(&stored, finish, y);
+            };
+            let sum = match finish {
+                Finish::Store => sum,
+                Finish::Accumulate => add(load(y), sum),
+            };
+            save(y, sum);
+        }
+
         /// All panels, up to `MOST` columns at a time: `read` makes the register of
         /// an input, `write` gets the sums.
         #[target_feature(enable = $features)]
@@ -438,9 +453,9 @@ macro_rules! conv2d_kernels {
             let mut sums = [bias; P];
             for strip in pass.strips(tile) {
                 sums = match strip.part {
-                    Part::All => add::<_, _, P, 0, 0>(sums, pass, &strip, widen, read),
-                    Part::First => add::<_, _, P, 0, 1>(sums, pass, &strip, widen, read),
-                    Part::Last => add::<_, _, P, 1, 0>(sums, pass, &strip, widen, read),
+                    Part::All => add_strip::<_, _, P, 0, 0>(sums, pass, &strip, widen, read),
+                    Part::First => add_strip::<_, _, P, 0, 1>(sums, pass, &strip, widen, read),
+                    Part::Last => add_strip::<_, _, P, 1, 0>(sums, pass, &strip, widen, read),
                 };
             }
             sums
@@ -450,7 +465,7 @@ macro_rules! conv2d_kernels {
         /// first and the `BELOW` last ones.
         #[inline]
         #[target_feature(enable = $features)]
-        fn add<W, X, const P: usize, const ABOVE: usize, const BELOW: usize>(
+        fn add_strip<W, X, const P: usize, const ABOVE: usize, const BELOW: usize>(
             sums: Sums<P>,
             pass: &Pass<'_, W, X>,
             strip: &Strip<$sums>,
@@ -459,16 +474,16 @@ macro_rules! conv2d_kernels {
         ) -> Sums<P> {
             let Range { start, end } = strip.whole;
             let (left, whole, right) = (0..start, start..end, end..strip.inputs);
-            let sums = piece::<_, _, P, ABOVE, BELOW, 1, 0>(sums, pass, strip, left, widen, read);
-            let sums = piece::<_, _, P, ABOVE, BELOW, 0, 0>(sums, pass, strip, whole, widen, read);
-            piece::<_, _, P, ABOVE, BELOW, 0, 1>(sums, pass, strip, right, widen, read)
+            let sums = add_piece::<_, _, P, ABOVE, BELOW, 1, 0>(sums, pass, strip, left, widen, read);
+            let sums = add_piece::<_, _, P, ABOVE, BELOW, 0, 0>(sums, pass, strip, whole, widen, read);
+            add_piece::<_, _, P, ABOVE, BELOW, 0, 1>(sums, pass, strip, right, widen, read)
         }
 
         /// Adds the products of some inputs of a strip, in all columns but the
         /// `LEFT` first and the `RIGHT` last ones.
         #[inline]
         #[target_feature(enable = $features)]
-        fn piece<
+        fn add_piece<
             W,
             X,
             const P: usize,
@@ -508,4 +523,4 @@ macro_rules! conv2d_kernels {
         type Sums<const P: usize> = [[Row; $sums]; P];
     };
 }
-pub(super) use conv2d_kernels;
+pub(crate) use conv2d_kernels;
