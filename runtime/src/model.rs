@@ -101,7 +101,7 @@ impl<'m> Model<'m> {
     }
 
     /// Shape of the output: `[channels, height, width]`; the sample's, unless the
-    /// network is a plain one.
+    /// network is a plain one or predicts variances as well.
     pub fn output_shape(&self) -> [u32; 3] {
         self.file.header().output_shape()
     }

@@ -54,7 +54,7 @@ impl<W> Conv1d<'_, W> {
     /// `[out_length, outputs]`. Where lengths do not fit, nothing is written.
     fn each(self, y: &mut [f32], linear: impl Fn(&[f32], &mut [f32])) {
         let shape = self.shape;
-        let (channels, taps) = (shape.channels, self.window.len());
+        let (channels, taps) = (shape.channels.max(1), self.window.len());
         let fits = shape.is_known()
             && shape.kernel.checked_mul(channels) == Some(taps)
             && shape.length.checked_mul(channels) == Some(self.x.len())
@@ -62,7 +62,8 @@ impl<W> Conv1d<'_, W> {
         if !fits || y.is_empty() {
             return;
         }
-        for (i, y) in y.chunks_exact_mut(y.len() / shape.out_length).enumerate() {
+        let outputs = y.len() / shape.out_length.max(1);
+        for (i, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
             // Counted from the first of the zeros before the input.
             let start = i * shape.stride;
             let inside = start
@@ -74,10 +75,13 @@ impl<W> Conv1d<'_, W> {
             }
             for (tap, window) in self.window.chunks_exact_mut(channels).enumerate() {
                 let position = (start + tap).checked_sub(shape.padding);
-                let seen = position.and_then(|p| self.x.chunks_exact(channels).nth(p));
-                match seen {
-                    Some(seen) => window.copy_from_slice(seen),
-                    None => window.fill(0.0),
+                let seen = position.and_then(|p| self.x.get(p * channels..));
+                let seen = seen
+                    .unwrap_or_default()
+                    .iter()
+                    .chain(core::iter::repeat(&0.0));
+                for (w, &x) in window.iter_mut().zip(seen) {
+                    *w = x;
                 }
             }
             linear(self.window, y);
