@@ -405,5 +405,28 @@ mod tests {
         let cli = Cli::try_parse_from(["quell-train", "preview", "dir", "-o", "a.png"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Preview(_))));
         assert!(Cli::try_parse_from(["quell-train", "--model", "mlp"]).is_err());
+        let cli = Cli::try_parse_from(["quell-train", "export", "a.run", "-o", "a"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Export(_))));
+    }
+
+    #[test]
+    fn a_classifier_has_defaults_of_its_own() {
+        let words = [
+            "quell-train",
+            "classifier",
+            "--output",
+            "a",
+            "--timesteps",
+            "200",
+        ];
+        let Some(Command::Classifier(args)) = Cli::parse_from(words).command else {
+            panic!("another command");
+        };
+        let good = classifier::Settings::default();
+        let expected = classifier::Settings {
+            timesteps: 200,
+            ..good
+        };
+        assert_eq!(args.settings(), expected);
     }
 }

@@ -26,7 +26,7 @@ Examples:
   quell sample model.quell --sampler dpmsolver++ --steps 8 --output grid.png
   quell sample model.quell --noise z.npy --steps 8 --output grid.png
   quell sample model.quell --class 7 --guidance 3 --steps 8 --output grid.png
-  quell sample model.quell --classifier guide.quell --classifier-scale 2 --output grid.png
+  quell sample model.quell --no-class --classifier guide.quell --classifier-scale 4 -o grid.png
   quell sample model.quell --image shoe.png --strength 0.6 --steps 20 --output grid.png
   quell sample model.quell --image shoe.png --mask half.png --steps 20 --output grid.png
   quell sample model.quell --seed 1 --interpolate 2 --class 3 --count 8 --output grid.png
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Class of all samples, where the model has classes
     #[arg(long)]
     class: Option<u32>,
+    /// Tell a model that has classes none
+    #[arg(long, conflicts_with = "class")]
+    no_class: bool,
     /// Number of samples; the default is 16, or what --noise holds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     count: Option<u32>,
@@ -212,7 +215,7 @@ impl Run<'_> {
             seed: args.seed.wrapping_add(u64::from(offset)),
             class: args
                 .class
-                .or((classes > 0).then(|| offset % classes.max(1))),
+                .or((classes > 0 && !args.no_class).then(|| offset % classes.max(1))),
             ..self.request
         }
     }

@@ -5,6 +5,8 @@
 //! instruction set keeps: products over channels in order, the largest score,
 //! exponentials and their sum over tokens in order, weighted values over tokens
 //! in order, and last the division by the sum, as a product with its inverse.
+//! The reference needs no memory but its operands; instruction sets may take up
+//! to 64 bytes of stack per token, at most 64 KB.
 //!
 //! # Error
 //!
@@ -37,9 +39,10 @@ impl Attention<'_> {
         let channels = self.key.len().checked_div(tokens)?;
         let width = channels.checked_div(self.heads)?;
         let whole = tokens * width * self.heads;
-        let fits = [self.key.len(), self.value.len()] == [whole; 2];
-        (fits && whole > 0 && self.query.len().is_multiple_of(channels))
-            .then_some((channels, width))
+        let fits = [self.key.len(), self.value.len()] == [whole; 2]
+            && self.query.len().is_multiple_of(channels.max(1));
+        // Compilers do not see that a whole above 0 has factors above 0.
+        (fits && whole > 0).then_some((channels.max(1), width.max(1)))
     }
 
     /// Token by token and head by head, in the scores' memory.
@@ -100,6 +103,7 @@ mod tests {
         (0..n).map(number).collect()
     }
 
+    /// Of as many queries as there are, to `tokens` tokens.
     fn run(heads: usize, tokens: usize, [query, key, value]: [&[f32]; 3]) -> Vec<f32> {
         let mut y = query.to_vec();
         let mut scores = vec![0.0; tokens];

@@ -11,6 +11,16 @@
 //! [`Kernels::scalar`] is the reference that every other table is held
 //! against by the `conformance` suite (a cargo feature).
 //!
+//! | table | target | picked |
+//! |---|---|---|
+//! | `scalar` | all | where nothing else is |
+//! | `avx2`, `avx512`, `avx512vnni` | x86-64 | by CPUID, when it runs |
+//! | `neon` | 64-bit Arm | always: every such CPU has it |
+//! | `simd128` | WebAssembly | where built with `-C target-feature=+simd128` |
+//! | `dsp` | Cortex-M4, M7, M33, … | where the assembler accepts it, see `build.rs` |
+//!
+//! All but `dsp` share one text per kernel, over rows of sixteen lanes.
+//!
 //! # What is exact
 //!
 //! - Everything in [`math`], [`elementwise`], [`norm`], [`attention`], [`image`]
@@ -23,6 +33,9 @@
 //!   scalar table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where
 //!   `K` is the number of inputs (of a window) and `ε = 2⁻²⁴`; where it
 //!   accumulates, by `2·ε·|y|` more.
+//!
+//! What is exact has an error too, against exact arithmetic; [`math`],
+//! [`attention`] and [`norm`] state it, in ULP.
 //!
 //! # Contract
 //!
@@ -52,9 +65,12 @@ mod sequence;
 #[cfg(any(
     all(target_arch = "x86_64", target_feature = "sse2"),
     all(target_arch = "aarch64", target_feature = "neon"),
+    all(target_arch = "wasm32", target_feature = "simd128"),
 ))]
 mod simd;
 mod table;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 // Without SSE2 (kernels of operating systems) f32 does not live in vector registers.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86;

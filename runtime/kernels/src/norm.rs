@@ -5,8 +5,8 @@
 //! channels, so that nobody has to copy them together.
 //!
 //! Owns the arithmetic of the statistics, and the reference of the three loops
-//! over pixels, which instruction sets have variants of: [`channel_sums`],
-//! [`channel_squares`], [`normalise`].
+//! over pixels, which instruction sets have variants of: `channel_sums`,
+//! `channel_squares`, `normalise`.
 //!
 //! # Order
 //!
@@ -221,12 +221,17 @@ fn sum_channels(x: &[f32], sums: &mut [f32], f: impl Fn(usize, f32) -> f32) {
 pub(crate) fn normalise(op: Normal<'_>, x: Option<&[f32]>, y: &mut [f32], stride: usize) {
     let channels = op.scales.len();
     for (pixel, y) in y.chunks_mut(stride.max(1)).enumerate() {
-        let x = x.map(|x| x.get(pixel * channels..).unwrap_or_default());
-        let affine = op.scales.iter().zip(op.shifts);
-        for (c, (y, (scale, shift))) in y.iter_mut().zip(affine).enumerate() {
-            let x = x.map_or(*y, |x| x.get(c).copied().unwrap_or(0.0));
-            let normal = x * scale + shift;
-            *y = if op.silu { math::silu(normal) } else { normal };
+        if let Some(x) = x {
+            let x = x.get(pixel * channels..).unwrap_or_default();
+            for (y, &x) in y.iter_mut().zip(x).take(channels) {
+                *y = x;
+            }
+        }
+        for ((y, scale), shift) in y.iter_mut().zip(op.scales).zip(op.shifts) {
+            *y = *y * scale + shift;
+            if op.silu {
+                *y = math::silu(*y);
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The table of kernels and how one is picked.
 //!
-//! Owns the operand types, the length checks that they share, and CPU
-//! detection. Knows no arithmetic.
+//! Owns the operand types, the length checks that they share, and the list of
+//! tables, slowest first. Knows no arithmetic; each instruction set knows by
+//! itself whether a CPU has it.
 
 use crate::attention::Attention;
 use crate::layout;
@@ -214,6 +215,8 @@ impl Kernels {
         let tables = tables.chain([&crate::arm::DSP]);
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
         let tables = tables.chain([&crate::neon::KERNELS]);
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        let tables = tables.chain([&crate::wasm::KERNELS]);
         #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
         let tables = tables.chain(crate::x86::available().iter().copied());
         tables

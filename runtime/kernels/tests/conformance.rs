@@ -2,6 +2,7 @@
 //! against the definition, from row-major weights on.
 
 use proptest::prelude::*;
+use quell_kernels::attention::Attention;
 use quell_kernels::layout::{
     COLUMNS, PANEL, ROWS, i8_len, pack_conv, pack_i8, pack_panels, pad, panels_len,
 };
@@ -35,6 +36,32 @@ fn padded<T: Copy + Default>(values: &[T], unit: usize) -> Vec<T> {
     let mut values = values.to_vec();
     values.resize(pad(values.len(), unit), T::default());
     values
+}
+
+/// More tokens than the suite has room for, up to those beyond every buffer.
+#[test]
+fn attention_of_many_tokens_is_the_same_everywhere() {
+    for (tokens, heads, width) in [(300, 2, 17), (1023, 1, 3), (1024, 1, 8), (1025, 2, 4)] {
+        let mut next = numbers(tokens as u64);
+        let mut floats = |n: usize| Vec::from_iter((0..n).map(|_| f32::from(next()) / 37.0));
+        let [query, key, value] = [tokens * heads * width; 3].map(&mut floats);
+        let results = Kernels::available().map(|table| {
+            let (mut y, mut scores) = (query.clone(), vec![0.0; tokens]);
+            table.attention(Attention {
+                heads,
+                query: &mut y,
+                key: &key,
+                value: &value,
+                scores: &mut scores,
+            });
+            (table.name, y)
+        });
+        let results = Vec::from_iter(results);
+        for (name, y) in &results {
+            assert!(y == &results[0].1, "{name}: {tokens} tokens");
+            assert!(y != &query, "{name}: {tokens} tokens");
+        }
+    }
 }
 
 proptest! {

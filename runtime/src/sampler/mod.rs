@@ -114,6 +114,9 @@ impl Level {
         noise: 0.0,
     };
 
+    /// Least signal at which a classifier is fully believed.
+    const FAINT: f32 = 0.01;
+
     /// `√ᾱ` and `√(1−ᾱ)`.
     pub(crate) fn at(alpha_cumprod: f32) -> Self {
         Self {
@@ -150,14 +153,19 @@ impl Level {
 
     /// What a unit of the score, ∇ₓ log p, adds to the network's output: minus
     /// `noise` where that is ε (Dhariwal & Nichol 2021, algorithm 2), and what
-    /// amounts to the same x₀ elsewhere. 0 where no signal is left.
+    /// amounts to the same x₀ elsewhere.
+    ///
+    /// x₀ would move by `noise²/signal` times the score. Where hardly any signal is
+    /// left, a sampler's first step would make that sample by it: below
+    /// [`Level::FAINT`] it moves less, and not at all without any signal.
     pub(crate) fn gain(&self, prediction: Prediction) -> f32 {
         let Self { signal, noise } = *self;
+        let share = (signal / Self::FAINT).min(1.0);
         match prediction {
-            Prediction::Epsilon => -noise,
+            Prediction::Epsilon => -noise * share,
             _ if signal == 0.0 => 0.0,
-            Prediction::Sample => noise * noise / signal,
-            Prediction::Velocity | Prediction::Flow => -noise / signal,
+            Prediction::Sample => noise * noise / signal * share,
+            Prediction::Velocity | Prediction::Flow => -noise / signal * share,
         }
     }
 }
@@ -326,6 +334,19 @@ mod tests {
         let moved = (epsilon - 0.25 * score) - (x0 + 0.0625 / 0.75 * score);
         let got = epsilon - x0 + flow.gain(Prediction::Flow) * score;
         assert!((got - moved).abs() < 1e-6);
+    }
+
+    /// Without a signal x₀ has no gradient, however the network is put.
+    #[test]
+    fn faint_signals_bound_the_gain() {
+        for signal in [0.0, 1e-30, 1e-5, 5e-3, 0.01] {
+            let level = Level { signal, noise: 1.0 };
+            for prediction in [Prediction::Sample, Prediction::Velocity, Prediction::Flow] {
+                assert!(level.gain(prediction).abs() <= 1.001 / Level::FAINT);
+            }
+            let gain = level.gain(Prediction::Epsilon);
+            assert!((gain + signal / Level::FAINT).abs() < 1e-6);
+        }
     }
 
     #[test]

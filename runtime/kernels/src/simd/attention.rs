@@ -4,6 +4,10 @@
 //! sixteen tokens grow together, each in the order that
 //! [`crate::attention`] states. What they are multiplied with, a channel of one
 //! key or value, is broadcast.
+//!
+//! The scores of sixteen queries do not fit the operands' own scratch: they lie
+//! on the stack, 64 bytes a token, for up to 1024 tokens. The reference serves
+//! more than those, compiled for the instruction set.
 
 use crate::layout::PANEL;
 
@@ -58,11 +62,10 @@ macro_rules! attention_kernel {
         fn attention(op: Attention<'_>) {
             #[target_feature(enable = $features)]
             fn attention(op: Attention<'_>) {
-                // A row per token, on the stack.
                 match op.scores.len() {
-                    0..=64 => attend(op, &mut [zero(); 64]),
-                    65..=256 => attend(op, &mut [zero(); 256]),
-                    257..=1024 => attend(op, &mut [zero(); 1024]),
+                    0..=64 => attend_on_stack::<64>(op),
+                    65..=256 => attend_on_stack::<256>(op),
+                    257..=1024 => attend_on_stack::<1024>(op),
                     _ => op.run(),
                 }
             }
@@ -71,13 +74,21 @@ macro_rules! attention_kernel {
             unsafe { attention(op) }
         }
 
+        /// Not inlined: the stack that `N` tokens need is taken for them only.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn attend_on_stack<const N: usize>(op: Attention<'_>) {
+            attend(op, &mut [zero(); N]);
+        }
+
         #[target_feature(enable = $features)]
         fn attend(op: Attention<'_>, rows: &mut [Row]) {
             let Some((channels, width)) = op.sizes() else {
                 return;
             };
+            let tokens = op.scores.len();
+            let rows = rows.get_mut(..tokens).unwrap_or_default();
             let queries = op.query.len() / channels;
-            let rows = rows.get_mut(..op.scores.len()).unwrap_or_default();
             for first in (0..queries).step_by(PANEL) {
                 for head in (0..channels).step_by(width) {
                     let tile = |channel| attention::Tile {
@@ -111,8 +122,8 @@ macro_rules! attention_kernel {
             keys: &[f32],
             rows: &mut [Row],
         ) {
-            let keys = keys.chunks_exact(tile.channels * $keys);
-            let last = keys.remainder().chunks_exact(tile.channels);
+            let keys = keys.chunks_exact((tile.channels * $keys).max(1));
+            let last = keys.remainder().chunks_exact(tile.channels.max(1));
             let (many, few) = rows.as_chunks_mut::<$keys>();
             for (sums, keys) in many.iter_mut().zip(keys) {
                 *sums = add_products(tile, queries, keys, *sums);
@@ -214,7 +225,10 @@ macro_rules! attention_kernel {
             values: &[f32],
         ) -> [Row; N] {
             let mut sums = [zero(); N];
-            for (weight, value) in weights.iter().zip(values.chunks_exact(tile.channels)) {
+            for (weight, value) in weights
+                .iter()
+                .zip(values.chunks_exact(tile.channels.max(1)))
+            {
                 let value = value.get(tile.channel + at..).unwrap_or_default();
                 if let Some(value) = value.first_chunk::<N>() {
                     for (sum, v) in sums.iter_mut().zip(value) {

@@ -303,7 +303,7 @@ pub(crate) fn outputs(shape: ConvShape, y: usize) -> Option<usize> {
 /// `$most_of_one` where lanes are channels; `$fewer` are all numbers of columns
 /// but the largest one and 1.
 macro_rules! conv2d_kernels {
-    ($features:literal, $sums:literal, $most_of_one:literal, $most:literal, $($fewer:literal)+) => {
+    ($features:literal, $sums:literal, $most_of_one:literal, $most:literal, $($fewer:literal)*) => {
         fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
             #[target_feature(enable = $features)]
             fn conv(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
@@ -410,7 +410,7 @@ macro_rules! conv2d_kernels {
                         }
                         $($fewer if $fewer <= MOST => {
                             tiles::<_, _, $fewer>(&pass, columns, y, widen, read, write)
-                        })+
+                        })*
                         _ => tiles::<_, _, 1>(&pass, columns, y, widen, read, write),
                     }
                 }

@@ -63,7 +63,7 @@ pub(crate) fn store<const N: usize>(sums: &[[f32; PANEL]; N], finish: Finish, y:
 /// enough sums to hide the latency of one, and enough loads in flight for
 /// weights that come from beyond the first caches.
 macro_rules! linear_kernels {
-    ($features:literal, $most:literal, $($fewer:literal)+) => {
+    ($features:literal, $most:literal, $($fewer:literal)*) => {
         fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
             #[target_feature(enable = $features)]
             fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
@@ -94,7 +94,7 @@ macro_rules! linear_kernels {
         ) {
             loop {
                 let pass = match panels.pass($most) {
-                    $($fewer => panel_sums::<_, $fewer>(&mut panels, x, finish, widen),)+
+                    $($fewer => panel_sums::<_, $fewer>(&mut panels, x, finish, widen),)*
                     _ => panel_sums::<_, $most>(&mut panels, x, finish, widen),
                 };
                 if pass.is_none() {
