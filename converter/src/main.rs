@@ -28,7 +28,7 @@ enum Command {
     Inspect(commands::inspect::Args),
     Verify(commands::verify::Args),
     Run(commands::run::Args),
-    Sample(commands::sample::Args),
+    Sample(Box<commands::sample::Args>),
     Bench(commands::bench::Args),
 }
 

@@ -178,3 +178,33 @@ fn what_cannot_be_done_is_named() {
     with(&model, &noisy, &["--invert"]);
     assert!(!folder.0.path().join("out.png").exists());
 }
+
+/// A class as a vector: the caller gives it, one for all samples or in turns.
+#[test]
+fn second_inputs_are_given_as_arrays() {
+    let folder = Folder::new();
+    let (model, out) = (folder.at("model.quell"), folder.at("out.npy"));
+    let checkpoint = models().join("../../tests/parity/unet2d/31");
+    let checkpoint = checkpoint.to_str().unwrap();
+    stdout(&["convert", checkpoint, "--weights", "f32", "-o", &model]);
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&["inspect", &model, "--json"])).unwrap();
+    let elements = json["context_elements"].as_u64().unwrap() as u32;
+    let vectors = |name: &str, elements: u32| {
+        let path = folder.at(name);
+        let vectors = [0.5, -0.5].map(|x| vec![x; elements as usize]);
+        quell_converter::output::npy(path.as_ref(), &vectors, [1, 1, elements]).unwrap();
+        path
+    };
+    let (good, bad) = (
+        vectors("good.npy", elements),
+        vectors("bad.npy", elements + 1),
+    );
+    let sample = ["sample", &model, "--count", "2", "--npy", &out];
+    stdout(&[&sample[..], &["--context", &good]].concat());
+    refused(&sample, &["model.quell", "--context"]);
+    refused(&[&sample[..], &["--context", &bad]].concat(), &["bad.npy"]);
+    let plain = self::model();
+    let plain = ["sample", &plain, "--npy", &out, "--context", &good];
+    refused(&plain, &["mlp-int8.quell", "--context"]);
+}

@@ -100,7 +100,10 @@ impl SchedulerConfig {
             beta_end: 0.02,
             beta_schedule: schedule,
             prediction_type: prediction,
-            clip_sample: true,
+            // Of v the clean picture follows without a division by a small signal, and DDIM
+            // drifts where the noise that it goes on with is not the clipped picture's: after
+            // many guided steps whole garments are lost.
+            clip_sample: prediction != Prediction::V,
             clip_sample_range: 1.0,
             variance_type: "fixed_small".to_owned(),
             timestep_spacing: Spacing::Trailing,

@@ -220,7 +220,7 @@ fn scheduler_config_has_diffusers_fields() {
         json,
         "{\"_class_name\":\"DDPMScheduler\",\"num_train_timesteps\":200,\"beta_start\":0.0001,\
          \"beta_end\":0.02,\"beta_schedule\":\"squaredcos_cap_v2\",\
-         \"prediction_type\":\"v_prediction\",\"clip_sample\":true,\"clip_sample_range\":1.0,\
+         \"prediction_type\":\"v_prediction\",\"clip_sample\":false,\"clip_sample_range\":1.0,\
          \"variance_type\":\"fixed_small\",\"timestep_spacing\":\"trailing\",\
          \"steps_offset\":0,\"trained_betas\":null}"
     );

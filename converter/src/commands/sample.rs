@@ -68,6 +68,10 @@ pub(crate) struct Args {
     /// Initial noise instead of the seed's: f32 [n, c, h, w]
     #[arg(long, value_name = "NPY")]
     noise: Option<PathBuf>,
+    /// What a model's second input sees, a class as a vector for example: array
+    /// [n, …], taken in turns
+    #[arg(long, value_name = "NPY")]
+    context: Option<PathBuf>,
     /// Pictures in a row of the grid
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     columns: Option<u32>,
@@ -93,15 +97,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.model.display(),
         purpose.name()
     );
-    ensure!(
-        model.header().context.is_none(),
-        "{}: its second input has no value here; quell run --context calls it once",
-        args.model.display()
-    );
     let noise = match &args.noise {
         Some(path) => Some(input::samples(path, model.header().shape)?),
         None => None,
     };
+    let context = context(args, &model)?;
     let edit = args.edit.read(&model)?;
     let count = count(args, noise.as_deref(), &edit)?;
     let request = request(args, &model)?;
@@ -111,6 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         model,
         request,
         noise,
+        context,
         edit,
         count,
     };
@@ -131,6 +132,7 @@ struct Run<'r> {
     model: Model<'r>,
     request: Request,
     noise: Option<Vec<Vec<f32>>>,
+    context: Vec<Vec<f32>>,
     edit: Edit,
     count: u32,
 }
@@ -153,6 +155,9 @@ impl Run<'_> {
         let mut second = classifier.map(|model| (model, HostArena::new(&model)));
         for i in 0..self.count {
             let mut session = self.model.session(arena.bytes_mut())?;
+            if let Some(context) = self.context.get(i as usize % self.context.len().max(1)) {
+                session.context_mut().copy_from_slice(context);
+            }
             let classifier = match &mut second {
                 Some((model, arena)) => Some(model.session(arena.bytes_mut())?),
                 None => None,
@@ -265,6 +270,28 @@ impl Run<'_> {
             output::npy(path, &drawn.samples, shape)?;
         }
         Ok(())
+    }
+}
+
+/// What a model with a second input is to see there: one for all samples, or one
+/// for each in turn.
+fn context(args: &Args, model: &Model<'_>) -> Result<Vec<Vec<f32>>> {
+    match (model.header().context, &args.context) {
+        (None, None) => Ok(Vec::new()),
+        (Some(context), Some(path)) => {
+            let contexts = input::vectors(path, context.elements as usize)?;
+            ensure!(!contexts.is_empty(), "{}: is empty", path.display());
+            Ok(contexts)
+        }
+        (Some(context), None) => bail!(
+            "{}: has a second input of {} elements: give --context",
+            args.model.display(),
+            context.elements
+        ),
+        (None, Some(_)) => bail!(
+            "{}: has no second input, so it takes no --context",
+            args.model.display()
+        ),
     }
 }
 
