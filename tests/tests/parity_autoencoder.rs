@@ -183,6 +183,24 @@ fn choices_are_needed_and_named() -> Result<()> {
     Ok(())
 }
 
+/// As part of a pipeline, whose other folders are not looked at.
+#[test]
+fn the_folder_of_a_pipeline_has_a_vae() -> Result<()> {
+    let pipeline = tempfile::tempdir()?;
+    let vae = copy_of("autoencoder/03")?;
+    std::fs::rename(vae.path(), pipeline.path().join("vae"))?;
+    for part in PARTS {
+        let network = open(pipeline.path(), Some(part), None)?.network;
+        assert_eq!(
+            network.architecture,
+            format!("AutoencoderKL {}", part.name())
+        );
+    }
+    let nothing = open(pipeline.path(), None, None);
+    assert_names(nothing, &["unet/config.json"]);
+    Ok(())
+}
+
 /// Both halves are looked at, whichever is wanted.
 #[test]
 fn tensors_of_the_other_half_are_checked() -> Result<()> {

@@ -117,6 +117,13 @@ fn unsupported_blocks_are_named() {
     assert_names(with_fields(&fields), &["num_train_timesteps"]);
 }
 
+/// What has no effect is no reason to refuse: there is nothing to shrink.
+#[test]
+fn one_level_has_any_padding() -> Result<()> {
+    let fields = json!({ "downsample_padding": 3 });
+    with_fields_in("unet2d/14", &fields).map(drop)
+}
+
 /// A row for "no class" is the last of the table, and no class that can be asked for.
 #[test]
 fn the_null_class_is_the_last_row() -> Result<()> {

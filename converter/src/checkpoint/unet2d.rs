@@ -269,9 +269,11 @@ impl Config {
         let layers = self.layers_per_block;
         ensure!((1..=64).contains(&layers), "`layers_per_block` is {layers}");
         let padding = self.downsample_padding;
+        // A single level has nothing to shrink.
         ensure!(
-            padding <= 1,
-            "`downsample_padding` is {padding}, expected 0 or 1"
+            padding <= 1 || levels == 1,
+            "`downsample_padding` is {padding}, expected 0 or 1: with more, images of the way down \
+             do not fit those of the way up, in diffusers either"
         );
         let epsilon = self.norm_eps;
         let positive = epsilon.is_finite() && epsilon > 0.0;
