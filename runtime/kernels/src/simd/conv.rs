@@ -213,34 +213,36 @@ impl<W, X> Pass<'_, W, X> {
         })
     }
 
-    /// What the windows of `tile` see, row by row of the image.
+    /// The rows of the image that the windows of `tile` see, counted from the
+    /// first one that its first windows would see without padding.
     #[inline]
-    pub(crate) fn strips<const S: usize>(&self, tile: Tile) -> impl Iterator<Item = Strip<S>> {
+    pub(crate) fn rows(&self, tile: Tile) -> Range<usize> {
         let shape = self.shape;
-        let inside = |first: usize, taps: usize, size: usize, pad: usize| {
-            let before = pad.saturating_sub(first).min(taps);
-            let end = size.saturating_add(pad).saturating_sub(first);
-            (before, end.min(taps))
-        };
+        let top = tile.row * shape.stride;
+        let taps = (tile.rows - 1) * shape.stride + shape.kernel;
+        inside(top, taps, shape.height, shape.pad_top)
+    }
+
+    /// What the windows of `tile` see of the row of the image at `tap`, which is
+    /// one of [`Pass::rows`].
+    #[inline]
+    pub(crate) fn strip<const S: usize>(&self, tile: Tile, tap: usize) -> Option<Strip<S>> {
+        let shape = self.shape;
         let top = tile.row * shape.stride;
         let left = tile.column * shape.stride;
         let right = (tile.column + tile.columns - 1) * shape.stride;
-        let taps = (tile.rows - 1) * shape.stride + shape.kernel;
-        let (first, last) = inside(top, taps, shape.height, shape.pad_top);
-        let (start, _) = inside(left, shape.kernel, shape.width, shape.pad_left);
-        let (_, end) = inside(right, shape.kernel, shape.width, shape.pad_left);
-        (first..last).filter_map(move |tap| {
-            let pixels = (top + tap - shape.pad_top) * shape.width;
-            let pixel = pixels.wrapping_add(left).wrapping_sub(shape.pad_left);
-            let (part, weights) = self.weights_at(tile, tap)?;
-            Some(Strip {
-                start: pixel.wrapping_mul(shape.channels),
-                step: shape.stride * shape.channels,
-                weights,
-                part,
-                whole: start * shape.channels..end.max(start) * shape.channels,
-                inputs: shape.kernel * shape.channels,
-            })
+        let start = inside(left, shape.kernel, shape.width, shape.pad_left).start;
+        let end = inside(right, shape.kernel, shape.width, shape.pad_left).end;
+        let pixels = (top + tap - shape.pad_top) * shape.width;
+        let pixel = pixels.wrapping_add(left).wrapping_sub(shape.pad_left);
+        let (part, weights) = self.weights_at(tile, tap)?;
+        Some(Strip {
+            start: pixel.wrapping_mul(shape.channels),
+            step: shape.stride * shape.channels,
+            weights,
+            part,
+            whole: start * shape.channels..end.max(start) * shape.channels,
+            inputs: shape.kernel * shape.channels,
         })
     }
 
@@ -289,6 +291,15 @@ impl<W, X> Pass<'_, W, X> {
         let at = pixel * self.outputs;
         y.get_mut(at + first..at + last).unwrap_or_default()
     }
+}
+
+/// Which of `taps` taps, the first one at `first`, lie inside of `size` rows or
+/// columns after `pad` of padding.
+#[inline]
+fn inside(first: usize, taps: usize, size: usize, pad: usize) -> Range<usize> {
+    let before = pad.saturating_sub(first).min(taps);
+    let end = size.saturating_add(pad).saturating_sub(first);
+    before..end.min(taps)
 }
 
 /// The outputs of a window, if the shape has windows.
@@ -451,7 +462,10 @@ macro_rules! conv2d_kernels {
                 *sum = load(bias);
             }
             let mut sums = [bias; P];
-            for strip in pass.strips(tile) {
+            for tap in pass.rows(tile) {
+                let Some(strip) = pass.strip(tile, tap) else {
+                    continue;
+                };
                 sums = match strip.part {
                     Part::All => add_strip::<_, _, P, 0, 0>(sums, pass, &strip, widen, read),
                     Part::First => add_strip::<_, _, P, 0, 1>(sums, pass, &strip, widen, read),
