@@ -3,17 +3,18 @@
 
 All get one thread on one core and batch 1, f32. Rounds are interleaved, so that a
 drift of the machine's speed hits all alike; printed are medians, multiply-accumulates
-per second, and their share of the core's measured FMA peak (`cargo bench -p
-quell-kernels --bench conv -- peak` measures it; give it with --peak).
+per second, and their share of the core's FMA peak, which the convolutions' bench
+measures on the same core.
 
     pip install diffusers numpy onnx onnxruntime onnxscript openvino torch
     cargo build --release -p quell-converter
-    python3 tests/peers/unet.py --peak 133
+    python3 tests/peers/unet.py
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import tempfile
@@ -109,11 +110,19 @@ def measure_quell(model):
     return json.loads(output)["ms_per_step"]["median"]
 
 
+def measure_peak():
+    """GMAC/s of independent fused multiply-adds in registers."""
+    command = ["cargo", "bench", "-q", "-p", "quell-kernels", "--bench", "conv", "--", "nothing"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return float(re.search(r"peak of the core: ([\d.]+) GMAC/s", output)[1])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peak", type=float, help="the core's FMA peak in GMAC/s")
+    parser.add_argument("--peak", type=float, help="the core's FMA peak in GMAC/s, if it is known")
     peak = parser.parse_args().peak
     core = pin()
+    peak = peak or measure_peak()
     from diffusers import DDPMScheduler
 
     with tempfile.TemporaryDirectory() as folder:
@@ -132,11 +141,12 @@ def main():
             for name, run in runs.items():
                 columns[name].append(run())
     print(f"one thread on core {core}, batch 1, {ROUNDS} interleaved rounds, {MACS / 1e6:.1f} M MACs")
+    print(f"FMA peak of the core: {peak:.1f} GMAC/s")
     for name, times in columns.items():
         median = statistics.median(times)
         rate = MACS / median / 1e6
-        share = f", {rate / peak:.0%} of the peak" if peak else ""
-        print(f"{name:20} {median:.3f} ms  ({min(times):.3f} to {max(times):.3f})  {rate:.1f} GMAC/s{share}")
+        share = f"{rate:.1f} GMAC/s, {rate / peak:.0%} of the peak"
+        print(f"{name:20} {median:.3f} ms  ({min(times):.3f} to {max(times):.3f})  {share}")
     best = min(statistics.median(times) for name, times in columns.items() if "quell" not in name)
     ours = statistics.median(columns["quell f32"])
     print(f"quell f32 is {best / ours:.2f} times as fast as the best of the others")
