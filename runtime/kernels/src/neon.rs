@@ -5,6 +5,7 @@
 
 use core::arch::aarch64::*;
 
+use crate::simd::attention::transpose;
 use crate::simd::int8::{Block, linear_i8_kernels};
 use crate::simd::prelude::*;
 

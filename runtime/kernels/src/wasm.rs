@@ -10,6 +10,7 @@
 
 use core::arch::wasm32::*;
 
+use crate::simd::attention::transpose;
 use crate::simd::int8::{Block, linear_i8_kernels};
 use crate::simd::prelude::*;
 

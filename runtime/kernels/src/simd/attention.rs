@@ -9,6 +9,7 @@
 //! on the stack, 64 bytes a token, for up to 1024 tokens. The reference serves
 //! more than those, compiled for the instruction set.
 
+use super::padded;
 use crate::layout::PANEL;
 
 /// Channels of a head, at most a row of them, in a tile of queries.
@@ -27,31 +28,55 @@ pub(crate) struct Tile {
 }
 
 impl Tile {
-    /// The tile's part of `tokens`, with queries in the lanes.
+    /// The tile's part of `tokens`: a row of channels per query, zeros beyond.
     #[inline]
-    pub(crate) fn columns(&self, tokens: &[f32]) -> [[f32; PANEL]; PANEL] {
-        let mut columns = [[0.0; PANEL]; PANEL];
-        for lane in 0..self.queries {
-            let at = (self.first + lane) * self.channels + self.channel;
-            let row = tokens.get(at..at + self.width).unwrap_or_default();
-            for (column, &x) in columns.iter_mut().zip(row) {
-                column[lane % PANEL] = x;
+    pub(crate) fn rows(&self, tokens: &[f32]) -> Square {
+        let mut rows = [[0.0; PANEL]; PANEL];
+        for (query, row) in rows.iter_mut().enumerate().take(self.queries) {
+            let at = (self.first + query) * self.channels + self.channel;
+            let from = tokens.get(at..at + self.width).unwrap_or_default();
+            match from.first_chunk() {
+                Some(from) => *row = *from,
+                None => *row = padded(from, 0, from.len()),
             }
         }
-        columns
+        rows
     }
 
-    /// Puts columns back to where [`Tile::columns`] has them from.
+    /// Puts rows back to where [`Tile::rows`] has them from.
     #[inline]
-    pub(crate) fn put(&self, columns: &[[f32; PANEL]; PANEL], tokens: &mut [f32]) {
-        for lane in 0..self.queries {
-            let at = (self.first + lane) * self.channels + self.channel;
-            let row = tokens.get_mut(at..at + self.width).unwrap_or_default();
-            for (y, column) in row.iter_mut().zip(columns) {
-                *y = column[lane % PANEL];
+    pub(crate) fn put(&self, rows: &Square, tokens: &mut [f32]) {
+        for (query, row) in rows.iter().enumerate().take(self.queries) {
+            let at = (self.first + query) * self.channels + self.channel;
+            let to = tokens.get_mut(at..at + self.width).unwrap_or_default();
+            match to.first_chunk_mut() {
+                Some(to) => *to = *row,
+                None => {
+                    for (to, x) in to.iter_mut().zip(row) {
+                        *to = *x;
+                    }
+                }
             }
         }
     }
+}
+
+/// Sixteen rows.
+pub(crate) type Square = [[f32; PANEL]; PANEL];
+
+/// Swaps rows and columns, four at a time.
+#[inline]
+pub(crate) fn transpose(rows: &Square) -> Square {
+    let mut columns = [[0.0; PANEL]; PANEL];
+    for (four, rows) in rows.as_chunks::<4>().0.iter().enumerate() {
+        let [a, b, c, d] = rows;
+        for (i, column) in columns.iter_mut().enumerate() {
+            if let Some(column) = column.as_chunks_mut().0.get_mut(four) {
+                *column = [a[i], b[i], c[i], d[i]];
+            }
+        }
+    }
+    columns
 }
 
 /// Attention in one instruction set, whose features are `$features`.
@@ -103,12 +128,12 @@ macro_rules! attention_kernel {
                         if channel == head {
                             rows.fill(zero());
                         }
-                        scores(tile, &tile.columns(op.query), op.key, rows);
+                        scores(tile, &transpose(&tile.rows(op.query)), op.key, rows);
                     }
                     let share = softmax(rows, width);
                     for channel in (head..head + width).step_by(PANEL) {
                         let tile = tile(channel);
-                        tile.put(&mix(tile, rows, op.value, share), op.query);
+                        tile.put(&transpose(&mix(tile, rows, op.value, share)), op.query);
                     }
                 }
             }
@@ -118,7 +143,7 @@ macro_rules! attention_kernel {
         #[target_feature(enable = $features)]
         fn scores(
             tile: attention::Tile,
-            queries: &[[f32; PANEL]; PANEL],
+            queries: &attention::Square,
             keys: &[f32],
             rows: &mut [Row],
         ) {
@@ -138,7 +163,7 @@ macro_rules! attention_kernel {
         #[target_feature(enable = $features)]
         fn add_products<const N: usize>(
             tile: attention::Tile,
-            queries: &[[f32; PANEL]; PANEL],
+            queries: &attention::Square,
             keys: &[f32],
             mut sums: [Row; N],
         ) -> [Row; N] {
@@ -192,7 +217,7 @@ macro_rules! attention_kernel {
             weights: &[Row],
             values: &[f32],
             share: Row,
-        ) -> [[f32; PANEL]; PANEL] {
+        ) -> attention::Square {
             let mut columns = [[0.0; PANEL]; PANEL];
             let (tiles, _) = columns.as_chunks_mut::<$channels>();
             for (t, columns) in tiles.iter_mut().enumerate() {

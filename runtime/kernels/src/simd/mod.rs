@@ -15,6 +15,7 @@
 //! | `max(a, b)`, `min(a, b)` | `a > b ? a : b`, `a < b ? a : b`: `b` where either is NaN |
 //! | `power(x)` | `2ⁿ` from the bits of `n + 1.5·2²³` |
 //! | `total` | the sum of all lanes, in any order |
+//! | `transpose` | sixteen rows in memory become columns; may be [`attention::transpose`] |
 //! | `prefetch` | a hint that a row of weights will be read soon |
 
 pub(crate) mod attention;

@@ -6,6 +6,7 @@ use core::arch::x86_64::*;
 use super::int8::{self, linear_i8_kernels};
 use super::prefetch;
 use crate::layout::ROWS;
+use crate::simd::attention::transpose;
 use crate::simd::prelude::*;
 
 /// Needs AVX2, FMA and F16C.

@@ -99,6 +99,49 @@ fn total(sum: Row) -> f32 {
     _mm512_reduce_add_ps(sum)
 }
 
+/// [`attention::transpose`] in registers: pairs, quads, then quarters of rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: &attention::Square) -> attention::Square {
+    let mut a = [zero(); PANEL];
+    for (a, row) in a.iter_mut().zip(rows) {
+        *a = load(row);
+    }
+    let mut b = a;
+    for i in (0..PANEL).step_by(2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for i in (0..PANEL).step_by(4) {
+        let (p, q) = (_mm512_castps_pd(b[i]), _mm512_castps_pd(b[i + 1]));
+        let (r, s) = (_mm512_castps_pd(b[i + 2]), _mm512_castps_pd(b[i + 3]));
+        a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(p, r));
+        a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p, r));
+        a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(q, s));
+        a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(q, s));
+    }
+    // Row 4g + c of `a` has column 4k + c of rows 4g to 4g + 3 in quarter k.
+    for c in 0..4 {
+        let even = [
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a[c], a[c + 4]),
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a[c + 8], a[c + 12]),
+        ];
+        let odd = [
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a[c], a[c + 4]),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a[c + 8], a[c + 12]),
+        ];
+        b[c] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even[0], even[1]);
+        b[c + 4] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd[0], odd[1]);
+        b[c + 8] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even[0], even[1]);
+        b[c + 12] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd[0], odd[1]);
+    }
+    let mut columns = [[0.0; PANEL]; PANEL];
+    for (column, b) in columns.iter_mut().zip(b) {
+        save(column, b);
+    }
+    columns
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn save(row: &mut [f32; PANEL], sum: Row) {
