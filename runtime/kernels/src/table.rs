@@ -282,7 +282,7 @@ impl Kernels {
     ///
     /// `parts` are `[pixels, channels of the part]`, side by side in `y`; the
     /// second one may be empty. `table` is `[2, channels]`, contents unspecified
-    /// before and after.
+    /// before; after, what every channel was multiplied by, and what was added.
     pub fn group_norm(
         &self,
         op: GroupNorm<'_>,

@@ -5,8 +5,8 @@
 
 use burn::nn::GroupNorm;
 use burn::tensor::Tensor;
-use quell_kernels::norm::{Condition, GroupNorm as Kernel, apply};
-use quell_kernels::{image, math};
+use quell_kernels::norm::{Condition, GroupNorm as Kernel};
+use quell_kernels::{Kernels, elementwise, image, math};
 use rayon::prelude::*;
 
 use crate::operation::{Given, Operation, run};
@@ -59,9 +59,9 @@ impl Norm {
         x.len() / (addend.len() / self.channels)
     }
 
-    /// What every channel of a picture is multiplied by, and what is then added, to have mean 0
-    /// and deviation 1 in every group, `[2, c]`.
-    fn table(&self, x: &[f32], addend: &[f32], table: &mut [f32]) {
+    /// A picture with mean 0 and deviation 1 in every group, into `y`, and what every channel is
+    /// multiplied by and what is then added for that, into `table`, `[2, c]`.
+    fn normed(&self, x: &[f32], addend: &[f32], table: &mut [f32], y: &mut [f32]) {
         let norm = Kernel {
             groups: self.groups,
             epsilon: self.epsilon,
@@ -69,15 +69,19 @@ impl Norm {
             bias: &vec![0.0; self.channels],
             condition: Condition::Add(addend),
         };
-        norm.prepare([x, &[]], x.len() / self.channels, table);
+        Kernels::detect().group_norm(norm, [x, &[]], false, table, y);
     }
 
-    /// The same with the norm's weight and bias.
-    fn with_affine(&self, table: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-        let (scale, shift) = table.split_at(self.channels);
-        let scale = scale.iter().zip(weight).map(|(s, w)| s * w);
-        let shift = shift.iter().zip(weight).zip(bias);
-        scale.chain(shift.map(|((s, w), b)| s * w + b)).collect()
+    /// Weight, bias and activation of a normed picture, in place.
+    fn affine(&self, y: &mut [f32], weight: &[f32], bias: &[f32]) {
+        for pixel in y.chunks_exact_mut(self.channels) {
+            for ((y, w), b) in pixel.iter_mut().zip(weight).zip(bias) {
+                *y = *y * w + b;
+            }
+        }
+        if self.silu {
+            elementwise::silu(y);
+        }
     }
 
     /// The gradients of one picture: of its pixels into `dx`, of weights and biases, and of its
@@ -193,9 +197,8 @@ impl Operation<4> for Norm {
         rows.zip(tables.par_chunks_exact_mut(2 * self.channels))
             .zip(addend.par_chunks_exact(self.channels))
             .for_each(|(((y, x), table), addend)| {
-                self.table(x, addend, table);
-                let table = self.with_affine(table, weight, bias);
-                apply(&table, self.silu, [x, &[]], picture / self.channels, y);
+                self.normed(x, addend, table, y);
+                self.affine(y, weight, bias);
             });
         (y, tables)
     }
