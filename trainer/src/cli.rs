@@ -147,7 +147,7 @@ struct TrainArgs {
     /// Stop after this epoch; --resume goes on later
     #[arg(long, value_name = "EPOCH")]
     stop_after: Option<usize>,
-    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 10]
+    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 8]
     #[arg(long)]
     epochs: Option<usize>,
     /// Parts of an epoch: the state is saved, and the loss measured, after each

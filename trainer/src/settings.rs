@@ -25,7 +25,7 @@ pub enum ModelKind {
     MlpClassic,
     /// Residual blocks with timestep and class embedding: draws clean garments of a chosen class.
     Mlp,
-    /// diffusers' `UNet2DModel`: the sharpest pictures, for the longest training, about an hour on
+    /// diffusers' `UNet2DModel`: the sharpest pictures, for the longest training, 45 minutes on
     /// two cores.
     Unet,
 }
@@ -124,7 +124,7 @@ impl Settings {
             },
             ModelKind::Unet => Self {
                 model,
-                epochs: 10,
+                epochs: 8,
                 parts: 12,
                 valid_limit: 1000,
                 batch_size: 64,
