@@ -75,6 +75,7 @@ def case(name, sizes):
     with torch.no_grad():
         model.output.weight *= 8
     folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     scheduler = dict(_class_name="DDPMScheduler", prediction_type="epsilon", **SCHEDULE)
@@ -116,7 +117,6 @@ def guided(model, classifier, rng, scale, steps, class_, target):
 
 
 def main():
-    shutil.rmtree(HERE, ignore_errors=True)
     classifiers = {name: case(name, sizes) for name, sizes in CASES.items()}
     run = guided(network(), classifiers["silu"], Stream(10), 2.0, 10, 1, 3)
     save_file(dict(guided=run.float().contiguous()), HERE / "runs.safetensors")

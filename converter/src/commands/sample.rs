@@ -26,7 +26,7 @@ Examples:
   quell sample model.quell --sampler dpmsolver++ --steps 8 --output grid.png
   quell sample model.quell --noise z.npy --steps 8 --output grid.png
   quell sample model.quell --class 7 --guidance 3 --steps 8 --output grid.png
-  quell sample model.quell --no-class --classifier guide.quell --classifier-scale 4 -o grid.png
+  quell sample model.quell --no-class --classifier guide.quell --classifier-scale 8 -o grid.png
   quell sample model.quell --image shoe.png --strength 0.6 --steps 20 --output grid.png
   quell sample model.quell --image shoe.png --mask half.png --steps 20 --output grid.png
   quell sample model.quell --seed 1 --interpolate 2 --class 3 --count 8 --output grid.png
