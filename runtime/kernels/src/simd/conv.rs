@@ -162,7 +162,7 @@ impl<'a, W, X> Windows<'a, W, X> {
         let first = self.range.start;
         self.range.start += panels * PANEL;
         Some(Pass {
-            shape: self.shape,
+            shape: self.shape.for_panels(panels, most),
             x: self.x,
             weights: self.weights.split_off(..panels * inputs)?,
             bias: self.bias.split_off(..panels)?,
@@ -170,6 +170,25 @@ impl<'a, W, X> Windows<'a, W, X> {
             outputs: self.outputs,
             range: first..self.range.end.min(self.range.start),
         })
+    }
+}
+
+impl ConvShape {
+    /// As two rows of half the width, where it is one row of single pixels and
+    /// there are registers for two rows, as there are too few panels for them.
+    fn for_panels(self, panels: usize, most: usize) -> Self {
+        let one_row = self.kernel == 1 && self.stride == 1 && self.out_height == 1;
+        if panels < most && one_row && self.out_width.is_multiple_of(2) {
+            let half = self.out_width / 2;
+            return Self {
+                height: 2,
+                width: half,
+                out_height: 2,
+                out_width: half,
+                ..self
+            };
+        }
+        self
     }
 }
 
