@@ -25,7 +25,7 @@ pub enum ModelKind {
     MlpClassic,
     /// Residual blocks with timestep and class embedding: draws clean garments of a chosen class.
     Mlp,
-    /// diffusers' `UNet2DModel`: the sharpest pictures, for the longest training, 45 minutes on
+    /// diffusers' `UNet2DModel`: the sharpest pictures, for the longest training, about an hour on
     /// two cores.
     Unet,
 }

@@ -53,7 +53,7 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// For the schedule of the U-Net: about four minutes on two cores.
+    /// For the schedule of the U-Net: about seven minutes on two cores, longer on busy ones.
     fn default() -> Self {
         Self {
             data: PathBuf::from(crate::dataset::DEFAULT_DIR),
