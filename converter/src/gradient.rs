@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Every operation that has a way back, twice where it has two.
+    /// Every operation that has a way back, but pooling, twice where it has two.
     fn classifier() -> Graph {
         let mut g = Graph::default();
         let sample = g.push("sample", Op::Sample, &[], 2 * 7 * 6);
@@ -283,15 +283,36 @@ mod tests {
         g
     }
 
-    /// Against difference quotients of the forward pass in f64.
+    /// Of an even number of rows and columns, as pooling needs.
+    fn pooling() -> Graph {
+        let mut g = Graph::default();
+        let x = g.push("sample", Op::Sample, &[], 6 * 4 * 2);
+        let x = g.push("pool", Op::AveragePool(image(6, 4, 2)), &[x], 3 * 2 * 2);
+        let x = g.push("act", Op::Function(Function::Silu), &[x], 12);
+        let weight = Matrix {
+            rows: 3,
+            columns: 12,
+            data: numbers(36, 3),
+        };
+        g.linear("logits", weight, numbers(3, 5), x);
+        g
+    }
+
     #[test]
     fn gradients_are_slopes() {
-        let forward = classifier();
+        for graph in [classifier(), pooling()] {
+            check(&graph);
+        }
+    }
+
+    /// Against difference quotients of the forward pass in f64.
+    fn check(forward: &Graph) {
         let both = of_class(forward.clone()).unwrap();
-        let sample: Vec<f64> = numbers(84, 7).iter().map(|&x| f64::from(x)).collect();
+        let elements = forward.nodes[0].len;
+        let sample: Vec<f64> = numbers(elements, 7).iter().map(|&x| f64::from(x)).collect();
         let class = 1;
         let log_probability = |sample: &[f64]| {
-            let values = reference::evaluate(&forward, sample, 0, None).unwrap();
+            let values = reference::evaluate(forward, sample, 0, None).unwrap();
             let logits = values.last().unwrap();
             let sum: f64 = logits.iter().map(|x| x.exp()).sum();
             logits[class] - sum.ln()

@@ -101,6 +101,11 @@ fn committed_files_are_reproducible() -> Result<()> {
         let committed = std::fs::read(models().join(format!("{name}-f16.quell")))?;
         let same = compiled.bytes == committed;
         assert!(same, "{name}-f16.quell differs: convert it again");
+        let (bytes, bound) = (compiled.plan.arena_bytes, compiled.plan.arena_bound);
+        assert!(
+            bytes * 100 <= bound * 105,
+            "{name}: {bytes} bytes, bound {bound}"
+        );
     }
     Ok(())
 }
