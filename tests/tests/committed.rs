@@ -42,14 +42,18 @@ fn calls(name: &str, output: &str) -> Result<Vec<Call>> {
     let timesteps: Vec<u32> = numbers("timestep")?.collect();
     let elements = inputs.len() / timesteps.len();
     let pictures = inputs.chunks(elements).zip(outputs.chunks(elements));
-    let calls = pictures.zip(timesteps.into_iter().zip(numbers("class")?));
-    let call = |((input, output), (timestep, class)): ((&[f32], &[f32]), (u32, u32))| Call {
-        input: input.to_vec(),
-        timestep,
-        class,
-        output: output.to_vec(),
-    };
-    Ok(calls.map(call).collect())
+    let mut calls = Vec::new();
+    for ((input, output), (timestep, class)) in
+        pictures.zip(timesteps.into_iter().zip(numbers("class")?))
+    {
+        calls.push(Call {
+            input: input.to_vec(),
+            timestep,
+            class,
+            output: output.to_vec(),
+        });
+    }
+    Ok(calls)
 }
 
 /// Largest difference as a share of the largest value.
