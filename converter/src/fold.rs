@@ -3,6 +3,8 @@
 //! All are computed in f64 and rounded once, so a folded graph is, if anything,
 //! closer to the checkpoint's exact result than the unfolded one in f32.
 
+mod enlarged;
+
 use crate::graph::{Affine, Graph, Matrix, Op, ValueId};
 use crate::reference;
 
@@ -12,7 +14,7 @@ pub fn fold(mut graph: Graph) -> Graph {
         fold_table(&mut graph, kind);
     }
     fold_affine(&mut graph);
-    graph
+    enlarged::fold(graph)
 }
 
 /// Reads the table of a node of one kind, and says how to make such a node.

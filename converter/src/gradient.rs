@@ -199,7 +199,7 @@ fn backwards(conv: &Conv2d, from: Image) -> Conv2d {
         output: conv.input,
         kernel: conv.kernel,
         stride: 1,
-        padding: conv.kernel - 1 - conv.padding,
+        padding: conv.padding.map(|padding| conv.kernel - 1 - padding),
         weight,
         bias: vec![0.0; inputs],
     }
@@ -230,7 +230,7 @@ mod tests {
             output,
             kernel,
             stride,
-            padding: kernel / 2,
+            padding: [kernel / 2; 2],
             weight: numbers(outputs * input.channels * kernel * kernel, seed),
             bias: numbers(outputs, seed + 1),
         })

@@ -83,6 +83,9 @@ pub enum Op {
     },
     /// A channels-last image, every pixel made four.
     Upsample(Image),
+    /// Four channels-last images, one behind the other, pixel by pixel in one of
+    /// twice the rows and columns.
+    Interleave(Image),
     /// A channels-last image, the mean of every four pixels.
     AveragePool(Image),
     /// A matrix transposed.
@@ -158,13 +161,13 @@ pub struct Conv2d {
     pub input: Image,
     /// Size of its output.
     pub output: Image,
-    /// Rows and columns of a window: 1 or 3.
+    /// Rows and columns of a window: 1 to 3.
     pub kernel: usize,
     /// Rows and columns from one window to the next.
     pub stride: usize,
-    /// Rows and columns of zeros above and left of the input; those below and
+    /// Rows of zeros above the input, columns of them left of it; those below and
     /// to the right follow from the sizes.
-    pub padding: usize,
+    pub padding: [usize; 2],
     /// `[outputs, channels, kernel, kernel]`.
     pub weight: Vec<f32>,
     /// `[outputs]`.

@@ -203,6 +203,7 @@ impl Lowering<'_> {
                 heads,
             } => self.attention(i, [*tokens, *key_tokens], *heads),
             Op::Upsample(size) => self.resize(i, *size, PlanOp::Upsample),
+            Op::Interleave(size) => self.resize(i, *size, PlanOp::Interleave),
             Op::AveragePool(size) => self.resize(i, *size, PlanOp::AveragePool),
             Op::Transpose { rows, columns } => self.transpose(i, *rows, *columns),
             Op::Scale { factor, offset } => self.scale(i, *factor, *offset),

@@ -100,6 +100,7 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
             image::attention([*tokens, *key_tokens], *heads, inputs)
         }
         Op::Upsample(size) => image::upsample(*size, input(0)),
+        Op::Interleave(size) => image::interleave(*size, input(0)),
         Op::AveragePool(size) => image::average_pool(*size, input(0)),
         Op::Transpose { rows, columns } => {
             let column = |j: usize| (0..*rows).map(move |i| i * columns + j);

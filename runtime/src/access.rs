@@ -180,6 +180,14 @@ impl Access {
                     false,
                 )
             }
+            Op::Interleave(op) => {
+                let count = product([op.height, op.width, op.channels, 4])?;
+                simple(
+                    Some(Region::new(op.input, count, F32)),
+                    Region::new(op.output, count, F32),
+                    false,
+                )
+            }
             Op::AveragePool(op) => {
                 let input = product([op.height, op.width, op.channels])?;
                 let output = product([op.height / 2, op.width / 2, op.channels])?;

@@ -46,6 +46,7 @@ impl Context<'_> {
             Op::Attention(Attention { heads, .. })
             | Op::CrossAttention(CrossAttention { heads, .. }) => self.attention(op, *heads, arena),
             Op::Upsample(op) => image::upsample(op, arena),
+            Op::Interleave(op) => image::interleave(op, arena),
             Op::AveragePool(op) => image::average_pool(op, arena),
             Op::Transpose(op) => image::transpose(op, arena),
             Op::Scale(op) => image::scale(op, arena),

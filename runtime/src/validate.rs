@@ -157,6 +157,7 @@ fn check_op(file: &File<'_>, index: u32, op: &Op) -> Result<(), PlanError> {
         | Op::Attention(_)
         | Op::CrossAttention(_)
         | Op::Upsample(_)
+        | Op::Interleave(_)
         | Op::Dilate(_)
         | Op::Mean(_)
         | Op::Broadcast(_)

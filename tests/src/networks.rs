@@ -183,7 +183,7 @@ impl Builder {
                 output: to,
                 kernel: 1,
                 stride: 1,
-                padding: 0,
+                padding: [0; 2],
                 weight: self.numbers(4 * from.channels),
                 bias: self.numbers(4),
             };
@@ -213,7 +213,7 @@ impl Builder {
             output,
             kernel: 3,
             stride,
-            padding: 1,
+            padding: [1; 2],
             weight: self.numbers(9 * input.channels * output.channels),
             bias: self.numbers(output.channels),
         };

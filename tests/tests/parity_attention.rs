@@ -31,7 +31,7 @@ impl Layer<'_> {
             output,
             kernel: 1,
             stride: 1,
-            padding: 0,
+            padding: [0; 2],
             weight: weight.concat(),
             bias: bias.map_or(vec![0.0; outputs], |bias| bias.concat()),
         };

@@ -125,7 +125,7 @@ impl Images<'_> {
             output: size,
             kernel: 3,
             stride: 2,
-            padding,
+            padding: [padding; 2],
             weight,
             bias,
         };
@@ -162,7 +162,7 @@ impl Images<'_> {
             output: size,
             kernel,
             stride: 1,
-            padding: kernel / 2,
+            padding: [kernel / 2; 2],
             weight,
             bias,
         };

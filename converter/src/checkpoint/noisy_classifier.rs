@@ -154,7 +154,7 @@ impl Block {
             output,
             kernel: 3,
             stride: self.stride,
-            padding: 1,
+            padding: [1; 2],
             weight: tensors.take(&name("conv.weight"), &[outputs, channels, 3, 3])?,
             bias: tensors.take(&name("conv.bias"), &[outputs])?,
         };

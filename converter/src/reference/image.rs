@@ -11,8 +11,8 @@ pub(super) fn conv2d(op: &Conv2d, x: &[f64]) -> Vec<f64> {
         let (row, column) = (pixel / op.output.width, pixel % op.output.width);
         // What each tap sees; None outside of the image.
         let seen = |tap: usize| {
-            let row = (row * op.stride + tap / op.kernel).checked_sub(op.padding)?;
-            let column = (column * op.stride + tap % op.kernel).checked_sub(op.padding)?;
+            let row = (row * op.stride + tap / op.kernel).checked_sub(op.padding[0])?;
+            let column = (column * op.stride + tap % op.kernel).checked_sub(op.padding[1])?;
             let inside = row < op.input.height && column < op.input.width;
             inside.then(|| (row * op.input.width + column) * op.input.channels)
         };
@@ -133,6 +133,17 @@ pub(super) fn upsample(size: Image, x: &[f64]) -> Vec<f64> {
     let pixel = |i: usize| {
         let (row, column) = (i / (2 * width) / 2, i % (2 * width) / 2);
         &x[(row * width + column) * channels..][..channels]
+    };
+    (0..4 * size.pixels()).flat_map(pixel).copied().collect()
+}
+
+pub(super) fn interleave(size: Image, x: &[f64]) -> Vec<f64> {
+    let (width, channels) = (size.width, size.channels);
+    let pixel = |i: usize| {
+        let (row, column) = (i / (2 * width), i % (2 * width));
+        let image = row % 2 * 2 + column % 2;
+        let at = image * size.len() + (row / 2 * width + column / 2) * channels;
+        &x[at..][..channels]
     };
     (0..4 * size.pixels()).flat_map(pixel).copied().collect()
 }

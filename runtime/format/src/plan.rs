@@ -115,6 +115,8 @@ pub enum Op {
     ClassScore(ClassScore),
     /// 19: multi-head attention to another sequence, in place of its queries.
     CrossAttention(CrossAttention),
+    /// 20: four images, one behind the other, pixel by pixel in one.
+    Interleave(Resize),
 }
 
 impl Op {
@@ -141,11 +143,12 @@ impl Op {
             Op::FunctionGradient(_) => 17,
             Op::ClassScore(_) => 18,
             Op::CrossAttention(_) => 19,
+            Op::Interleave(_) => 20,
         }
     }
 
     /// Bits of all operations that this version knows.
-    pub const KNOWN: u64 = (1 << 20) - 1;
+    pub const KNOWN: u64 = (1 << 21) - 1;
 
     /// The operation's name, for people.
     pub const fn name(&self) -> &'static str {
@@ -170,6 +173,7 @@ impl Op {
             Op::FunctionGradient(_) => "function_gradient",
             Op::ClassScore(_) => "class_score",
             Op::CrossAttention(_) => "cross_attention",
+            Op::Interleave(_) => "interleave",
         }
     }
 }

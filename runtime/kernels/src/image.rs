@@ -39,6 +39,28 @@ pub fn average_pool(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
     }
 }
 
+/// Four images `[height, width, channels]`, one behind the other, become one of
+/// twice the rows and columns: pixel `(2r + a, 2c + b)` is pixel `(r, c)` of image
+/// `2a + b`.
+pub fn interleave(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+    let (row, channels) = ((width * channels).max(1), channels.max(1));
+    let mut images = x.chunks_exact((x.len() / 4).max(1));
+    for a in 0..2 {
+        for b in 0..2 {
+            let rows = images.next().unwrap_or_default().chunks_exact(row);
+            for (x, y) in rows.zip(y.chunks_exact_mut(4 * row)) {
+                let y = y.chunks_exact_mut(2 * row).nth(a).unwrap_or_default();
+                let pixels = y.chunks_exact_mut(channels).skip(b).step_by(2);
+                for (x, y) in x.chunks_exact(channels).zip(pixels) {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Transposes `[rows, columns]` to `[columns, rows]`.
 pub fn transpose(x: &[f32], rows: usize, columns: usize, y: &mut [f32]) {
     for (i, x) in x.chunks_exact(columns.max(1)).enumerate() {
@@ -69,6 +91,11 @@ mod tests {
         let x = [1.0, 2.0, 9.0, 3.0, 6.0, 9.0, 9.0, 9.0, 9.0];
         average_pool(&x, 3, 1, &mut back[..1]);
         assert_eq!(back[0], 3.0);
+        // Of one row of two pixels each.
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        let mut y = [0.0; 8];
+        interleave(&x, 2, 1, &mut y);
+        assert_eq!(y, [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
         let mut y = [0.0; 6];
         transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3, &mut y);
         assert_eq!(y, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);

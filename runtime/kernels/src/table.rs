@@ -48,7 +48,7 @@ pub struct ConvShape {
     pub out_height: usize,
     /// Columns of the output.
     pub out_width: usize,
-    /// Rows and columns of a window: 1 or 3.
+    /// Rows and columns of a window: 1 to 3.
     pub kernel: usize,
     /// Rows and columns from one window to the next: 1 or 2.
     pub stride: usize,
@@ -132,7 +132,7 @@ impl ConvShape {
                 && pad < self.kernel
                 && (outputs - 1).saturating_mul(self.stride) < size.saturating_add(pad)
         };
-        matches!(self.kernel, 1 | 3)
+        matches!(self.kernel, 1..=3)
             && matches!(self.stride, 1 | 2)
             && begins_inside(self.out_height, self.height, self.pad_top)
             && begins_inside(self.out_width, self.width, self.pad_left)

@@ -126,6 +126,12 @@ pub(crate) fn conv_shape(op: &Conv2d) -> ConvShape {
     }
 }
 
+pub(super) fn interleave(op: &Resize, arena: &mut [u8]) -> Option<()> {
+    let (x, y) = input_output(&Op::Interleave(*op), arena)?;
+    image::interleave(x, op.width as usize, op.channels as usize, y);
+    Some(())
+}
+
 pub(super) fn upsample(op: &Resize, arena: &mut [u8]) -> Option<()> {
     let (x, y) = input_output(&Op::Upsample(*op), arena)?;
     image::upsample(x, op.width as usize, op.channels as usize, y);

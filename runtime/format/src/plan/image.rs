@@ -26,7 +26,7 @@ pub struct Conv2d {
     pub out_width: u32,
     /// Channels of y.
     pub outputs: u32,
-    /// Rows and columns of a window: 1 or 3.
+    /// Rows and columns of a window: 1 to 3.
     pub kernel: u8,
     /// Rows and columns from one window to the next: 1 or 2.
     pub stride: u8,
@@ -185,7 +185,8 @@ pub struct CrossAttention {
 
 /// Twofold enlargement (every pixel becomes four, or one and three zeros) or
 /// shrinking (the mean of four; an odd last row or column is left out); x is f32
-/// `[height, width, channels]`.
+/// `[height, width, channels]`. Of an interleaving x is four such images, and pixel
+/// `(2r + a, 2c + b)` of y is pixel `(r, c)` of image `2a + b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resize {
     /// Rows of x.

@@ -24,13 +24,16 @@ const CHANNELS: [u8; 8] = [0, 1, 3, 4, 8, 16, 17, 40];
 /// Around panels, and passes of several.
 const OUTPUTS: [usize; 9] = [1, 3, 15, 16, 17, 32, 33, 48, 65];
 /// Window, stride, padding: left and bottom, top and right.
-const GEOMETRIES: [(u8, u8, u8, u8); 6] = [
+const GEOMETRIES: [(u8, u8, u8, u8); 9] = [
     (1, 1, 0, 0),
     (1, 2, 0, 0),
     (3, 1, 1, 1),
     (3, 2, 1, 1),
     (3, 2, 0, 1),
     (3, 1, 2, 2),
+    (2, 1, 1, 0),
+    (2, 1, 0, 1),
+    (2, 1, 0, 0),
 ];
 
 /// Table, operands, finish, outputs.
