@@ -2,13 +2,17 @@
 //! the one that refuses it. Without these, a rule could be lost and only a
 //! hostile file would notice.
 
+use std::path::Path;
+
 use anyhow::Result;
 use quell::format::{
-    Condition, Context, Conv1d, CrossAttention, FormatError, Head, HeaderError, I8Output, Index,
-    Layer, Limit, Op, Purpose, SelfTest, Slab, Tier, Trajectory,
+    Condition, Context, Conv1d, CrossAttention, FormatError, Function, Head, HeaderError, I8Output,
+    Index, Layer, Limit, Op, Purpose, SelfTest, Slab, Tier, Trajectory, Variance,
 };
 use quell::{Model, OpenError, PlanError};
-use quell_converter::compile::Compiled;
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::compile::{Compiled, compile};
 use quell_converter::model_file::ModelFile;
 use quell_converter::write::{self, Slabs, Summary};
 use quell_tests::{RandomCheckpoint, networks};
@@ -478,6 +482,81 @@ fn header_fields_are_in_range() -> Result<()> {
         let file = ModelFile::from_bytes(&bytes);
         let error = OpenError::Format(FormatError::Header(HeaderError::Field(field)));
         assert_eq!(Model::open(file.bytes()).err(), Some(error), "{field}");
+    }
+    Ok(())
+}
+
+/// A golden checkpoint, compiled.
+fn golden(name: &str) -> Result<Compiled> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("parity")
+        .join(name);
+    let checkpoint = Checkpoint::open(&folder)?;
+    compile(&checkpoint, Tier::F32, &Settings::default(), &|_, _| {})
+}
+
+#[test]
+fn gradients_must_fit_what_they_are_of() -> Result<()> {
+    let compiled = golden("classifier/silu")?;
+    let refused = |error, edit: fn(&mut Op) -> bool| {
+        let mut at = None;
+        let refusal = refusal(&compiled, |p| {
+            at = p.layers.iter_mut().position(|layer| edit(&mut layer.op));
+        });
+        let layer = at.expect("the classifier has such an operation") as u32;
+        assert_eq!(refusal.unwrap(), Some(OpenError::Plan { layer, error }));
+    };
+    macro_rules! of {
+        ($kind:ident, |$op:ident| $edit:expr) => {
+            |op| match op {
+                Op::$kind($op) => {
+                    $edit;
+                    true
+                }
+                _ => false,
+            }
+        };
+    }
+    // There is no derivative of others.
+    refused(
+        PlanError::Range,
+        of!(FunctionGradient, |op| op.function = Function::Gelu),
+    );
+    refused(
+        PlanError::Overlap,
+        of!(FunctionGradient, |op| op.data = op.input),
+    );
+    refused(PlanError::Shape, of!(FunctionGradient, |op| op.len = 0));
+    // Of as many classes as can be asked for.
+    refused(PlanError::Rows, of!(ClassScore, |op| op.classes -= 1));
+    refused(PlanError::Shape, of!(Mean, |op| op.pixels = 0));
+    refused(
+        PlanError::Shape,
+        of!(Broadcast, |op| op.channels = u32::MAX),
+    );
+    refused(
+        PlanError::Overlap,
+        of!(Interleave, |op| op.output = op.input),
+    );
+    refused(PlanError::Shape, of!(Interleave, |op| op.width = u32::MAX));
+    refused(PlanError::Shape, of!(Conv2d, |op| op.kernel = 4));
+    Ok(())
+}
+
+/// A prediction and its variance, or the one alone: as the schedule says.
+#[test]
+fn outputs_go_with_the_variance() -> Result<()> {
+    for (name, variance) in [
+        ("editing", Variance::LearnedRange),
+        ("editing/learned", Variance::FixedSmall),
+    ] {
+        let mut layer = 0;
+        let refusal = refusal(&golden(name)?, |p| {
+            p.head.schedule.variance = variance;
+            layer = p.layers.len() as u32;
+        })?;
+        let error = PlanError::Purpose;
+        assert_eq!(refusal, Some(OpenError::Plan { layer, error }), "{name}");
     }
     Ok(())
 }
