@@ -6,7 +6,7 @@ pub mod parity;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use quell::format::Tier;
 use quell::{Model, Request, Rng};
 use quell_converter::calibrate::Settings;
@@ -34,6 +34,18 @@ pub fn copy_of(golden: &str) -> Result<TempDir> {
             std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
         }
     }
+    Ok(folder)
+}
+
+/// [`copy_of`] with some fields of its configuration replaced.
+pub fn copy_with(golden: &str, fields: &Value) -> Result<TempDir> {
+    let folder = copy_of(golden)?;
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    for (key, value) in fields.as_object().context("an object")? {
+        config[key] = value.clone();
+    }
+    std::fs::write(&path, config.to_string())?;
     Ok(folder)
 }
 

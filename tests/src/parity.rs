@@ -17,13 +17,20 @@ pub fn folders(name: &str) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// `calls.safetensors`: what PyTorch was called with, and what it gave.
+/// `calls.safetensors`, or another such file: what PyTorch was called with, and what
+/// it gave.
 pub struct Calls(Vec<u8>);
 
 impl Calls {
     /// Reads the file in a checkpoint's folder.
     pub fn read(folder: &Path) -> Result<Self> {
-        Ok(Self(std::fs::read(folder.join("calls.safetensors"))?))
+        Self::open(&folder.join("calls.safetensors"))
+    }
+
+    /// Reads a file of any name.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        Ok(Self(bytes))
     }
 
     /// The 32-bit words of an array, and its shape.
@@ -41,10 +48,16 @@ impl Calls {
         Ok(words.into_iter().map(u32::from_le_bytes).collect())
     }
 
+    /// All numbers of an f32 array.
+    pub fn numbers(&self, name: &str) -> Result<Vec<f32>> {
+        let (_, words) = self.words(name)?;
+        Ok(words.into_iter().map(f32::from_le_bytes).collect())
+    }
+
     /// The rows of an f32 array `[n, …]`.
     pub fn rows(&self, name: &str) -> Result<Vec<Vec<f32>>> {
-        let (shape, words) = self.words(name)?;
-        let numbers: Vec<f32> = words.into_iter().map(f32::from_le_bytes).collect();
+        let (shape, _) = self.words(name)?;
+        let numbers = self.numbers(name)?;
         let elements = numbers.len() / shape.first().copied().unwrap_or(1);
         Ok(numbers.chunks(elements).map(<[f32]>::to_vec).collect())
     }

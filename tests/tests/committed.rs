@@ -10,80 +10,40 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
+use quell_tests::parity::{Calls, exact, relative, worse};
 use quell_tests::{generate, models};
-use safetensors::SafeTensors;
 
 /// A model's name, and the tensor that it should give.
 const MODELS: [(&str, &str); 2] = [("unet", "output"), ("classifier", "gradient")];
 
-struct Call {
-    input: Vec<f32>,
-    timestep: u32,
-    class: u32,
-    output: Vec<f32>,
-}
-
-fn calls(name: &str, output: &str) -> Result<Vec<Call>> {
-    let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity");
-    let bytes = std::fs::read(parity.join(name).join("calls.safetensors"))?;
-    let file = SafeTensors::deserialize(&bytes)?;
-    let words = |name: &str| -> Result<Vec<[u8; 4]>> {
-        let data = file.tensor(name)?.data();
-        Ok(data.as_chunks().0.to_vec())
-    };
-    let floats =
-        |name: &str| Ok::<_, anyhow::Error>(words(name)?.into_iter().map(f32::from_le_bytes));
-    let numbers =
-        |name: &str| Ok::<_, anyhow::Error>(words(name)?.into_iter().map(u32::from_le_bytes));
-    let (inputs, outputs) = (
-        floats("input")?.collect::<Vec<_>>(),
-        floats(output)?.collect::<Vec<_>>(),
-    );
-    let timesteps: Vec<u32> = numbers("timestep")?.collect();
-    let elements = inputs.len() / timesteps.len();
-    let pictures = inputs.chunks(elements).zip(outputs.chunks(elements));
-    let mut calls = Vec::new();
-    for ((input, output), (timestep, class)) in
-        pictures.zip(timesteps.into_iter().zip(numbers("class")?))
-    {
-        calls.push(Call {
-            input: input.to_vec(),
-            timestep,
-            class,
-            output: output.to_vec(),
-        });
-    }
-    Ok(calls)
-}
-
-/// Largest difference as a share of the largest value.
-fn error(model: &Model<'_>, calls: &[Call]) -> Result<f64> {
+/// The largest error of all calls, as [`relative`] counts.
+fn error(model: &Model<'_>, calls: &Calls, output: &str) -> Result<f64> {
     let mut arena = HostArena::new(model);
     let mut session = model.session(arena.bytes_mut())?;
-    let mut largest = 0.0f64;
-    for call in calls {
-        session.sample_mut().copy_from_slice(&call.input);
+    let (timesteps, classes) = (calls.integers("timestep")?, calls.integers("class")?);
+    let pairs = calls.rows("input")?.into_iter().zip(calls.rows(output)?);
+    let mut worst = 0.0;
+    for (i, (input, output)) in pairs.enumerate() {
+        session.sample_mut().copy_from_slice(&input);
         // "No class" is a row like the others there.
-        let class = (call.class < model.head().classes).then_some(call.class);
-        let got = session.denoise(call.timestep, class)?;
-        let difference = got.iter().zip(&call.output);
-        let difference = difference.map(|(a, b)| f64::from((a - b).abs()));
-        let scale = call.output.iter().map(|x| f64::from(x.abs()));
-        largest = largest.max(difference.fold(0.0, f64::max) / scale.fold(0.0, f64::max));
+        let class = (classes[i] < model.head().classes).then_some(classes[i]);
+        let got = session.denoise(timesteps[i], class)?;
+        worst = worse(worst, relative(&exact(got), &output));
     }
-    Ok(largest)
+    Ok(worst)
 }
 
 #[test]
 fn committed_checkpoints_agree_with_pytorch() -> Result<()> {
     for (name, output) in MODELS {
-        let calls = calls(name, output)?;
+        let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity");
+        let calls = Calls::read(&parity.join(name))?;
         let checkpoint = Checkpoint::open(&models().join(name))?;
         for (tier, bound) in [(Tier::F32, 1e-4), (Tier::F16, 5e-3)] {
             let bytes = compile(&checkpoint, tier, &Settings::default(), &|_, _| {})?.bytes;
             let file = ModelFile::from_bytes(&bytes);
             for kernels in Kernels::available() {
-                let error = error(&file.model()?.with_kernels(kernels), &calls)?;
+                let error = error(&file.model()?.with_kernels(kernels), &calls, output)?;
                 println!("{name} {tier:?} {}: {error:.1e}", kernels.name);
                 assert!(
                     error <= bound,

@@ -10,8 +10,8 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
+use quell_tests::parity::{Calls, exact, relative, worse};
 use quell_tests::{RandomCheckpoint, models};
-use safetensors::SafeTensors;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -20,24 +20,8 @@ fn folder() -> PathBuf {
 }
 
 /// What diffusers made of the small U-Net.
-struct Goldens(Vec<u8>);
-
-impl Goldens {
-    fn read() -> Result<Self> {
-        Self::of(&folder().join("runs.safetensors"))
-    }
-
-    fn of(path: &Path) -> Result<Self> {
-        Ok(Self(std::fs::read(path)?))
-    }
-
-    fn get(&self, name: &str) -> Result<Vec<f32>> {
-        let tensors = SafeTensors::deserialize(&self.0)?;
-        let data = tensors.tensor(name)?.data();
-        let words = data.chunks_exact(4).map(|word| word.try_into());
-        let words = words.map(|word| Ok(f32::from_le_bytes(word?)));
-        words.collect()
-    }
+fn goldens() -> Result<Calls> {
+    Calls::open(&folder().join("runs.safetensors"))
 }
 
 fn classifiers() -> PathBuf {
@@ -66,11 +50,11 @@ fn assert_gives(
         &'s [f32],
     ) -> Result<(), RequestError>,
 ) -> Result<()> {
-    let goldens = Goldens::read()?;
+    let goldens = goldens()?;
     let (image, mask, expected) = (
-        goldens.get("image")?,
-        goldens.get("mask")?,
-        goldens.get(name)?,
+        goldens.numbers("image")?,
+        goldens.numbers("mask")?,
+        goldens.numbers(name)?,
     );
     let (own, shared) = (folder().join(name), folder());
     let file = compiled(if own.is_dir() { &own } else { &shared })?;
@@ -88,13 +72,8 @@ fn assert_gives(
     Ok(())
 }
 
-/// Largest difference as a share of the largest value.
 fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let pairs = got.iter().zip(expected);
-    let difference = pairs.map(|(a, b)| f64::from((a - b).abs()));
-    let scale = expected.iter().map(|b| f64::from(b.abs()));
-    difference.fold(0.0, f64::max) / scale.fold(0.0, f64::max)
+    relative(&exact(got), expected)
 }
 
 fn ddim(seed: u64, steps: u32, class: u32, eta: f32) -> Request {
@@ -110,7 +89,7 @@ fn ddim(seed: u64, steps: u32, class: u32, eta: f32) -> Request {
 /// The stream of noise, which all other goldens start from, against Python's.
 #[test]
 fn noise_is_the_stream() -> Result<()> {
-    let expected = Goldens::read()?.get("noise")?;
+    let expected = goldens()?.numbers("noise")?;
     let mut noise = vec![0.0; expected.len()];
     Rng::new(1).fill(&mut noise);
     assert!(relative_error(&noise, &expected) < 1e-6);
@@ -167,7 +146,7 @@ fn inpainting_is_diffusers_repaint() -> Result<()> {
 fn classifier_gradients_are_autograds() -> Result<()> {
     for name in ["silu", "relu"] {
         let folder = classifiers().join(name);
-        let goldens = Goldens::of(&folder.join("calls.safetensors"))?;
+        let goldens = Calls::open(&folder.join("calls.safetensors"))?;
         let checkpoint = Checkpoint::open(&folder)?;
         for (tier, tolerance) in [(Tier::F32, TOLERANCE), (Tier::F16, 5e-3)] {
             let bytes = compile(&checkpoint, tier, &Settings::default(), &|_, _| {})?.bytes;
@@ -184,18 +163,18 @@ fn classifier_gradients_are_autograds() -> Result<()> {
 }
 
 /// The largest relative error of all calls.
-fn gradient_error(model: &Model<'_>, goldens: &Goldens) -> Result<f64> {
+fn gradient_error(model: &Model<'_>, goldens: &Calls) -> Result<f64> {
     let mut arena = HostArena::new(model);
     let mut session = model.session(arena.bytes_mut())?;
-    let (samples, gradients) = (goldens.get("samples")?, goldens.get("gradients")?);
-    let (times, classes) = (goldens.get("timesteps")?, goldens.get("classes")?);
+    let (samples, gradients) = (goldens.numbers("samples")?, goldens.numbers("gradients")?);
+    let (times, classes) = (goldens.numbers("timesteps")?, goldens.numbers("classes")?);
     let n = model.elements();
     let mut largest = 0.0f64;
     for (i, (&t, &class)) in times.iter().zip(&classes).enumerate() {
         let part = i * n..(i + 1) * n;
         session.sample_mut().copy_from_slice(&samples[part.clone()]);
         let gradient = session.denoise(t as u32, Some(class as u32))?;
-        largest = largest.max(relative_error(gradient, &gradients[part]));
+        largest = worse(largest, relative_error(gradient, &gradients[part]));
     }
     Ok(largest)
 }
@@ -204,8 +183,8 @@ fn gradient_error(model: &Model<'_>, goldens: &Goldens) -> Result<f64> {
 fn classifier_guidance_is_the_papers() -> Result<()> {
     let classifier = compiled(&classifiers().join("silu"))?;
     let classifier = classifier.model()?;
-    let goldens = Goldens::of(&classifiers().join("runs.safetensors"))?;
-    let expected = goldens.get("guided")?;
+    let goldens = Calls::open(&classifiers().join("runs.safetensors"))?;
+    let expected = goldens.numbers("guided")?;
     let file = model_file()?;
     let model = file.model()?;
     let (mut arena, mut second) = (HostArena::new(&model), HostArena::new(&classifier));

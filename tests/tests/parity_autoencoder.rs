@@ -13,7 +13,7 @@ use quell_converter::compile::{Compiled, compile};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference;
 use quell_tests::parity::{Calls, exact, folders, relative, worse};
-use quell_tests::{assert_names, copy_of};
+use quell_tests::{assert_names, copy_of, copy_with};
 use serde_json::{Value, json};
 
 const PARTS: [Part; 2] = [Part::Encoder, Part::Decoder];
@@ -83,13 +83,7 @@ fn every_config_agrees_with_pytorch() -> Result<()> {
 
 /// What opening the encoder says, with some fields of the configuration replaced.
 fn with_fields(number: &str, fields: &Value) -> Result<Checkpoint> {
-    let folder = copy_of(&format!("autoencoder/{number}"))?;
-    let path = folder.path().join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    for (key, value) in fields.as_object().context("an object")? {
-        config[key] = value.clone();
-    }
-    std::fs::write(&path, config.to_string())?;
+    let folder = copy_with(&format!("autoencoder/{number}"), fields)?;
     open(folder.path(), Some(Part::Encoder), Some(Size::Square(16)))
 }
 

@@ -1,11 +1,11 @@
 //! U-Net checkpoints that quell cannot run: refused, and what is at fault named.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use quell::format::Tier;
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
-use quell_tests::{assert_names, copy_of};
+use quell_tests::{assert_names, copy_of, copy_with};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -18,13 +18,7 @@ fn with_fields(fields: &Value) -> Result<Checkpoint> {
 }
 
 fn with_fields_in(golden: &str, fields: &Value) -> Result<Checkpoint> {
-    let folder = copy_of(golden)?;
-    let path = folder.path().join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    for (key, value) in fields.as_object().context("an object")? {
-        config[key] = value.clone();
-    }
-    std::fs::write(&path, config.to_string())?;
+    let folder = copy_with(golden, fields)?;
     Checkpoint::open(folder.path())
 }
 

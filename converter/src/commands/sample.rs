@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// Tell a model that has classes none
     #[arg(long, conflicts_with = "class")]
     no_class: bool,
-    /// Number of samples; the default is 16, or what --noise holds
+    /// Number of samples; the default is 16, or what --noise or --image holds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     count: Option<u32>,
     /// Picture to write
@@ -177,7 +177,6 @@ impl Run<'_> {
         drawn: &mut Drawn,
     ) -> Result<()> {
         let request = self.numbered(i);
-        let start = Instant::now();
         if self.args.edit.invert {
             let image = self.edit.image(i).unwrap_or_default();
             drawn
@@ -193,6 +192,7 @@ impl Run<'_> {
             }
             self.edit.apply(&mut generation, &request, i, self.count)?;
         }
+        let start = Instant::now();
         if let Some(mut session) = classifier {
             let classes = session.model().head().classes;
             let guidance = &self.args.guidance;

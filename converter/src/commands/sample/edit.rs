@@ -83,7 +83,7 @@ pub(super) struct EditArgs {
     interpolate: Option<u64>,
     /// Find the noise of the pictures by DDIM run backwards, and draw them from it
     /// again; the grid shows pictures, noise and results
-    #[arg(long, requires = "image", conflicts_with_all = ["mask", "strength", "guidance", "classifier"])]
+    #[arg(long, requires = "image", conflicts_with_all = ["mask", "strength", "noise", "guidance", "classifier"])]
     pub(super) invert: bool,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct Edit {
 }
 
 impl EditArgs {
-    /// How many samples the pictures ask for: one each, where there are several.
+    /// Reads the pictures and the mask.
     pub(super) fn read(&self, model: &Model<'_>) -> Result<Edit> {
         let shape = model.header().shape;
         let images = match &self.image {
