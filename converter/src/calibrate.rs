@@ -9,20 +9,24 @@ use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use quell::format::{Prediction, Tier};
-use quell::{Kernels, Request, Sampler, Session, Values};
+use quell::{Guidance, Kernels, Model, Request, Sampler, Session, Values};
 
-use crate::compile::{self, Source};
+use crate::compile::{Assembled, Source};
 use crate::graph::{Node, Op, ValueId};
-use crate::lower::{self, Lowered};
 use crate::model_file::{HostArena, ModelFile};
+use crate::place::Placed;
 use crate::quantize::{Grid, Range};
 
-/// Which runs are looked at, besides the trajectories that the file carries.
+/// Guidance scale of the guided runs; that of most users.
+const GUIDANCE: f32 = 2.0;
+
+/// Which runs are looked at, besides the solver tables that the file carries.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Step counts of DDIM runs; those of the model's users.
     pub steps: Vec<u32>,
-    /// Trajectories for each step count.
+    /// Runs for each step count, or as many as there are combinations of class,
+    /// guidance and η, if these are more.
     pub runs: u32,
 }
 
@@ -41,43 +45,34 @@ pub fn calibrate(
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
 ) -> Result<HashMap<ValueId, Grid>> {
-    let plan = lower::lower(source.graph, Tier::F32, &HashMap::new())?;
-    let file = ModelFile::from_bytes(&compile::assemble(source, Tier::F32, &plan, None)?);
+    let assembled = Assembled::of(source, Tier::F32, &HashMap::new())?;
+    let file = ModelFile::from_bytes(&assembled.file(source, Tier::F32, None)?);
     // The reference kernels: the same checkpoint gives the same file everywhere.
     let model = file.model()?.with_kernels(Kernels::scalar());
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
 
-    let mut recorder = Recorder::new(source, &plan);
-    let timesteps = model.head().schedule.timesteps;
-    let steps: Vec<u32> = settings
-        .steps
-        .iter()
-        .map(|&s| s.clamp(1, timesteps))
-        .collect();
-    let samplers = |run: u32| {
-        // Deterministic and noisy runs of DDIM take turns.
-        let eta = (run % 2) as f32;
-        let ddim = steps.iter().map(move |&n| (Sampler::Ddim { eta }, n));
-        // A flow-matching model has nothing but its trajectories.
-        let ddim = ddim.filter(|_| source.schedule.prediction != Prediction::Flow);
-        let carried = (0..).zip(source.trajectories);
-        ddim.chain(carried.map(|(i, t)| (Sampler::Trajectory(i), t.spec.steps)))
-    };
+    let mut recorder = Recorder::new(source, &assembled.main);
+    let conditions = Condition::all(&model);
+    let samplers = samplers(source, settings);
     ensure!(
-        samplers(0).next().is_some(),
-        "int8 is calibrated on the steps that will be used: name a trajectory"
+        !samplers.is_empty(),
+        "int8 is calibrated on the steps that will be used: name a solver table"
     );
-    let total = u64::from(settings.runs) * samplers(0).count() as u64;
+    // Every combination at least once.
+    let runs = settings.runs.max(conditions.len() as u32);
+    let total = u64::from(runs) * samplers.len() as u64;
     let mut done = 0;
-    for run in 0..settings.runs {
-        for (sampler, steps) in samplers(run) {
+    for run in 0..runs {
+        let condition = &conditions[run as usize % conditions.len()];
+        for &(sampler, steps) in &samplers {
             let request = Request {
-                sampler,
+                sampler: condition.noisy(sampler),
                 steps,
                 // Far from the seeds that people try.
                 seed: 0x5eed_0000_0000 + u64::from(run),
-                class: (model.head().classes > 0).then(|| run % model.head().classes),
+                class: condition.class,
+                guidance: condition.guidance,
                 ..Request::default()
             };
             recorder.record(&mut session, request)?;
@@ -86,6 +81,62 @@ pub fn calibrate(
         }
     }
     Ok(recorder.grids())
+}
+
+/// Samplers and their step counts: DDIM's that users take, and all solver tables.
+fn samplers(source: &Source<'_>, settings: &Settings) -> Vec<(Sampler, u32)> {
+    let timesteps = source.schedule.alphas_cumprod.len() as u32;
+    let steps = settings.steps.iter().map(|&s| s.clamp(1, timesteps));
+    let ddim = steps.map(|steps| (Sampler::Ddim { eta: 0.0 }, steps));
+    // A flow-matching model has nothing but its tables.
+    let ddim = ddim.filter(|_| source.schedule.prediction != Prediction::Flow);
+    let tables = (0..).zip(source.tables);
+    let tables = tables.map(|(i, table)| (Sampler::Table(i), table.spec.steps));
+    ddim.chain(tables).collect()
+}
+
+/// What a run is conditioned on, besides sampler and seed.
+struct Condition {
+    class: Option<u32>,
+    guidance: Guidance,
+    /// η of DDIM.
+    eta: f32,
+}
+
+impl Condition {
+    /// The full product of class (and none), guidance and η: what walks in step is
+    /// never seen apart.
+    fn all(model: &Model<'_>) -> Vec<Self> {
+        let head = model.head();
+        let mut classes: Vec<Option<u32>> = (0..head.classes).map(Some).collect();
+        if head.classes == 0 || head.null_class.is_some() {
+            classes.push(None);
+        }
+        let mut conditions = Vec::new();
+        for scale in [1.0, GUIDANCE] {
+            for eta in [0.0, 1.0] {
+                for &class in &classes {
+                    let can_be_guided = class.is_some() && head.null_class.is_some();
+                    if scale == 1.0 || can_be_guided {
+                        conditions.push(Self {
+                            class,
+                            guidance: Guidance::scaled(scale),
+                            eta,
+                        });
+                    }
+                }
+            }
+        }
+        conditions
+    }
+
+    /// The sampler with this η, if it has one.
+    fn noisy(&self, sampler: Sampler) -> Sampler {
+        match sampler {
+            Sampler::Ddim { .. } => Sampler::Ddim { eta: self.eta },
+            other => other,
+        }
+    }
 }
 
 struct Recorder<'g> {
@@ -97,15 +148,20 @@ struct Recorder<'g> {
 }
 
 impl<'g> Recorder<'g> {
-    fn new(source: &'g Source<'g>, plan: &Lowered) -> Self {
+    fn new(source: &'g Source<'g>, placed: &Placed) -> Self {
         Self {
             nodes: &source.graph.nodes,
-            left: plan.values.iter().map(|&(value, _)| value).collect(),
+            left: placed
+                .program
+                .instructions
+                .iter()
+                .map(|instruction| instruction.value.0)
+                .collect(),
             seen: HashMap::new(),
         }
     }
 
-    fn record(&mut self, session: &mut Session<'_, '_>, request: Request) -> Result<()> {
+    fn record(&mut self, session: &mut Session<'_>, request: Request<'_>) -> Result<()> {
         let mut generation = session.generate(request)?;
         let sample = self.nodes.iter().position(|node| node.op == Op::Sample);
         loop {
@@ -113,7 +169,8 @@ impl<'g> Recorder<'g> {
             let mut op = 0;
             let step = generation.step_with(|_, values| {
                 if let Values::F32(values) = values {
-                    widen(&mut self.seen, self.left[op], values);
+                    // A guided step calls the network twice.
+                    widen(&mut self.seen, self.left[op % self.left.len()], values);
                 }
                 op += 1;
             });

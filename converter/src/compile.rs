@@ -1,40 +1,67 @@
-//! A checkpoint becomes a file: fold, calibrate, lower, assemble.
+//! A checkpoint becomes a file: fold, calibrate, lower, place, emit.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use quell::format::{self, Head, Layer, Prediction, Purpose, Schedule, SelfTest, Slab, Tier};
+use quell::format::{self, ARENA_ALIGN, Head, Prediction, Role, Schedule, SelfTest, Tier};
 use quell::{Kernels, Request};
 
 use crate::calibrate::{self, Settings};
 use crate::checkpoint::{Checkpoint, Network, NoiseSchedule};
+use crate::emit::{self, GraphPlan, Summary};
 use crate::fold::fold;
-use crate::graph::Graph;
-use crate::lower::{self, Lowered};
+use crate::graph::{Graph, ValueId};
+use crate::lower;
 use crate::model_file::{HostArena, ModelFile};
+use crate::place::{self, Persistent, Placed};
+use crate::quantize::Grid;
 use crate::schedulers::Trajectory;
-use crate::write::{self, Slabs, Summary};
+use crate::slabs::Slabs;
 
-/// A folded graph and what belongs to it.
+/// Folded graphs and what belongs to them.
+#[derive(Debug)]
 pub struct Source<'c> {
-    /// The graph to lower.
+    /// The first graph, to lower.
     pub graph: &'c Graph,
     /// Shapes and classes.
     pub network: &'c Network,
+    /// Further graphs of the file, their networks and roles.
+    pub others: &'c [Other<'c>],
     /// The noise schedule.
     pub schedule: &'c NoiseSchedule,
     /// The runs that the file is to carry.
-    pub trajectories: &'c [Trajectory],
+    pub tables: &'c [Trajectory],
+}
+
+/// A graph besides the first one.
+#[derive(Debug)]
+pub struct Other<'c> {
+    /// What it is for.
+    pub role: Role,
+    /// The folded graph.
+    pub graph: Graph,
+    /// Its shapes and classes.
+    pub network: &'c Network,
 }
 
 /// A compiled model.
+#[derive(Debug)]
 pub struct Compiled {
     /// The file's bytes.
     pub bytes: Vec<u8>,
-    /// The folded graph.
+    /// The folded first graph.
     pub graph: Graph,
-    /// The plan behind the bytes.
-    pub plan: Lowered,
+    /// Its program, as it is in the file.
+    pub placed: Placed,
+}
+
+impl Compiled {
+    /// For each operator of the first graph, the value that it leaves behind, and its
+    /// grid where it is int8.
+    pub fn values(&self) -> impl Iterator<Item = &(ValueId, Option<Grid>)> {
+        let instructions = self.placed.program.instructions.iter();
+        instructions.map(|instruction| &instruction.value)
+    }
 }
 
 /// Compiles a checkpoint; `progress` is called as calibration proceeds.
@@ -44,81 +71,216 @@ pub fn compile(
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Compiled> {
-    let graph = fold(checkpoint.network.graph.clone());
-    let source = Source {
-        graph: &graph,
-        network: &checkpoint.network,
-        schedule: &checkpoint.schedule,
-        trajectories: &checkpoint.trajectories,
-    };
-    let purpose = checkpoint.network.purpose;
+    let network = &checkpoint.network;
     ensure!(
-        tier != Tier::Int8 || purpose == Purpose::Denoiser,
+        tier != Tier::Int8 || network.role == Role::Denoiser,
         "int8 is calibrated on the steps of a sampler, and a {} has none; use --weights f16 or f32",
-        purpose.name()
+        network.role.name()
     );
     ensure!(
-        tier != Tier::Int8 || graph.context().is_none(),
+        tier != Tier::Int8 || network.graph.context().is_none(),
         "int8 is calibrated on the steps of a sampler, which knows no context; use --weights f16 \
          or f32"
     );
+    let graph = fold(network.graph.clone());
+    let others = [
+        (Role::Decoder, &checkpoint.decoder),
+        (Role::Classifier, &checkpoint.classifier),
+    ];
+    let others: Vec<Other<'_>> = others
+        .into_iter()
+        .filter_map(|(role, network)| {
+            let network = network.as_ref()?;
+            Some(Other {
+                role,
+                graph: fold(network.graph.clone()),
+                network,
+            })
+        })
+        .collect();
+    let source = Source {
+        graph: &graph,
+        network,
+        others: &others,
+        schedule: &checkpoint.schedule,
+        tables: &checkpoint.trajectories,
+    };
     let grids = match tier {
         Tier::Int8 => calibrate::calibrate(&source, settings, progress)?,
         Tier::F32 | Tier::F16 => HashMap::new(),
     };
-    let plan = lower::lower(&graph, tier, &grids)?;
-    let mut bytes = assemble(&source, tier, &plan, None)?;
+    let assembled = Assembled::of(&source, tier, &grids)?;
+    let mut bytes = assembled.file(&source, tier, None)?;
     // The self-test is a run of DDIM.
     if tier == Tier::Int8 && source.schedule.prediction != Prediction::Flow {
         let self_test = self_test(&bytes)?;
-        bytes = assemble(&source, tier, &plan, Some(self_test))?;
+        bytes = assembled.file(&source, tier, Some(self_test))?;
     }
     let file = ModelFile::from_bytes(&bytes);
     file.model()
         .context("the compiled file does not open; this is a bug")?;
-    Ok(Compiled { bytes, graph, plan })
+    Ok(Compiled {
+        bytes,
+        placed: assembled.main,
+        graph,
+    })
 }
 
-/// The bytes of a plan.
-pub fn assemble(
-    source: &Source<'_>,
-    tier: Tier,
-    plan: &Lowered,
-    self_test: Option<SelfTest>,
-) -> Result<Vec<u8>> {
-    let mut slabs = plan.slabs.clone();
-    let schedule = match source.network.purpose {
-        Purpose::Plain => Schedule::NONE,
-        Purpose::Denoiser | Purpose::ClassifierGradient => schedule(source.schedule, &mut slabs)?,
-    };
-    let head = Head {
-        model: &source.network.architecture,
-        layers: plan.layers.len() as u32,
-        sample: plan.sample,
-        output: plan.output,
-        classes: source.network.classes,
-        null_class: source.network.null_class,
-        schedule,
-        self_test,
-    };
-    let layers = plan.layers.iter().map(|(name, op)| Layer { name, op: *op });
-    let layers: Vec<Layer<'_>> = layers.collect();
-    let (trajectories, arena_bytes) = place(source, plan, &mut slabs)?;
-    let context = plan.context.zip(source.graph.context());
-    let summary = Summary {
-        purpose: source.network.purpose,
-        shape: source.network.shape,
-        output_shape: source.network.output_shape,
-        context: context.map(|(offset, elements)| format::Context {
-            offset,
-            elements: elements as u32,
-        }),
-        tier,
-        arena_bytes,
-        macs: source.graph.macs(),
-        trajectories,
-    };
-    write::file(summary, &head, &layers, &slabs)
+/// Graphs with their places, before they are bytes.
+#[derive(Debug)]
+pub struct Assembled {
+    /// The first graph.
+    pub main: Placed,
+    others: Vec<Placed>,
+    slabs: Slabs,
+    schedule: Schedule,
+    layout: Layout,
+}
+
+/// What outlives a call: sample, context, then the solver's slots.
+#[derive(Debug)]
+struct Layout {
+    inputs: Vec<usize>,
+    history: usize,
+    bytes: usize,
+}
+
+impl Layout {
+    fn of(source: &Source<'_>) -> Self {
+        let float = size_of::<f32>();
+        let elements: usize = shape(source.network.shape).iter().product();
+        let sample = (elements * float).next_multiple_of(ARENA_ALIGN);
+        let context = source
+            .graph
+            .context()
+            .map_or(0, |elements| elements * float);
+        let history = sample + context.next_multiple_of(ARENA_ALIGN);
+        let slots = source.tables.iter().map(|t| t.slots as usize).max();
+        let bytes = history + slots.unwrap_or(0) * elements * float;
+        let mut inputs = vec![0];
+        inputs.extend(source.graph.context().map(|_| sample));
+        Self {
+            inputs,
+            history,
+            bytes: bytes.next_multiple_of(ARENA_ALIGN),
+        }
+    }
+}
+
+impl Assembled {
+    /// Lowers and places every graph of `source`.
+    pub fn of(source: &Source<'_>, tier: Tier, grids: &HashMap<ValueId, Grid>) -> Result<Self> {
+        let layout = Layout::of(source);
+        let mut slabs = Slabs::default();
+        let mut one = |graph: &Graph, network: &Network, tier: Tier| {
+            let source = lower::Source {
+                graph,
+                shape: shape(network.shape),
+                output_shape: shape(network.output_shape),
+                tier,
+                grids,
+            };
+            let program = lower::lower(source, &mut slabs)?;
+            let persistent = Persistent {
+                inputs: &layout.inputs[..program.inputs],
+                bytes: layout.bytes,
+            };
+            place::place(program, persistent)
+        };
+        let main = one(source.graph, source.network, tier)?;
+        // Calibration runs the first graph alone.
+        let floats = match tier {
+            Tier::F32 => Tier::F32,
+            Tier::F16 | Tier::Int8 => Tier::F16,
+        };
+        let others = source.others.iter();
+        let others = others.map(|other| one(&other.graph, other.network, floats));
+        let others: Vec<Placed> = others.collect::<Result<_>>()?;
+        let schedule = match source.network.role {
+            Role::Denoiser | Role::Classifier => schedule(source.schedule, &mut slabs)?,
+            _ => Schedule::NONE,
+        };
+        Ok(Self {
+            main,
+            others,
+            slabs,
+            schedule,
+            layout,
+        })
+    }
+
+    /// The bytes of the file.
+    pub fn file(
+        &self,
+        source: &Source<'_>,
+        tier: Tier,
+        self_test: Option<SelfTest>,
+    ) -> Result<Vec<u8>> {
+        let network = source.network;
+        let head = Head {
+            model: &network.architecture,
+            classes: network.classes,
+            null_class: network.null_class,
+            schedule: self.schedule,
+            self_test,
+        };
+        let mut graphs = vec![GraphPlan {
+            role: network.role,
+            name: &network.architecture,
+            classes: network.classes,
+            placed: &self.main,
+        }];
+        for (placed, other) in self.others.iter().zip(source.others) {
+            graphs.push(GraphPlan {
+                role: other.role,
+                name: &other.network.architecture,
+                classes: other.network.classes,
+                placed,
+            });
+        }
+        let mut slabs = self.slabs.clone();
+        let mut tables = Vec::new();
+        for table in source.tables {
+            tables.push(self.table(table, &mut slabs)?);
+        }
+        let summary = Summary {
+            shape: network.shape,
+            output_shape: network.output_shape,
+            tier,
+            persistent: self.layout.bytes,
+        };
+        emit::file(summary, &head, &graphs, &tables, &slabs)
+    }
+
+    fn table<'t>(
+        &self,
+        table: &'t Trajectory,
+        slabs: &mut Slabs,
+    ) -> Result<format::SolverTable<'t>> {
+        let spec = &table.spec;
+        let rows: Vec<u8> = table.rows.iter().flat_map(|row| row.to_bytes()).collect();
+        Ok(format::SolverTable {
+            solver: &spec.sampler,
+            options: &spec.options,
+            steps: spec.steps,
+            calls: table.rows.len() as u32,
+            order: order(table),
+            rows: slabs.push(&rows)?,
+            history: u32::try_from(self.layout.history).context("more than 4 GiB")?,
+            slots: table.slots,
+            noise_scale: table.noise_scale,
+            limit: table.limit,
+        })
+    }
+}
+
+/// Calls of a step: solvers of the second order take two, but for the last step.
+fn order(table: &Trajectory) -> u32 {
+    let (calls, steps) = (table.rows.len() as u32, table.spec.steps);
+    match steps > 1 && calls == 2 * steps - 1 {
+        true => 2,
+        false => 1,
+    }
 }
 
 /// The schedule as the file states it, its table among the slabs.
@@ -136,36 +298,8 @@ fn schedule(schedule: &NoiseSchedule, slabs: &mut Slabs) -> Result<Schedule> {
     })
 }
 
-/// The trajectories' tables and records among the slabs, and the bytes of an
-/// arena with room for the most slots that one of them needs, behind the plan's
-/// own: a slot lives as long as a run does.
-fn place(source: &Source<'_>, plan: &Lowered, slabs: &mut Slabs) -> Result<(Option<Slab>, usize)> {
-    let history = plan.arena_bytes.next_multiple_of(format::ARENA_ALIGN);
-    let mut records = Vec::new();
-    for trajectory in source.trajectories {
-        let spec = &trajectory.spec;
-        let rows = trajectory.rows.iter();
-        let table: Vec<u8> = rows.flat_map(|row| row.to_bytes()).collect();
-        records.extend(write::record(&format::Trajectory {
-            sampler: &spec.sampler,
-            options: &spec.options,
-            steps: spec.steps,
-            calls: trajectory.rows.len() as u32,
-            table: slabs.push(&table)?,
-            history: u32::try_from(history).context("more than 4 GiB of working memory")?,
-            slots: trajectory.slots,
-            noise_scale: trajectory.noise_scale,
-            limit: trajectory.limit,
-        })?);
-    }
-    if records.is_empty() {
-        return Ok((None, plan.arena_bytes));
-    }
-    let slots = source.trajectories.iter().map(|t| t.slots as usize).max();
-    let elements: usize = source.network.shape.iter().map(|&n| n as usize).product();
-    let slots = slots.unwrap_or(0) * elements * size_of::<f32>();
-    let arena_bytes = (history + slots).next_multiple_of(format::ARENA_ALIGN);
-    Ok((Some(slabs.push(&records)?), arena_bytes))
+fn shape(shape: [u32; 3]) -> [usize; 3] {
+    shape.map(|n| n as usize)
 }
 
 /// What this file gives on the scalar kernels; every device must agree.

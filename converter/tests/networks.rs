@@ -35,7 +35,7 @@ fn whole_cycle() {
         let report = stdout(&["verify", model, &vae, "--samples", "3"]);
         assert!(report.contains("3 calls on random inputs"), "{report}");
         let json: Value = serde_json::from_str(&stdout(&["inspect", model, "--json"])).unwrap();
-        assert_eq!(json["purpose"], "plain network");
+        assert_eq!(json["role"], "network");
         assert_eq!(json["model"], format!("AutoencoderTiny {part}"));
         assert_eq!(json["prediction_type"], Value::Null);
         let bench = stdout(&["bench", model, "--json", "--seconds", "0.05"]);
@@ -43,7 +43,7 @@ fn whole_cycle() {
         assert!(json["ms_per_step"]["median"].as_f64().unwrap() > 0.0);
     }
     let said = stdout(&["inspect", &encoder]);
-    for line in ["plain network", "3 x 16 x 24", "4 x 4 x 6"] {
+    for line in ["network", "3 x 16 x 24", "4 x 4 x 6"] {
         assert!(said.contains(line), "{line} is not in {said}");
     }
     assert!(!said.contains("timesteps"), "{said}");
@@ -64,7 +64,7 @@ fn whole_cycle() {
     let png = at("grid.png");
     refused(
         &["sample", &decoder, "-o", &png],
-        &["decoder.quell", "plain network", "quell run"],
+        &["decoder.quell", "network", "quell run"],
     );
     let run = |option: &[&str], words: &[&str]| {
         let call = ["run", &encoder, "--sample", &noise, "-o", &latents];

@@ -20,7 +20,7 @@ fn trajectories_go_from_convert_to_sample() {
     let listed = stdout(&["inspect", &model]);
     assert!(carried.iter().all(|t| listed.contains(t)), "{listed}");
     let json: Value = serde_json::from_str(&stdout(&["inspect", &model, "--json"])).unwrap();
-    assert_eq!(json["trajectories"][0]["calls"], 5);
+    assert_eq!(json["solvers"][0]["calls"], 5);
 
     let sample = ["sample", &model, "--count", "1", "--npy", &npy, "--sampler"];
     let by = |sampler: &[&str]| {

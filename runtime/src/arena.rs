@@ -12,6 +12,7 @@ use quell_kernels::cast;
 /// As a `static` on a device, on the stack where that is large enough, or any
 /// `&mut [u8]` that starts at a multiple of 16.
 #[repr(C, align(16))]
+#[derive(Debug)]
 pub struct Arena<const N: usize>([u8; N]);
 
 impl<const N: usize> Arena<N> {
@@ -32,20 +33,6 @@ impl<const N: usize> Default for Arena<N> {
     }
 }
 
-/// `count` elements of `size` bytes at `offset`.
-#[inline]
-pub(crate) fn span(offset: u32, count: u32, size: usize) -> Option<Range<usize>> {
-    let len = (count as usize).checked_mul(size)?;
-    let start = offset as usize;
-    Some(start..start.checked_add(len)?)
-}
-
-/// f32 elements at `offset`.
-#[inline]
-pub(crate) fn f32s(offset: u32, count: u32) -> Option<Range<usize>> {
-    span(offset, count, size_of::<f32>())
-}
-
 /// The f32 elements of `range`.
 #[inline]
 pub(crate) fn view_f32(arena: &[u8], range: Range<usize>) -> Option<&[f32]> {
@@ -56,17 +43,6 @@ pub(crate) fn view_f32(arena: &[u8], range: Range<usize>) -> Option<&[f32]> {
 #[inline]
 pub(crate) fn view_f32_mut(arena: &mut [u8], range: Range<usize>) -> Option<&mut [f32]> {
     cast::numbers_mut(arena.get_mut(range)?)
-}
-
-/// Two f32 regions, one to write, one to read.
-#[inline]
-pub(crate) fn view_pair(
-    arena: &mut [u8],
-    write: Range<usize>,
-    read: Range<usize>,
-) -> Option<(&mut [f32], &[f32])> {
-    let [write, read] = disjoint(arena, [write, read])?;
-    Some((cast::numbers_mut(write)?, cast::numbers(read)?))
 }
 
 /// Several regions at once; `None` where two overlap or one does not fit.

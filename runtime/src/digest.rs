@@ -4,10 +4,32 @@
 ///
 /// Two equal digests mean equal bits; it guards against accidents, not attacks.
 pub fn digest(sample: &[f32]) -> u64 {
-    let bytes = sample.iter().flat_map(|x| x.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    let mut digest = Digest::default();
+    for x in sample {
+        digest.update(&x.to_le_bytes());
+    }
+    digest.value()
+}
+
+/// A digest as it grows.
+pub(crate) struct Digest(u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0
+    }
 }
 
 #[cfg(test)]

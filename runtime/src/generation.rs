@@ -1,24 +1,30 @@
-//! Reverse diffusion, one step at a time.
+//! Reverse diffusion, one slice at a time.
 //!
 //! Owns a run: which step comes next, the noise it draws, and the order of
-//! network, guidance, sampler and editing within it. What can be asked for is in
-//! `request`, what guidance and editing compute in `guide` and `edit`.
+//! network, guidance, solver and editing within it. What can be asked for is in
+//! `request`, what guidance and editing compute in `guide` and `edit`, and what a
+//! power cut must not lose in `save`.
 
 mod edit;
 mod guide;
 mod request;
+mod save;
 
-use quell_format::{Layer, Limit, Purpose, Row, Trajectory};
+use quell_format::{Limit, OpSet, Operator, Role, Row, SolverTable};
 use quell_kernels::math;
 
 use self::edit::Walk;
+use crate::model::{ALL, Model};
+use crate::ops::has;
 use crate::rng::Rng;
+use crate::run::{Budget, Cursor, Values};
 use crate::sampler::{self, Coefficients, Deviation, Level, Sampler};
-use crate::session::{Session, Values};
+use crate::session::Session;
 
-pub use edit::Inpaint;
-pub use guide::Guide;
-pub use request::{Guidance, Request, RequestError};
+pub use request::{ClassifierGuidance, Guidance, Inpaint, Noise, Request, RequestError, Start};
+pub use save::saved_bytes;
+
+pub(crate) use guide::Classifier;
 
 /// What a step did.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -27,35 +33,63 @@ pub struct Step {
     /// Number of the denoiser call in this run, from 0; one guided by the class
     /// counts once.
     pub index: u32,
-    /// Row of the time tables at which the network was asked: the timestep, where
+    /// Row of the time tables at which the network was called: the timestep, where
     /// that is one of training.
     pub timestep: u32,
-    /// The timestep; a trajectory's need not be a whole number.
+    /// The timestep; a solver table's need not be a whole number.
     pub time: f32,
 }
 
-/// A generation under way: call [`Generation::step`] until it returns `None`.
+/// How far [`Generation::poll`] has come.
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
+pub enum Progress {
+    /// The budget is spent within a step.
+    Working,
+    /// A step is done.
+    Stepped(Step),
+    /// All steps are done.
+    Finished,
+}
+
+/// A generation under way: call [`Generation::step`] until it returns `None`, or
+/// [`Generation::poll`] until it is [`Progress::Finished`].
 ///
 /// ```text
 /// x_T ~ N(0, 1) ── step ──► x ── step ──► … ──► sample
 /// ```
-///
-/// Before the first step it can be told to start from something else
-/// ([`Generation::set_sample`], [`Generation::start_from`],
-/// [`Generation::interpolate`]) or to keep a part of an image
-/// ([`Generation::inpaint`]).
-pub struct Generation<'s, 'm, 'a> {
-    session: &'s mut Session<'m, 'a>,
-    request: Request,
-    trajectory: Option<Trajectory<'m>>,
+pub struct Generation<'s, 'a, const OPS: u64 = ALL> {
+    session: &'s mut Session<'a, OPS>,
+    request: Request<'s>,
+    table: Option<SolverTable<'a>>,
     class: Option<u32>,
+    classifier: Classifier<'s>,
     rng: Rng,
     walk: Walk,
     calls: u32,
-    inpaint: Option<Inpaint<'s>>,
+    phase: Phase,
+    cursor: Cursor,
 }
 
-/// One step, before the network was asked.
+/// Where in a step a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The network without the class, for guidance.
+    Unconditional,
+    /// The network.
+    Network,
+    /// Both predictions become one.
+    Combine,
+    /// The classifier gets the sample.
+    Prepare,
+    /// The classifier's gradient.
+    Gradient,
+    /// The next sample.
+    Solve,
+}
+
+/// One step, before the network was called.
 struct Plan {
     timestep: u32,
     time: f32,
@@ -65,113 +99,253 @@ struct Plan {
 
 /// How the sample changes.
 enum Rule {
-    /// DDPM's and DDIM's way, and the level that it leads to.
+    /// By DDPM or DDIM, and the level that this leads to.
     Computed(Coefficients, Level),
-    /// A trajectory's.
+    /// By a row of a solver table.
     Tabulated(Row, Limit),
 }
 
-impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
+impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
     pub(crate) fn new(
-        session: &'s mut Session<'m, 'a>,
-        request: Request,
+        session: &'s mut Session<'a, OPS>,
+        request: Request<'s>,
+        classifier: Classifier<'s>,
     ) -> Result<Self, RequestError> {
-        match session.model().purpose() {
-            Purpose::Denoiser => {}
-            other => return Err(RequestError::Purpose(other)),
+        let mut generation = Self::checked(session, request, classifier)?;
+        generation.begin();
+        Ok(generation)
+    }
+
+    /// A run before its first step, everything checked, the sample not yet made.
+    fn checked(
+        session: &'s mut Session<'a, OPS>,
+        request: Request<'s>,
+        classifier: Classifier<'s>,
+    ) -> Result<Self, RequestError> {
+        let model: &'a Model<'a, OPS> = session.model();
+        match model.role() {
+            Role::Denoiser => {}
+            other => return Err(RequestError::Role(other)),
         }
-        let class = session.model().class_row(request.class)?;
-        let trajectory = request::trajectory(session.model(), &request)?;
-        request::check_guidance(session.model(), &request, session.spare_bytes())?;
-        let mut rng = Rng::new(request.seed);
-        rng.fill(session.sample_mut());
-        if let Some(trajectory) = trajectory {
-            for x in session.sample_mut() {
-                *x *= trajectory.noise_scale;
-            }
-        }
-        let calls = trajectory.map_or(request.steps, |trajectory| trajectory.calls);
-        Ok(Self {
+        let class = model.class_row(request.class)?;
+        let table = request::table(model, &request)?;
+        request::check(model, &request, session.spare_bytes())?;
+        let mut generation = Self {
             session,
             request,
-            trajectory,
+            table,
             class,
-            rng,
-            walk: Walk::new(0, calls),
+            classifier,
+            rng: Rng::new(request.seed),
+            walk: Walk::new(0, 0),
             calls: 0,
-            inpaint: None,
+            phase: Phase::Solve,
+            cursor: Cursor::default(),
+        };
+        generation.phase = generation.first_phase();
+        generation.walk = generation.route()?;
+        Ok(generation)
+    }
+
+    /// The first sample.
+    fn begin(&mut self) {
+        let scale = self.table.map_or(1.0, |table| table.noise_scale);
+        let level = self.level_before(self.walk.next);
+        let (start, noise) = (self.request.start, self.request.noise);
+        self.rng.fill(self.session.sample_mut());
+        let sample = self.session.sample_mut();
+        if has::<OPS>(OpSet::EDITING) {
+            edit::noise(noise, sample);
+            edit::start(start, level.unwrap_or(Level::CLEAN), scale, sample);
+        } else if scale != 1.0 {
+            edit::start(Start::Noise, Level::CLEAN, scale, sample);
+        }
+    }
+
+    /// Which steps are taken.
+    fn route(&self) -> Result<Walk, RequestError> {
+        let calls = self.calls_in_all();
+        let first = match self.request.start {
+            Start::Image { strength, .. } if has::<OPS>(OpSet::EDITING) => {
+                self.first_call(strength)
+            }
+            _ => 0,
+        };
+        if !self.may_begin_at(first) {
+            return Err(RequestError::Beginning);
+        }
+        let walk = Walk::new(first, calls);
+        Ok(match self.inpaint() {
+            Some(inpaint) => walk.jumping(inpaint.jump_length, inpaint.jump_n_sample),
+            None => walk,
         })
     }
 
-    /// Replaces the current sample, `[c, h, w]`; before the first step: the
-    /// initial noise. The seed's stream is not touched.
-    ///
-    /// A sample is always what the network reads, `signal·x₀ + noise·ε` with
-    /// `signal² + noise² = 1` (with `signal + noise = 1` for flow matching), also
-    /// where the sampler is usually stated for another scale.
-    pub fn set_sample(&mut self, sample: &[f32]) -> Result<(), RequestError> {
-        let current = self.session.sample_mut();
-        edit::check_length("sample", sample, current.len())?;
-        current.copy_from_slice(sample);
-        Ok(())
+    /// The call at which a run from an image begins, as diffusers counts: in steps,
+    /// `steps − min(int(steps·strength), steps)`.
+    fn first_call(&self, strength: f64) -> u32 {
+        let steps = self.request.steps;
+        let run = ((f64::from(steps) * strength) as u32).min(steps);
+        let order = self.table.map_or(1, |table| table.order);
+        (steps - run).saturating_mul(order).min(self.calls_in_all())
     }
 
-    /// A classifier that is to guide this run towards its `class`, `scale` times
-    /// as strongly as it would by itself; for [`Generation::step_guided`].
-    pub fn guide<'g, 'c, 'b>(
-        &self,
-        classifier: &'g mut Session<'c, 'b>,
-        class: u32,
-        scale: f32,
-    ) -> Result<Guide<'g, 'c, 'b>, RequestError> {
-        Guide::new(self, classifier, class, scale)
+    /// What is kept of an image.
+    fn inpaint(&self) -> Option<Inpaint<'s>> {
+        self.request.inpaint.filter(|_| has::<OPS>(OpSet::EDITING))
     }
 
-    /// One reverse step: a denoiser call and the sampler's arithmetic. `None`,
+    fn first_phase(&self) -> Phase {
+        match self.is_guided() {
+            true => Phase::Unconditional,
+            false => Phase::Network,
+        }
+    }
+
+    fn is_guided(&self) -> bool {
+        has::<OPS>(OpSet::GUIDANCE) && self.request.guidance.is_active()
+    }
+
+    fn is_classified(&self) -> bool {
+        has::<OPS>(OpSet::CLASSIFIER) && self.classifier.is_some()
+    }
+
+    /// One reverse step: a denoiser call and the solver's arithmetic. `None`,
     /// and nothing done, after the last.
     pub fn step(&mut self) -> Option<Step> {
         self.step_with(|_, _| {})
     }
 
-    /// [`Generation::step`] that shows what each operation has left. Where a
-    /// class is stressed, it shows the call without the class first.
-    pub fn step_with(&mut self, mut observe: impl FnMut(&Layer<'m>, Values<'_>)) -> Option<Step> {
-        self.step_as_told(None, &mut observe)
+    /// [`Generation::step`] that shows what each operator of the denoiser has left.
+    /// Where a run is guided by the class, it shows the call without the class first.
+    pub fn step_with(
+        &mut self,
+        mut observe: impl FnMut(&Operator<'a>, Values<'_>),
+    ) -> Option<Step> {
+        loop {
+            let mut budget = Budget::UNLIMITED;
+            match self.advance(&mut budget, &mut observe) {
+                Progress::Stepped(step) => return Some(step),
+                Progress::Finished => return None,
+                // Never without a limit.
+                Progress::Working => {}
+            }
+        }
     }
 
-    /// [`Generation::step`] towards what a classifier wants to see.
-    pub fn step_guided(&mut self, guide: &mut Guide<'_, '_, '_>) -> Option<Step> {
-        self.step_as_told(Some(guide), &mut |_, _| {})
+    /// Goes on for at most `macs` multiply-accumulates (other work is counted as
+    /// the multiply-accumulates that take about as long), or to the end of the step,
+    /// whichever comes first. Runs at least one slice; `quell inspect` prints the
+    /// largest. The budgets do not change a bit of the result.
+    pub fn poll(&mut self, macs: u64) -> Progress {
+        self.advance(&mut Budget::new(macs), &mut |_, _| {})
     }
 
     #[inline]
-    fn step_as_told(
+    fn advance(
         &mut self,
-        guide: Option<&mut Guide<'_, '_, '_>>,
-        observe: &mut impl FnMut(&Layer<'m>, Values<'_>),
-    ) -> Option<Step> {
-        let plan = self.plan(self.walk.next)?;
-        self.predict(&plan, observe);
-        if let Some(guide) = guide {
-            let prediction = self.session.model().head().schedule.prediction;
-            let (sample, output) = self.session.sample_and_output_mut();
-            guide.apply(sample, plan.time, plan.level, prediction, output);
+        budget: &mut Budget,
+        observe: &mut impl FnMut(&Operator<'a>, Values<'_>),
+    ) -> Progress {
+        let Some(plan) = self.plan(self.walk.next) else {
+            return Progress::Finished;
+        };
+        loop {
+            if !self.run_phase(&plan, budget, observe) {
+                return Progress::Working;
+            }
+            self.cursor = Cursor::default();
+            self.phase = match self.phase {
+                Phase::Unconditional => Phase::Network,
+                Phase::Network if self.is_guided() => Phase::Combine,
+                Phase::Network | Phase::Combine if self.is_classified() => Phase::Prepare,
+                Phase::Prepare => Phase::Gradient,
+                Phase::Network | Phase::Combine | Phase::Gradient => Phase::Solve,
+                Phase::Solve => return Progress::Stepped(self.finish_step(&plan)),
+            };
         }
-        match &plan.rule {
-            Rule::Computed(coefficients, arrival) => self.move_computed(coefficients, *arrival),
-            Rule::Tabulated(row, limit) => self.move_tabulated(row, *limit),
+    }
+
+    /// A part of the current phase; whether it is done.
+    #[inline]
+    fn run_phase(
+        &mut self,
+        plan: &Plan,
+        budget: &mut Budget,
+        observe: &mut impl FnMut(&Operator<'a>, Values<'_>),
+    ) -> bool {
+        let elements = self.session.model().elements() as u32;
+        match self.phase {
+            Phase::Unconditional if has::<OPS>(OpSet::GUIDANCE) => {
+                let null = self.session.model().head().null_class;
+                let row = (plan.timestep, null);
+                let cursor = &mut self.cursor;
+                if !self
+                    .session
+                    .advance(Role::Denoiser, row, cursor, budget, observe)
+                {
+                    return false;
+                }
+                self.session.keep_output();
+            }
+            Phase::Network => {
+                let row = (plan.timestep, self.class);
+                let cursor = &mut self.cursor;
+                return self
+                    .session
+                    .advance(Role::Denoiser, row, cursor, budget, observe);
+            }
+            Phase::Combine if has::<OPS>(OpSet::GUIDANCE) => {
+                if !budget.pay(elements.saturating_mul(COMBINING)) {
+                    return false;
+                }
+                let (kept, output) = self.session.kept_and_output();
+                guide::combine(self.request.guidance, kept, output);
+            }
+            Phase::Prepare if has::<OPS>(OpSet::CLASSIFIER) => {
+                self.classifier.prepare(self.session);
+            }
+            Phase::Gradient if has::<OPS>(OpSet::CLASSIFIER) => {
+                let cursor = &mut self.cursor;
+                if !self.classifier.run(self.session, plan.time, cursor, budget) {
+                    return false;
+                }
+                let prediction = self.session.model().head().schedule.prediction;
+                let gain = plan.level.gain(prediction);
+                self.classifier.apply(self.session, gain);
+            }
+            Phase::Unconditional | Phase::Combine | Phase::Prepare | Phase::Gradient => {}
+            Phase::Solve => {
+                if !budget.pay(elements.saturating_mul(SOLVING)) {
+                    return false;
+                }
+                match &plan.rule {
+                    Rule::Computed(coefficients, arrival) => {
+                        self.move_computed(coefficients, *arrival);
+                    }
+                    Rule::Tabulated(row, limit) => self.move_tabulated(row, *limit),
+                }
+            }
         }
+        true
+    }
+
+    /// After the sample was moved: jumps, and what comes next.
+    fn finish_step(&mut self, plan: &Plan) -> Step {
         let from = self.walk.next;
-        if let Some(to) = self.walk.advance() {
+        if let Some(to) = self.walk.advance()
+            && has::<OPS>(OpSet::EDITING)
+        {
             self.jump(from, to);
         }
         let index = self.calls;
-        self.calls += 1;
-        Some(Step {
+        self.calls = self.calls.saturating_add(1);
+        self.phase = self.first_phase();
+        Step {
             index,
             timestep: plan.timestep,
             time: plan.time,
-        })
+        }
     }
 
     /// Step `index`; `None` behind the last.
@@ -182,11 +356,11 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         }
         let model = self.session.model();
         let (schedule, alphas) = (&model.head().schedule, model.alphas_cumprod());
-        let Some(trajectory) = &self.trajectory else {
+        let Some(table) = self.table.as_ref().filter(|_| has::<OPS>(OpSet::TABLES)) else {
             let request = &self.request;
             let step = request
                 .sampler
-                .step(schedule, alphas, request.steps, index)?;
+                .step::<OPS>(schedule, alphas, request.steps, index)?;
             return Some(Plan {
                 timestep: step.timestep,
                 time: step.timestep as f32,
@@ -194,54 +368,42 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
                 rule: Rule::Computed(step.coefficients, step.arrival),
             });
         };
-        let row = self.row(trajectory, index)?;
+        let row = self.row(table, index)?;
         Some(Plan {
             timestep: row.timestep,
             time: row.time,
             level: Level::of_row(&row, schedule.prediction, alphas),
-            rule: Rule::Tabulated(row, trajectory.limit),
+            rule: Rule::Tabulated(row, table.limit),
         })
     }
 
-    fn row(&self, trajectory: &Trajectory<'_>, index: u32) -> Option<Row> {
-        let table = self.session.model().file().slab(trajectory.table)?;
+    fn row(&self, table: &SolverTable<'_>, index: u32) -> Option<Row> {
+        let rows = self.session.model().file().slabs().get(table.rows)?;
         let start = (index as usize).checked_mul(Row::LEN)?;
-        Row::from_bytes(table.get(start..)?)
-    }
-
-    /// The network's output, guided by the class where that was asked for.
-    #[inline]
-    fn predict(&mut self, plan: &Plan, observe: &mut impl FnMut(&Layer<'m>, Values<'_>)) {
-        let guidance = self.request.guidance;
-        if guidance.is_active() {
-            let without = self.session.model().head().null_class;
-            self.session.run(plan.timestep, without, observe);
-            self.session.keep_output();
-        }
-        self.session.run(plan.timestep, self.class, observe);
-        if guidance.is_active() {
-            let (kept, output) = self.session.kept_and_output();
-            guide::combine(guidance, kept, output);
-        }
+        Row::from_bytes(rows.get(start..)?)
     }
 
     #[inline]
     fn move_computed(&mut self, coefficients: &Coefficients, arrival: Level) {
         let clip = self.session.model().head().schedule.clip;
         // RePaint's two parts share their noise, as they do in diffusers.
-        let known = self.inpaint.filter(|_| arrival.noise > 0.0);
+        let inpaint = self.inpaint();
+        let known = inpaint.filter(|_| arrival.noise > 0.0);
         let noisy = coefficients.noise != Deviation::NONE || known.is_some();
-        let (sample, output) = self.session.sample_and_output();
+        let (sample, output, _) = self.session.solver_state(None);
         // Behind the prediction lie the variances, where they are learned.
         let variances = output.get(sample.len()..).unwrap_or_default();
         for (i, (x, &m)) in sample.iter_mut().zip(output).enumerate() {
             let z = if noisy { self.rng.normal() } else { 0.0 };
             let deviation = match coefficients.noise {
                 Deviation::Fixed(deviation) => deviation,
-                learned => learned.of(variances.get(i).copied().unwrap_or(0.0)),
+                learned if has::<OPS>(OpSet::LEARNED_VARIANCE) => {
+                    learned.of(variances.get(i).copied().unwrap_or(0.0))
+                }
+                _ => 0.0,
             };
             *x = coefficients.apply(*x, m, clip, deviation * z);
-            if let Some(inpaint) = &self.inpaint {
+            if let Some(inpaint) = &inpaint {
                 *x = inpaint.keep(i, arrival, *x, z);
             }
         }
@@ -249,13 +411,18 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
 
     #[inline]
     fn move_tabulated(&mut self, row: &Row, limit: Limit) {
-        let Some(trajectory) = self.trajectory else {
+        if !has::<OPS>(OpSet::TABLES) {
             return;
+        }
+        let limit = match limit {
+            // What no table of the file has needs no code.
+            Limit::Quantile { .. } if !has::<OPS>(OpSet::QUANTILE) => Limit::None,
+            limit => limit,
         };
-        let (sample, output, history) = self.session.sampler_state(&trajectory);
+        let (sample, output, history) = self.session.solver_state(self.table.as_ref());
         let noise = || self.rng.normal();
         sampler::advance(row, limit, sample, output, history, noise);
-        let Some(inpaint) = self.inpaint else {
+        let Some(inpaint) = self.inpaint() else {
             return;
         };
         // Where the next row begins is where this one has led to.
@@ -301,8 +468,8 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
 
     /// Denoiser calls from the first step to the last, without jumps.
     fn calls_in_all(&self) -> u32 {
-        match &self.trajectory {
-            Some(trajectory) => trajectory.calls,
+        match &self.table {
+            Some(table) => table.calls,
             None => self.request.steps,
         }
     }
@@ -314,12 +481,13 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
 
     /// Whether no step from `first` on needs what an earlier one has kept.
     fn may_begin_at(&self, first: u32) -> bool {
-        let Some(trajectory) = &self.trajectory else {
+        let tables = has::<OPS>(OpSet::TABLES) && has::<OPS>(OpSet::EDITING);
+        let Some(table) = self.table.as_ref().filter(|_| tables && first > 0) else {
             return true;
         };
         let mut written = [false; quell_format::SLOTS];
-        (first..trajectory.calls).all(|i| {
-            let Some(row) = self.row(trajectory, i) else {
+        (first..table.calls).all(|i| {
+            let Some(row) = self.row(table, i) else {
                 return false;
             };
             let mixes = || {
@@ -339,21 +507,6 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
         })
     }
 
-    fn may_jump(&self) -> bool {
-        matches!(self.request.sampler, Sampler::Ddpm | Sampler::Ddim { .. })
-    }
-
-    fn noise_scale(&self) -> f32 {
-        self.trajectory.map_or(1.0, |t| t.noise_scale)
-    }
-
-    fn check_not_begun(&self) -> Result<(), RequestError> {
-        match self.calls {
-            0 => Ok(()),
-            _ => Err(RequestError::Begun),
-        }
-    }
-
     /// The sample as it stands, `[c, h, w]`.
     pub fn sample(&self) -> &[f32] {
         self.session.sample()
@@ -363,5 +516,33 @@ impl<'s, 'm, 'a> Generation<'s, 'm, 'a> {
     /// was asked for.
     pub fn output(&self) -> &[f32] {
         self.session.output()
+    }
+
+    /// What the file's decoder makes of the sample as it stands: pixels,
+    /// `[c, h, w]`. `None` where the file has no decoder.
+    ///
+    /// Within a step nothing is decoded (`None`): the step's own memory is in use.
+    pub fn decode(&mut self) -> Option<&[f32]> {
+        let between = self.phase == self.first_phase() && self.cursor.is_at_start();
+        match between {
+            true => self.session.decode().ok(),
+            false => None,
+        }
+    }
+}
+
+/// Cost of an element of a guided prediction, in multiply-accumulates.
+const COMBINING: u32 = 8;
+/// Cost of an element of the next sample, noise included.
+const SOLVING: u32 = 16;
+
+impl<const OPS: u64> core::fmt::Debug for Generation<'_, '_, OPS> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Generation")
+            .field("request", &self.request)
+            .field("next", &self.walk.next)
+            .field("calls", &self.calls)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
     }
 }

@@ -26,28 +26,34 @@
 #[cfg(test)]
 extern crate std;
 
-mod access;
 mod arena;
 mod digest;
-mod execute;
 mod generation;
+pub mod inspect;
 mod model;
+mod ops;
 mod rng;
+mod run;
 mod sampler;
 mod session;
 mod validate;
 
-pub use access::{Access, Element, Region};
 pub use arena::Arena;
 pub use digest::digest;
-pub use generation::{Generation, Guidance, Guide, Inpaint, Request, RequestError, Step};
-pub use model::{Model, OpenError};
+pub use generation::{
+    ClassifierGuidance, Generation, Guidance, Inpaint, Noise, Progress, Request, RequestError,
+    Start, Step, saved_bytes,
+};
+pub use model::{ALL, Limits, Model, OpenError};
 pub use quell_format as format;
 pub use quell_kernels::Kernels;
 pub use rng::Rng;
+pub use run::Values;
 pub use sampler::{Coefficients, Deviation, Sampler, advance};
-pub use session::{InputError, Session, SessionError, Values};
-pub use validate::{PlanError, TrajectoryError};
+pub use session::{InputError, Session, SessionError};
+pub use validate::{PlanError, TableError};
+
+use quell_format::{Header, OpSet};
 
 /// Bytes of working memory that the model in `file` needs, at compile time:
 /// `const ARENA: usize = quell::arena_bytes(MODEL);`.
@@ -56,10 +62,7 @@ pub use validate::{PlanError, TrajectoryError};
 /// Where `file` does not begin with a valid header: in a `const`, a compile
 /// error.
 pub const fn arena_bytes(file: &[u8]) -> usize {
-    match quell_format::Header::parse(file) {
-        Ok(header) => header.arena_bytes as usize,
-        Err(_) => panic!("not a valid .quell file"),
-    }
+    header(file).arena_bytes as usize
 }
 
 /// [`arena_bytes`] with room for [`Guidance`]: one more sample.
@@ -67,13 +70,38 @@ pub const fn arena_bytes(file: &[u8]) -> usize {
 /// # Panics
 /// As [`arena_bytes`].
 pub const fn guided_arena_bytes(file: &[u8]) -> usize {
-    let elements = match quell_format::Header::parse(file) {
-        Ok(header) => header.elements(),
-        Err(_) => None,
-    };
-    match elements {
-        Some(elements) => arena_bytes(file) + elements * size_of::<f32>(),
-        None => panic!("not a valid .quell file"),
+    let header = header(file);
+    header.arena_bytes as usize + model::guidance_bytes(&header)
+}
+
+/// The operators that the model in `file` needs, for `Model::<OPS>` and
+/// [`Model::open_for`]: the program then has code for these alone.
+///
+/// ```ignore
+/// static MODEL: &[u8] = quell::include_model!("model.quell");
+/// const OPS: u64 = quell::required(MODEL);
+/// let model = quell::Model::<OPS>::open_for(MODEL)?;
+/// ```
+///
+/// What a program asks for besides is added: [`EDITING`], [`DDPM`], [`CLASSIFIER`].
+///
+/// # Panics
+/// As [`arena_bytes`].
+pub const fn required(file: &[u8]) -> u64 {
+    header(file).required.bits()
+}
+
+/// For `Model::<OPS>`: the program starts from images, interpolates, inpaints.
+pub const EDITING: u64 = OpSet::EDITING.bits();
+/// For `Model::<OPS>`: the program samples by DDPM, or inverts DDIM.
+pub const DDPM: u64 = OpSet::DDPM.bits();
+/// For `Model::<OPS>`: the program guides runs by a classifier.
+pub const CLASSIFIER: u64 = OpSet::CLASSIFIER.bits();
+
+const fn header(file: &[u8]) -> Header {
+    match Header::parse(file) {
+        Ok(header) => header,
+        Err(_) => panic!("not a valid .quell file of this version"),
     }
 }
 

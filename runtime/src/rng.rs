@@ -6,13 +6,11 @@
 //! count give the same bytes everywhere: any change is a new version.
 
 use quell_kernels::math;
-use rand_core::{Rng as _, SeedableRng};
-use rand_xoshiro::Xoshiro128PlusPlus;
 
 /// A stream of standard normal numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rng {
-    bits: Xoshiro128PlusPlus,
+    state: [u32; 4],
     /// The second number of a pair, as bits, until it is asked for.
     spare: Option<u32>,
 }
@@ -23,10 +21,35 @@ impl Rng {
 
     /// The stream of `seed`.
     pub fn new(seed: u64) -> Self {
+        let mut counter = seed;
+        let (a, b) = (split_mix(&mut counter), split_mix(&mut counter));
         Self {
-            bits: Xoshiro128PlusPlus::seed_from_u64(seed),
+            state: [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32],
             spare: None,
         }
+    }
+
+    /// A stream as [`Rng::state`] and [`Rng::spare`] give it.
+    pub(crate) fn from_state(state: [u32; 4], spare: Option<u32>) -> Self {
+        Self { state, spare }
+    }
+
+    pub(crate) fn state(&self) -> [u32; 4] {
+        self.state
+    }
+
+    pub(crate) fn spare(&self) -> Option<u32> {
+        self.spare
+    }
+
+    /// Xoshiro128++.
+    fn next_u32(&mut self) -> u32 {
+        let [a, b, c, d] = self.state;
+        let result = a.wrapping_add(d).rotate_left(7).wrapping_add(a);
+        let (c, d) = (c ^ a, d ^ b);
+        let (b, a) = (b ^ c, a ^ d);
+        self.state = [a, b, c ^ (self.state[1] << 9), d.rotate_left(11)];
+        result
     }
 
     /// The next standard normal number, of magnitude at most 5.77.
@@ -35,8 +58,8 @@ impl Rng {
             return f32::from_bits(spare);
         }
         // u in (0, 1], a multiple of 2⁻²⁴, so that its logarithm is finite.
-        let u = ((self.bits.next_u32() >> 8) + 1) as f32 / (1 << 24) as f32;
-        let (sin, cos) = math::sin_cos_turn(self.bits.next_u32() >> 8);
+        let u = ((self.next_u32() >> 8) + 1) as f32 / (1 << 24) as f32;
+        let (sin, cos) = math::sin_cos_turn(self.next_u32() >> 8);
         let radius = math::sqrt(-2.0 * math::ln(u));
         self.spare = Some((radius * sin).to_bits());
         radius * cos
@@ -50,40 +73,31 @@ impl Rng {
     }
 }
 
+/// SplitMix64 (Steele, Lea & Flood 2014), the authors' way to seed.
+fn split_mix(counter: &mut u64) -> u64 {
+    *counter = counter.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = *counter;
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand_core::{Rng as _, SeedableRng};
+    use rand_xoshiro::Xoshiro128PlusPlus;
     use std::vec::Vec;
 
+    /// Seeding and generator against another implementation.
     #[test]
     fn first_bits_are_xoshiros() {
-        // Seeding and generator against an independent transcription of the
-        // authors' reference code (splitmix64.c, xoshiro128plusplus.c).
-        let mut z = 7u64;
-        let mut split = || {
-            z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut x = z;
-            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            x ^ (x >> 31)
-        };
-        let (a, b) = (split(), split());
-        let mut s = [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32];
-        let mut reference = || {
-            let sum = s[0].wrapping_add(s[3]);
-            let result = sum.rotate_left(7).wrapping_add(s[0]);
-            let t = s[1] << 9;
-            s[2] ^= s[0];
-            s[3] ^= s[1];
-            s[1] ^= s[2];
-            s[0] ^= s[3];
-            s[2] ^= t;
-            s[3] = s[3].rotate_left(11);
-            result
-        };
-        let mut bits = Xoshiro128PlusPlus::seed_from_u64(7);
-        for _ in 0..1000 {
-            assert_eq!(bits.next_u32(), reference());
+        for seed in [0, 7, u64::MAX] {
+            let mut reference = Xoshiro128PlusPlus::seed_from_u64(seed);
+            let mut rng = Rng::new(seed);
+            for _ in 0..1000 {
+                assert_eq!(rng.next_u32(), reference.next_u32());
+            }
         }
     }
 

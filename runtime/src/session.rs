@@ -1,18 +1,21 @@
-//! A model at work in an arena: single denoiser calls.
+//! A model at work in an arena: single calls of its graphs.
 
-use quell_format::{Layer, Purpose, Trajectory};
-use quell_kernels::cast;
+use core::ops::Range;
+
+use quell_format::{Graph, Operator, Role, SolverTable, Tensor};
+use quell_kernels::{cast, math};
 use thiserror::Error;
 
-use crate::access::{Access, Element};
-use crate::arena::{disjoint, f32s, view_f32, view_f32_mut, view_pair};
-use crate::execute::Context;
-use crate::generation::{Generation, Request, RequestError};
-use crate::model::Model;
+use crate::arena::{disjoint, view_f32, view_f32_mut};
+use crate::generation::{Classifier, Generation, Request, RequestError};
+use crate::model::{ALL, Model};
+use crate::ops::{Call, range};
+use crate::run::{Budget, Cursor, Program, Values};
 
 /// Why an arena cannot be used.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SessionError {
     /// Too few bytes.
     #[error("the arena has {available} bytes, the model needs {needed}")]
@@ -25,11 +28,18 @@ pub enum SessionError {
     /// Not at a multiple of 16.
     #[error("the arena must start at a multiple of 16 bytes; quell::Arena does")]
     Misaligned,
+    /// The FPU flushes subnormal numbers to zero or does not round to nearest.
+    #[error(
+        "the floating-point unit must round to nearest and keep subnormal numbers \
+         (on Cortex-M clear FPSCR.FZ and FPSCR.RMode, on x86 MXCSR.FTZ, DAZ and RC)"
+    )]
+    FloatMode,
 }
 
 /// Why a call is impossible.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum InputError {
     /// No such timestep.
     #[error("timestep {timestep} is outside of 0..{timesteps}")]
@@ -50,44 +60,42 @@ pub enum InputError {
     /// The model was not trained to run without a class.
     #[error("the model needs a class, 0..{0}")]
     ClassNeeded(u32),
-    /// A plain network was asked at a timestep.
+    /// A plain network was called with a timestep.
     #[error("a plain network has neither timestep nor class: use `infer`")]
     Plain,
-    /// A network of this purpose was asked without a timestep.
+    /// A network of this role was called without a timestep.
     #[error("a {} needs a timestep: use `denoise`", .0.name())]
-    Timed(Purpose),
-}
-
-/// What an operation has left in the arena, for calibration and comparison.
-#[derive(Clone, Copy, Debug)]
-pub enum Values<'a> {
-    /// f32 activations.
-    F32(&'a [f32]),
-    /// int8 activations.
-    I8(&'a [i8]),
+    Timed(Role),
+    /// The file has no graph of this role.
+    #[error("the file has no {}", .0.name())]
+    Missing(Role),
 }
 
 /// A model and its working memory.
-pub struct Session<'m, 'a> {
-    model: Model<'m>,
+#[derive(Debug)]
+pub struct Session<'a, const OPS: u64 = ALL> {
+    model: &'a Model<'a, OPS>,
     arena: &'a mut [u8],
     /// What the buffer has behind the arena: where guidance keeps an output.
     spare: &'a mut [u8],
 }
 
-impl<'m, 'a> Session<'m, 'a> {
-    pub(crate) fn new(model: Model<'m>, arena: &'a mut [u8]) -> Result<Self, SessionError> {
+impl<'a, const OPS: u64> Session<'a, OPS> {
+    pub(crate) fn new(
+        model: &'a Model<'a, OPS>,
+        arena: &'a mut [u8],
+    ) -> Result<Self, SessionError> {
         let (needed, available) = (model.arena_bytes(), arena.len());
-        if !arena
-            .as_ptr()
-            .addr()
-            .is_multiple_of(quell_format::ARENA_ALIGN)
-        {
+        let align = quell_format::ARENA_ALIGN;
+        if !arena.as_ptr().addr().is_multiple_of(align) {
             return Err(SessionError::Misaligned);
+        }
+        if !math::is_ieee_mode() {
+            return Err(SessionError::FloatMode);
         }
         let parts = arena.split_at_mut_checked(needed);
         let (arena, spare) = parts.ok_or(SessionError::TooSmall { needed, available })?;
-        // What a plan leaves behind must not depend on what was there before.
+        // What a graph leaves behind must not depend on what was there before.
         arena.fill(0);
         Ok(Self {
             model,
@@ -97,39 +105,83 @@ impl<'m, 'a> Session<'m, 'a> {
     }
 
     /// The model.
-    pub fn model(&self) -> &Model<'m> {
-        &self.model
+    pub fn model(&self) -> &'a Model<'a, OPS> {
+        self.model
     }
 
     /// Begins a generation; see [`Generation`].
-    pub fn generate(&mut self, request: Request) -> Result<Generation<'_, 'm, 'a>, RequestError> {
-        Generation::new(self, request)
+    ///
+    /// # Errors
+    /// [`RequestError`] where the model or the arena cannot do what is asked for.
+    pub fn generate<'s>(
+        &'s mut self,
+        request: Request<'s>,
+    ) -> Result<Generation<'s, 'a, OPS>, RequestError> {
+        let classifier = Classifier::own(self, &request)?;
+        Generation::new(self, request, classifier)
     }
 
-    /// The current sample, `[c, h, w]`: input of the next denoiser call.
+    /// [`Session::generate`], guided by the classifier of another file as
+    /// [`Request::classifier`] says.
+    pub fn generate_with<'s, const OTHER: u64>(
+        &'s mut self,
+        request: Request<'s>,
+        classifier: &'s mut Session<'_, OTHER>,
+    ) -> Result<Generation<'s, 'a, OPS>, RequestError> {
+        let classifier = Classifier::other(self, &request, classifier)?;
+        Generation::new(self, request, classifier)
+    }
+
+    /// Takes up a generation that [`Generation::save`] has saved, with the same
+    /// request: the next step and all after it give the same bytes.
+    ///
+    /// # Errors
+    /// [`RequestError::Saved`] where `saved` is not from this model and request.
+    pub fn restore<'s>(
+        &'s mut self,
+        request: Request<'s>,
+        saved: &[u8],
+    ) -> Result<Generation<'s, 'a, OPS>, RequestError> {
+        let classifier = Classifier::own(self, &request)?;
+        Generation::restore(self, request, classifier, saved)
+    }
+
+    /// [`Session::restore`] of a run of [`Session::generate_with`].
+    pub fn restore_with<'s, const OTHER: u64>(
+        &'s mut self,
+        request: Request<'s>,
+        classifier: &'s mut Session<'_, OTHER>,
+        saved: &[u8],
+    ) -> Result<Generation<'s, 'a, OPS>, RequestError> {
+        let classifier = Classifier::other(self, &request, classifier)?;
+        Generation::restore(self, request, classifier, saved)
+    }
+
+    /// The current sample, `[c, h, w]`: input of the next call.
     pub fn sample(&self) -> &[f32] {
-        self.view(self.model.head().sample, self.elements())
+        self.view(self.model.main(), 0)
     }
 
     /// The current sample, to write.
     pub fn sample_mut(&mut self) -> &mut [f32] {
-        let range = f32s(self.model.head().sample, self.elements());
+        let range = tensor_range(self.model.main(), 0);
         range
             .and_then(|range| view_f32_mut(self.arena, range))
             .unwrap_or(&mut [])
     }
 
-    /// What the last call left, of [`Model::output_shape`].
+    /// What the last call of the first graph left, of [`Model::output_shape`].
     pub fn output(&self) -> &[f32] {
-        self.view(self.model.head().output, self.output_elements())
+        let graph = self.model.main();
+        self.view(graph, graph.head().output)
     }
 
     /// The second input, to write; empty where the model has none. It stays as it
     /// is from call to call, and is zero in a new session.
     pub fn context_mut(&mut self) -> &mut [f32] {
-        let context = self.model.header().context;
-        context
-            .and_then(|context| f32s(context.offset, context.elements))
+        let graph = self.model.main();
+        let range = tensor_range(graph, 1).filter(|_| graph.head().context);
+        range
             .and_then(|range| view_f32_mut(self.arena, range))
             .unwrap_or(&mut [])
     }
@@ -151,18 +203,27 @@ impl<'m, 'a> Session<'m, 'a> {
         self.infer_with(|_, _| {})
     }
 
-    /// [`Session::infer`] that shows what each operation has left.
+    /// [`Session::infer`] that shows what each operator has left.
     pub fn infer_with(
         &mut self,
-        mut observe: impl FnMut(&Layer<'m>, Values<'_>),
+        mut observe: impl FnMut(&Operator<'a>, Values<'_>),
     ) -> Result<&[f32], InputError> {
-        match self.model.purpose() {
-            Purpose::Plain => self.run(0, None, &mut observe),
-            timed @ (Purpose::Denoiser | Purpose::ClassifierGradient) => {
-                return Err(InputError::Timed(timed));
+        match self.model.role() {
+            Role::Network => {
+                self.call(Role::Network, 0, None, &mut observe);
+                Ok(self.output())
             }
+            timed => Err(InputError::Timed(timed)),
         }
-        Ok(self.output())
+    }
+
+    /// What the file's decoder makes of [`Session::sample`], of
+    /// [`Model::decoded_shape`].
+    pub fn decode(&mut self) -> Result<&[f32], InputError> {
+        let decoder = self.model.graph(Role::Decoder);
+        let decoder = decoder.ok_or(InputError::Missing(Role::Decoder))?;
+        self.call(Role::Decoder, 0, None, &mut |_, _| {});
+        Ok(self.view(decoder, decoder.head().output))
     }
 
     /// One call on [`Session::sample`] at a timestep; returns its output: what a
@@ -173,14 +234,15 @@ impl<'m, 'a> Session<'m, 'a> {
         self.denoise_with(timestep, class, |_, _| {})
     }
 
-    /// [`Session::denoise`] that shows what each operation has left.
+    /// [`Session::denoise`] that shows what each operator has left.
     pub fn denoise_with(
         &mut self,
         timestep: u32,
         class: Option<u32>,
-        mut observe: impl FnMut(&Layer<'m>, Values<'_>),
+        mut observe: impl FnMut(&Operator<'a>, Values<'_>),
     ) -> Result<&[f32], InputError> {
-        if self.model.purpose() == Purpose::Plain {
+        let role = self.model.role();
+        if role == Role::Network {
             return Err(InputError::Plain);
         }
         let timesteps = self.model.head().schedule.timesteps;
@@ -191,60 +253,111 @@ impl<'m, 'a> Session<'m, 'a> {
             });
         }
         let class = self.model.class_row(class)?;
-        self.run(timestep, class, &mut observe);
+        self.call(role, timestep, class, &mut observe);
         Ok(self.output())
     }
 
-    /// Runs the plan; `class` is a row of the embedding table.
-    #[inline]
-    pub(crate) fn run(
+    /// A whole call; `class` is a row of the embedding table.
+    fn call(
         &mut self,
+        role: Role,
         timestep: u32,
         class: Option<u32>,
-        observe: &mut impl FnMut(&Layer<'m>, Values<'_>),
+        observe: &mut impl FnMut(&Operator<'a>, Values<'_>),
     ) {
-        let context = Context {
-            file: self.model.file(),
-            kernels: self.model.kernels(),
-            timestep,
-            class,
+        let (mut cursor, mut budget) = (Cursor::default(), Budget::UNLIMITED);
+        self.advance(role, (timestep, class), &mut cursor, &mut budget, observe);
+    }
+
+    /// A part of a call of the graph of a role: true where it is done.
+    #[inline]
+    pub(crate) fn advance(
+        &mut self,
+        role: Role,
+        (timestep, class): (u32, Option<u32>),
+        cursor: &mut Cursor,
+        budget: &mut Budget,
+        observe: &mut impl FnMut(&Operator<'a>, Values<'_>),
+    ) -> bool {
+        let Some(graph) = self.model.graph(role) else {
+            return true;
         };
-        for layer in self.model.layers() {
-            let done = context.run(&layer.op, self.arena);
-            debug_assert!(done.is_some(), "{}: validation let it through", layer.name);
-            if let Some(values) = self.values(&layer) {
-                observe(&layer, values);
-            }
+        let program = Program {
+            graph,
+            slabs: self.model.file().slabs(),
+            call: Call {
+                kernels: self.model.kernels(),
+                timestep,
+                class,
+            },
+        };
+        program.advance::<OPS>(self.arena, cursor, budget, observe)
+    }
+
+    /// Adds what the graph of a role has left, times `gain`, to what
+    /// [`Session::keep_output`] kept.
+    pub(crate) fn add_to_kept(&mut self, role: Role, gain: f32) {
+        let graph = self.model.graph(role);
+        let range = graph.and_then(|graph| tensor_range(graph, graph.head().output));
+        let added = range.and_then(|range| view_f32(self.arena, range));
+        let len = self.model.elements() * size_of::<f32>();
+        let kept = self.spare.get_mut(..len).and_then(cast::numbers_mut::<f32>);
+        for (kept, &added) in kept
+            .unwrap_or_default()
+            .iter_mut()
+            .zip(added.unwrap_or_default())
+        {
+            *kept += gain * added;
         }
     }
 
-    /// Sample (to write) and output (to read) at once.
+    /// Sample and the slots of `table` (to write) and output (to read) at once.
     #[inline]
-    pub(crate) fn sample_and_output(&mut self) -> (&mut [f32], &[f32]) {
-        let head = self.model.head();
-        let ranges = (
-            f32s(head.sample, self.elements()),
-            f32s(head.output, self.output_elements()),
-        );
-        match ranges {
-            (Some(sample), Some(output)) => view_pair(self.arena, sample, output),
-            _ => None,
-        }
-        .unwrap_or((&mut [], &[]))
+    pub(crate) fn solver_state(
+        &mut self,
+        table: Option<&SolverTable<'_>>,
+    ) -> (&mut [f32], &[f32], &mut [f32]) {
+        self.all_state(table).unwrap_or((&mut [], &[], &mut []))
+    }
+
+    #[inline]
+    fn all_state(
+        &mut self,
+        table: Option<&SolverTable<'_>>,
+    ) -> Option<(&mut [f32], &[f32], &mut [f32])> {
+        let graph = self.model.main();
+        let sample = tensor_range(graph, 0)?;
+        let history = match table {
+            Some(table) => {
+                let len = sample.len().checked_mul(table.slots as usize)?;
+                let start = table.history as usize;
+                start..start.checked_add(len)?
+            }
+            None => 0..0,
+        };
+        let output = tensor_range(graph, graph.head().output)?;
+        let [sample, output, history] = disjoint(self.arena, [sample, output, history])?;
+        Some((
+            cast::numbers_mut(sample)?,
+            cast::numbers(output)?,
+            cast::numbers_mut(history)?,
+        ))
     }
 
     /// Sample (to read) and output (to write) at once.
     pub(crate) fn sample_and_output_mut(&mut self) -> (&[f32], &mut [f32]) {
-        let head = self.model.head();
-        let ranges = (
-            f32s(head.output, self.elements()),
-            f32s(head.sample, self.elements()),
-        );
-        let pair = match ranges {
-            (Some(output), Some(sample)) => view_pair(self.arena, output, sample),
-            _ => None,
-        };
-        pair.map_or((&[], &mut []), |(output, sample)| (sample, output))
+        let pair = self.pair();
+        pair.unwrap_or((&[], &mut []))
+    }
+
+    fn pair(&mut self) -> Option<(&[f32], &mut [f32])> {
+        let graph = self.model.main();
+        let ranges = [
+            tensor_range(graph, 0)?,
+            tensor_range(graph, graph.head().output)?,
+        ];
+        let [sample, output] = disjoint(self.arena, ranges)?;
+        Some((cast::numbers(sample)?, cast::numbers_mut(output)?))
     }
 
     /// Bytes behind the arena.
@@ -252,10 +365,22 @@ impl<'m, 'a> Session<'m, 'a> {
         self.spare.len()
     }
 
-    /// Copies the output behind the arena, if there is room.
+    /// What outlives a call: the sample, the context, the solver's slots.
+    pub(crate) fn persistent(&self) -> &[u8] {
+        let len = self.model.header().persistent as usize;
+        self.arena.get(..len).unwrap_or_default()
+    }
+
+    /// [`Session::persistent`], to write.
+    pub(crate) fn persistent_mut(&mut self) -> &mut [u8] {
+        let len = self.model.header().persistent as usize;
+        self.arena.get_mut(..len).unwrap_or_default()
+    }
+
+    /// Copies as much of the output as a sample has behind the arena, if there is
+    /// room.
     pub(crate) fn keep_output(&mut self) {
-        let output = f32s(self.model.head().output, self.elements());
-        let output = output.and_then(|range| self.arena.get(range));
+        let output = self.output_bytes().and_then(|range| self.arena.get(range));
         if let Some(output) = output
             && let Some(spare) = self.spare.get_mut(..output.len())
         {
@@ -264,68 +389,30 @@ impl<'m, 'a> Session<'m, 'a> {
     }
 
     /// What [`Session::keep_output`] kept, and the output (to write).
-    pub(crate) fn kept_and_output(&mut self) -> (&[f32], &mut [f32]) {
-        let output = f32s(self.model.head().output, self.elements());
+    pub(crate) fn kept_and_output(&mut self) -> (&mut [f32], &mut [f32]) {
+        let output = self.output_bytes();
+        let len = output.as_ref().map_or(0, ExactSizeIterator::len);
         let output = output.and_then(|range| view_f32_mut(self.arena, range));
-        let kept = self.spare.get(..self.model.elements() * size_of::<f32>());
-        let kept = kept.and_then(cast::numbers);
+        let kept = self.spare.get_mut(..len).and_then(cast::numbers_mut);
         (kept.unwrap_or_default(), output.unwrap_or_default())
     }
 
-    /// Sample and history (to write) and output (to read) at once.
-    #[inline]
-    pub(crate) fn sampler_state(
-        &mut self,
-        trajectory: &Trajectory<'_>,
-    ) -> (&mut [f32], &[f32], &mut [f32]) {
-        if trajectory.slots == 0 {
-            let (sample, output) = self.sample_and_output();
-            return (sample, output, &mut []);
-        }
-        self.all_state(trajectory)
-            .unwrap_or((&mut [], &[], &mut []))
+    /// The part of the output that is a prediction, as long as a sample.
+    fn output_bytes(&self) -> Option<Range<usize>> {
+        let graph = self.model.main();
+        let start = tensor_range(graph, graph.head().output)?.start;
+        Some(start..start.checked_add(self.model.elements() * size_of::<f32>())?)
     }
 
-    #[inline]
-    fn all_state(
-        &mut self,
-        trajectory: &Trajectory<'_>,
-    ) -> Option<(&mut [f32], &[f32], &mut [f32])> {
-        let (head, elements) = (self.model.head(), self.elements());
-        let ranges = [
-            f32s(head.sample, elements)?,
-            f32s(head.output, self.output_elements())?,
-            f32s(trajectory.history, trajectory.slots.checked_mul(elements)?)?,
-        ];
-        let [sample, output, history] = disjoint(self.arena, ranges)?;
-        Some((
-            cast::numbers_mut(sample)?,
-            cast::numbers(output)?,
-            cast::numbers_mut(history)?,
-        ))
-    }
-
-    fn values(&self, layer: &Layer<'_>) -> Option<Values<'_>> {
-        let output = Access::of(&layer.op)?.output;
-        let bytes = self.arena.get(output.range()?)?;
-        Some(match output.element {
-            Element::F32 => Values::F32(cast::numbers(bytes)?),
-            Element::I8 | Element::Scratch => Values::I8(cast::numbers(bytes)?),
-        })
-    }
-
-    fn view(&self, offset: u32, elements: u32) -> &[f32] {
-        let range = f32s(offset, elements);
+    fn view(&self, graph: &Graph<'_>, tensor: u16) -> &[f32] {
+        let range = tensor_range(graph, tensor);
         range
             .and_then(|range| view_f32(self.arena, range))
             .unwrap_or(&[])
     }
+}
 
-    fn elements(&self) -> u32 {
-        self.model.elements() as u32
-    }
-
-    fn output_elements(&self) -> u32 {
-        self.model.header().output_elements().unwrap_or(0) as u32
-    }
+fn tensor_range(graph: &Graph<'_>, tensor: u16) -> Option<Range<usize>> {
+    let tensor: Tensor = graph.tensor(tensor)?;
+    range(&tensor)
 }

@@ -16,7 +16,7 @@ fn self_tests_hold_on_every_table() {
         let test = model.head().self_test.expect("int8 files have a self-test");
         for kernels in Kernels::available() {
             let mut arena = Arena::<{ 32 * 1024 }>::new();
-            let model = model.with_kernels(kernels);
+            let model = model.clone().with_kernels(kernels);
             let mut session = model.session(arena.bytes_mut()).expect("fits");
             let request = Request {
                 sampler: Sampler::Ddim { eta: 0.0 },

@@ -1,6 +1,7 @@
 //! What the cross-crate tests share: small models made on the spot, the
 //! committed ones, and one way to run them.
 
+pub mod draft;
 pub mod networks;
 pub mod parity;
 
@@ -64,8 +65,14 @@ pub fn assert_names<T>(result: Result<T>, words: &[&str]) {
     }
 }
 
+/// The checkpoint in `folder`, compiled with the usual settings.
+pub fn compiled(folder: &Path, tier: Tier) -> Result<Compiled> {
+    let checkpoint = Checkpoint::open(folder)?;
+    compile(&checkpoint, tier, &Settings::default(), &|_, _| {})
+}
+
 /// Runs a request to its end on `model`.
-pub fn generate(model: &Model<'_>, request: Request) -> Result<Vec<f32>> {
+pub fn generate(model: &Model<'_>, request: Request<'_>) -> Result<Vec<f32>> {
     let mut arena = HostArena::new(model);
     let mut session = model.session(arena.bytes_mut())?;
     let mut generation = session.generate(request)?;

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use quell::Rng;
-use quell::format::{Function, Prediction, Purpose, Spacing, Tier, Variance};
+use quell::format::{Function, Prediction, Role, Spacing, Tier, Variance};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, Network, NoiseSchedule};
 use quell_converter::compile::{Compiled, compile};
@@ -16,10 +16,10 @@ const CONTEXT: usize = 5;
 /// Training timesteps of what has time.
 const TIMESTEPS: usize = 6;
 
-/// A small network of this purpose with random weights; a plain one has an output
+/// A small network of this role with random weights; a plain one has an output
 /// of another shape than its input.
-pub fn network(purpose: Purpose, context: bool) -> Checkpoint {
-    let timed = purpose != Purpose::Plain;
+pub fn network(role: Role, context: bool) -> Checkpoint {
+    let timed = role != Role::Network;
     let shape = [2, 4, 4];
     let output_shape = if timed { shape } else { [3, 2, 2] };
     let mut builder = Builder {
@@ -35,7 +35,7 @@ pub fn network(purpose: Purpose, context: bool) -> Checkpoint {
         path: "made on the spot".into(),
         network: Network {
             architecture: "Small".to_owned(),
-            purpose,
+            role,
             shape,
             output_shape,
             classes: 0,
@@ -47,13 +47,25 @@ pub fn network(purpose: Purpose, context: bool) -> Checkpoint {
         } else {
             NoiseSchedule::none()
         },
+        decoder: None,
+        classifier: None,
         trajectories: Vec::new(),
     }
 }
 
 /// A file of such a network.
-pub fn compiled(purpose: Purpose, context: bool, tier: Tier) -> Result<Compiled> {
-    let checkpoint = network(purpose, context);
+pub fn compiled(role: Role, context: bool, tier: Tier) -> Result<Compiled> {
+    let checkpoint = network(role, context);
+    compile(&checkpoint, tier, &Settings::default(), &|_, _| {})
+}
+
+/// A denoiser, what decodes its samples, and what guides it, in one file.
+pub fn pipeline(tier: Tier) -> Result<Compiled> {
+    let checkpoint = Checkpoint {
+        decoder: Some(network(Role::Network, false).network),
+        classifier: Some(network(Role::Classifier, false).network),
+        ..network(Role::Denoiser, false)
+    };
     compile(&checkpoint, tier, &Settings::default(), &|_, _| {})
 }
 

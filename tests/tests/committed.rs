@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use quell::format::Tier;
-use quell::{Guidance, Kernels, Model, Request, Sampler};
+use quell::{ClassifierGuidance, Kernels, Model, Request, Sampler, Start};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
@@ -65,7 +65,7 @@ fn committed_files_are_reproducible() -> Result<()> {
         let committed = std::fs::read(models().join(format!("{name}-f16.quell")))?;
         let same = compiled.bytes == committed;
         assert!(same, "{name}-f16.quell differs: convert it again");
-        let (bytes, bound) = (compiled.plan.arena_bytes, compiled.plan.arena_bound);
+        let (bytes, bound) = (compiled.placed.working, compiled.placed.bound);
         assert!(
             bytes * 100 <= bound * 105,
             "{name}: {bytes} bytes, bound {bound}"
@@ -86,20 +86,16 @@ fn inversion_reconstructs_what_the_unet_draws() -> Result<()> {
         ..Request::default()
     };
     let picture = generate(&model, of_steps(20))?;
-    let mut arena = HostArena::new(&model);
-    let mut session = model.session(arena.bytes_mut())?;
-    let mut error = |steps| -> Result<f32> {
+    let error = |steps| -> Result<f32> {
         let mut sample = picture.clone();
         let forwards = of_steps(steps);
         for sampler in [Sampler::DdimInverse, forwards.sampler] {
             let request = Request {
                 sampler,
+                start: Start::Sample(&sample),
                 ..forwards
             };
-            let mut generation = session.generate(request)?;
-            generation.set_sample(&sample)?;
-            while generation.step().is_some() {}
-            sample = generation.sample().to_vec();
+            sample = generate(&model, request)?;
         }
         let difference = sample.iter().zip(&picture).map(|(a, b)| (a - b).abs());
         Ok(difference.sum::<f32>() / sample.len() as f32 / 2.0)
@@ -123,17 +119,18 @@ fn guidance_moves_pictures_towards_the_class() -> Result<()> {
         for class in [2, 5, 8, 9] {
             let mut session = unet.session(arena.bytes_mut())?;
             let mut judge = classifier.session(second.bytes_mut())?;
-            let mut generation = session.generate(Request {
+            let scale = if guided { 8.0 } else { 0.0 };
+            let request = Request {
                 sampler: Sampler::Ddpm,
                 steps: 25,
                 seed: 40,
-                guidance: Guidance::NONE,
+                classifier: Some(ClassifierGuidance { class, scale }),
                 ..Request::default()
-            })?;
-            let scale = if guided { 8.0 } else { 0.0 };
-            let mut guide = generation.guide(&mut judge, class, scale)?;
-            while generation.step_guided(&mut guide).is_some() {}
-            judge.sample_mut().copy_from_slice(generation.sample());
+            };
+            let mut generation = session.generate_with(request, &mut judge)?;
+            while generation.step().is_some() {}
+            let sample = generation.sample().to_vec();
+            judge.sample_mut().copy_from_slice(&sample);
             right += u32::from(seen(&mut judge, class)? == class as usize);
         }
         Ok(right)
@@ -146,7 +143,7 @@ fn guidance_moves_pictures_towards_the_class() -> Result<()> {
 
 /// The class that the classifier sees in a clean picture: the largest of what its
 /// layer `output` leaves.
-fn seen(judge: &mut quell::Session<'_, '_>, class: u32) -> Result<usize> {
+fn seen(judge: &mut quell::Session<'_>, class: u32) -> Result<usize> {
     let mut logits = Vec::new();
     judge.denoise_with(0, Some(class), |layer, values| {
         if let ("output", quell::Values::F32(values)) = (layer.name, values) {

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use quell::format::Tier;
-use quell::{Generation, Guidance, Inpaint, Kernels, Model, Request, RequestError, Rng, Sampler};
+use quell::{
+    ClassifierGuidance, Guidance, Inpaint, Kernels, Model, Noise, Request, RequestError, Rng,
+    Sampler, Start,
+};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_tests::parity::{Calls, exact, relative, worse};
-use quell_tests::{RandomCheckpoint, models};
+use quell_tests::{RandomCheckpoint, generate, models};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -38,17 +41,13 @@ fn compiled(folder: &Path) -> Result<ModelFile> {
     Ok(ModelFile::from_bytes(&bytes))
 }
 
-/// A run on every table of kernels, `prepare`d, must give the golden: of the
-/// checkpoint of that name, where there is one.
+/// A run on every table of kernels must give the golden: of the checkpoint of that
+/// name, where there is one. `edit` adds what is done with the goldens' image and mask.
 #[track_caller]
 fn assert_gives(
     name: &str,
-    request: Request,
-    prepare: impl for<'s> Fn(
-        &mut Generation<'s, '_, '_>,
-        &'s [f32],
-        &'s [f32],
-    ) -> Result<(), RequestError>,
+    request: Request<'static>,
+    edit: impl for<'r> Fn(Request<'r>, &'r [f32], &'r [f32]) -> Request<'r>,
 ) -> Result<()> {
     let goldens = goldens()?;
     let (image, mask, expected) = (
@@ -60,12 +59,8 @@ fn assert_gives(
     let file = compiled(if own.is_dir() { &own } else { &shared })?;
     for kernels in Kernels::available() {
         let model = file.model()?.with_kernels(kernels);
-        let mut arena = HostArena::new(&model);
-        let mut session = model.session(arena.bytes_mut())?;
-        let mut generation = session.generate(request)?;
-        prepare(&mut generation, &image, &mask)?;
-        while generation.step().is_some() {}
-        let error = relative_error(generation.sample(), &expected);
+        let sample = generate(&model, edit(request, &image, &mask))?;
+        let error = relative_error(&sample, &expected);
         println!("{name} {}: {error:.1e}", kernels.name);
         assert!(error <= TOLERANCE, "{name} {}: {error:.1e}", kernels.name);
     }
@@ -76,7 +71,7 @@ fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
     relative(&exact(got), expected)
 }
 
-fn ddim(seed: u64, steps: u32, class: u32, eta: f32) -> Request {
+fn ddim(seed: u64, steps: u32, class: u32, eta: f32) -> Request<'static> {
     Request {
         sampler: Sampler::Ddim { eta },
         steps,
@@ -104,7 +99,7 @@ fn guidance_is_diffusers() -> Result<()> {
     ] {
         let (scale, rescale) = guidance;
         request.guidance = Guidance { scale, rescale };
-        assert_gives(name, request, |_, _, _| Ok(()))?;
+        assert_gives(name, request, |request, _, _| request)?;
     }
     Ok(())
 }
@@ -115,8 +110,9 @@ fn image_to_image_is_diffusers() -> Result<()> {
         ("from_image", ddim(3, 10, 0, 0.0), 0.6),
         ("from_image_noisy", ddim(4, 5, 3, 0.5), 0.55),
     ] {
-        assert_gives(name, request, |run, image, _| {
-            run.start_from(image, strength)
+        assert_gives(name, request, |request, image, _| Request {
+            start: Start::Image { image, strength },
+            ..request
         })?;
     }
     Ok(())
@@ -129,13 +125,14 @@ fn inpainting_is_diffusers_repaint() -> Result<()> {
         ("repaint_strides", ddim(6, 10, 2, 1.0), 2, 3),
         ("repaint_plain", ddim(7, 5, 0, 0.3), 5, 5),
     ] {
-        assert_gives(name, request, |run, image, mask| {
-            run.inpaint(Inpaint {
+        assert_gives(name, request, |request, image, mask| Request {
+            inpaint: Some(Inpaint {
                 image,
                 mask,
                 jump_length,
                 jump_n_sample,
-            })
+            }),
+            ..request
         })?;
     }
     Ok(())
@@ -191,9 +188,12 @@ fn classifier_guidance_is_the_papers() -> Result<()> {
     let mut session = model.session(arena.bytes_mut())?;
     let mut classifier = classifier.session(second.bytes_mut())?;
     let mut error_at = |scale| -> Result<f64> {
-        let mut generation = session.generate(ddim(10, 10, 1, 0.0))?;
-        let mut guide = generation.guide(&mut classifier, 3, scale)?;
-        while generation.step_guided(&mut guide).is_some() {}
+        let request = Request {
+            classifier: Some(ClassifierGuidance { class: 3, scale }),
+            ..ddim(10, 10, 1, 0.0)
+        };
+        let mut generation = session.generate_with(request, &mut classifier)?;
+        while generation.step().is_some() {}
         Ok(relative_error(generation.sample(), &expected))
     };
     let (guided, unguided) = (error_at(2.0)?, error_at(0.0)?);
@@ -212,7 +212,6 @@ fn classifiers_that_do_not_match_are_refused() -> Result<()> {
     let silu = compiled(&classifiers().join("silu"))?;
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
-    let generation = session.generate(ddim(0, 2, 0, 0.0))?;
     // Of another size, no classifier at all, a class that it does not know, no number.
     for (classifier, class, scale) in [
         (&other, 0, 1.0),
@@ -222,8 +221,12 @@ fn classifiers_that_do_not_match_are_refused() -> Result<()> {
     ] {
         let classifier = classifier.model()?;
         let mut arena = HostArena::new(&classifier);
-        let mut session = classifier.session(arena.bytes_mut())?;
-        assert!(generation.guide(&mut session, class, scale).is_err());
+        let mut classifier = classifier.session(arena.bytes_mut())?;
+        let request = Request {
+            classifier: Some(ClassifierGuidance { class, scale }),
+            ..ddim(0, 2, 0, 0.0)
+        };
+        assert!(session.generate_with(request, &mut classifier).is_err());
     }
     let classifier = silu.model()?;
     let mut arena = HostArena::new(&classifier);
@@ -240,7 +243,7 @@ fn learned_variances_are_diffusers() -> Result<()> {
             sampler: Sampler::Ddpm,
             ..ddim(seed, steps, class, 0.0)
         };
-        assert_gives(name, request, |_, _, _| Ok(()))?;
+        assert_gives(name, request, |request, _, _| request)?;
     }
     Ok(())
 }
@@ -251,7 +254,10 @@ fn inversion_is_diffusers() -> Result<()> {
         sampler: Sampler::DdimInverse,
         ..ddim(0, 10, 2, 0.0)
     };
-    assert_gives("inverted", request, |run, image, _| run.set_sample(image))
+    assert_gives("inverted", request, |request, image, _| Request {
+        start: Start::Sample(image),
+        ..request
+    })
 }
 
 /// The way back and forth again ends near the start, the nearer the more steps: of
@@ -264,22 +270,16 @@ fn inversion_reconstructs() -> Result<()> {
     let bytes = compile(&checkpoint, Tier::F32, &Settings::default(), &|_, _| {})?.bytes;
     let file = ModelFile::from_bytes(&bytes);
     let model = file.model()?;
-    let mut arena = HostArena::new(&model);
-    let mut run = |request, start: Option<&[f32]>| -> Result<Vec<f32>> {
-        let mut session = model.session(arena.bytes_mut())?;
-        let mut generation = session.generate(request)?;
-        if let Some(start) = start {
-            generation.set_sample(start)?;
-        }
-        while generation.step().is_some() {}
-        Ok(generation.sample().to_vec())
+    let run = |request: Request<'_>, start: Option<&[f32]>| {
+        let start = start.map_or(Start::Noise, Start::Sample);
+        generate(&model, Request { start, ..request })
     };
     let plain = |steps| Request {
         steps,
         ..Request::default()
     };
     let image = run(plain(20), None)?;
-    let mut error = |steps| -> Result<f64> {
+    let error = |steps| -> Result<f64> {
         let forwards = plain(steps);
         let backwards = Request {
             sampler: Sampler::DdimInverse,
@@ -294,17 +294,10 @@ fn inversion_reconstructs() -> Result<()> {
     Ok(())
 }
 
-fn refusal(
-    model: &Model<'_>,
-    request: Request,
-    prepare: impl Fn(&mut Generation<'_, '_, '_>) -> Result<(), RequestError>,
-) -> Option<RequestError> {
+fn refusal(model: &Model<'_>, request: Request<'_>) -> Option<RequestError> {
     let mut arena = HostArena::new(model);
     let mut session = model.session(arena.bytes_mut()).unwrap();
-    match session.generate(request) {
-        Ok(mut generation) => prepare(&mut generation).err(),
-        Err(error) => Some(error),
-    }
+    session.generate(request).err()
 }
 
 #[test]
@@ -317,60 +310,120 @@ fn impossible_requests_are_refused_by_name() -> Result<()> {
         guidance: Guidance { scale, rescale },
         ..ddim(0, 4, 0, 0.0)
     };
-    let nothing = |_: &mut Generation<'_, '_, '_>| Ok(());
     for (request, expected) in [
         (guided(None, 2.0, 0.0), E::GuidanceClass),
         (guided(Some(0), f32::NAN, 0.0), E::Guidance),
         (guided(Some(0), 2.0, 1.5), E::Guidance),
     ] {
-        assert_eq!(refusal(&model, request, nothing), Some(expected));
+        assert_eq!(refusal(&model, request), Some(expected));
     }
     let unguided = RandomCheckpoint::unet(3, 4)?.compile(Tier::F32)?.bytes;
     let unguided = ModelFile::from_bytes(&unguided);
     let request = guided(Some(0), 2.0, 0.0);
-    assert_eq!(
-        refusal(&unguided.model()?, request, nothing),
-        Some(E::NullClass)
-    );
+    assert_eq!(refusal(&unguided.model()?, request), Some(E::NullClass));
 
-    let image = vec![0.0; model.elements()];
-    let inpaint = |length: usize, jump_length, jump_n_sample| {
-        let image = &image[..length];
-        move |run: &mut Generation<'_, '_, '_>| {
-            // Only its checks are wanted: the borrow must outlive the run otherwise.
-            let image: &'static [f32] = Vec::leak(image.to_vec());
-            run.inpaint(Inpaint {
-                image,
-                mask: image,
-                jump_length,
-                jump_n_sample,
-            })
-        }
+    let numbers = vec![0.0; model.elements()];
+    let inpaint = |length: usize, jump_length, jump_n_sample| Inpaint {
+        image: &numbers[..length],
+        mask: &numbers[..length],
+        jump_length,
+        jump_n_sample,
     };
-    let request = ddim(0, 4, 0, 0.0);
-    let length = E::Length {
-        what: "image",
+    let inpainted = |sampler, inpaint| Request {
+        sampler,
+        inpaint: Some(inpaint),
+        ..ddim(0, 4, 0, 0.0)
+    };
+    let plain = Sampler::Ddim { eta: 0.0 };
+    let short = |what| E::Length {
+        what,
         given: 3,
         needed: 64,
     };
-    assert_eq!(refusal(&model, request, inpaint(3, 1, 1)), Some(length));
-    assert_eq!(refusal(&model, request, inpaint(64, 0, 1)), Some(E::Jumps));
-    assert_eq!(refusal(&model, request, inpaint(64, 1, 0)), Some(E::Jumps));
-    let backwards = Request {
-        sampler: Sampler::DdimInverse,
-        ..request
-    };
-    let refused = refusal(&model, backwards, inpaint(64, 1, 2));
-    assert_eq!(refused, Some(E::Jumping));
-    let refused = refusal(&model, request, |run| run.start_from(&image, 1.5));
-    assert_eq!(refused, Some(E::Strength(1.5)));
-    let refused = refusal(&model, request, |run| run.interpolate(1, -0.5));
-    assert_eq!(refused, Some(E::Fraction(-0.5)));
-    let refused = refusal(&model, request, |run| {
-        run.step();
-        run.start_from(&image, 0.5)
-    });
-    assert_eq!(refused, Some(E::Begun));
+    for (request, expected) in [
+        (inpainted(plain, inpaint(3, 1, 1)), short("image")),
+        (inpainted(plain, inpaint(64, 0, 1)), E::Jumps),
+        (inpainted(plain, inpaint(64, 1, 0)), E::Jumps),
+        (
+            inpainted(Sampler::DdimInverse, inpaint(64, 1, 2)),
+            E::Jumping,
+        ),
+    ] {
+        assert_eq!(refusal(&model, request), Some(expected));
+    }
+    let image = &numbers[..];
+    for (start, expected) in [
+        (
+            Start::Image {
+                image,
+                strength: 1.5,
+            },
+            E::Strength(1.5),
+        ),
+        (
+            Start::Image {
+                image: &image[..3],
+                strength: 0.5,
+            },
+            short("image"),
+        ),
+        (Start::Sample(&image[..3]), short("sample")),
+    ] {
+        let request = Request {
+            start,
+            ..ddim(0, 4, 0, 0.0)
+        };
+        assert_eq!(refusal(&model, request), Some(expected));
+    }
+    for (noise, expected) in [
+        (Noise::Given(&image[..3]), short("noise")),
+        (
+            Noise::Between {
+                seed: 1,
+                fraction: -0.5,
+            },
+            E::Fraction(-0.5),
+        ),
+    ] {
+        let request = Request {
+            noise,
+            ..ddim(0, 4, 0, 0.0)
+        };
+        assert_eq!(refusal(&model, request), Some(expected));
+    }
+    Ok(())
+}
+
+/// As diffusers counts in Python's floats: `int(100 * 0.29)` is 28, `int(10 * 0.7)` 7.
+#[test]
+fn strengths_are_counted_in_f64() -> Result<()> {
+    let file = ModelFile::read(&models().join("mlp-int8.quell"))?;
+    let model = file.model()?;
+    let image = vec![0.0; model.elements()];
+    for (steps, strength, expected) in [
+        (100, 0.29, 28),
+        (10, 0.7, 7),
+        (10, 0.3, 3),
+        (50, 0.58, 28),
+        (4, 1.0, 4),
+        (4, 0.0, 0),
+    ] {
+        let request = Request {
+            start: Start::Image {
+                image: &image,
+                strength,
+            },
+            ..ddim(0, steps, 0, 0.0)
+        };
+        let mut arena = HostArena::new(&model);
+        let mut session = model.session(arena.bytes_mut())?;
+        let mut generation = session.generate(request)?;
+        let mut run = 0;
+        while generation.step().is_some() {
+            run += 1;
+        }
+        assert_eq!(run, expected, "{steps} steps at {strength}");
+    }
     Ok(())
 }
 
@@ -394,40 +447,53 @@ fn guidance_asks_for_its_memory() -> Result<()> {
     Ok(())
 }
 
-/// Multistep samplers remember; they can begin at their beginning alone, and keep a
-/// part of an image.
+/// Multistep solvers start only at their beginning, and can keep a part of an image.
 #[test]
-fn trajectories_are_edited_as_far_as_they_can_be() -> Result<()> {
+fn solver_tables_are_edited_as_far_as_they_can_be() -> Result<()> {
     let compiled = RandomCheckpoint::classic(1, 4, &[9, 8])?
-        .compile_for(Tier::F32, &["euler:4", "dpmsolver++:4"])?;
+        .compile_for(Tier::F32, &["euler:4", "heun:4", "dpmsolver++:4"])?;
     let file = ModelFile::from_bytes(&compiled.bytes);
     let model = file.model()?;
     let image = vec![0.25; model.elements()];
     let mask = vec![1.0; model.elements()];
     let mut arena = HostArena::new(&model);
-    for (index, may_begin_late) in [(0, true), (1, false)] {
+    // Heun takes two calls a step but for the last: 7 in all, 3 of the last two steps.
+    for (index, all, late) in [(0, 4, Some(2)), (1, 7, Some(3)), (2, 4, None)] {
         let request = Request {
-            sampler: Sampler::Trajectory(index),
+            sampler: Sampler::Table(index),
             steps: 4,
+            // All is kept: what comes out is the image.
+            inpaint: Some(Inpaint {
+                image: &image,
+                mask: &mask,
+                jump_length: 1,
+                jump_n_sample: 1,
+            }),
             ..Request::default()
         };
-        let mut session = model.session(arena.bytes_mut())?;
-        let mut generation = session.generate(request)?;
-        let began = generation.start_from(&image, 0.5).is_ok();
-        assert_eq!(began, may_begin_late);
-        // All is kept: what comes out is the image.
-        generation.inpaint(Inpaint {
-            image: &image,
-            mask: &mask,
-            jump_length: 1,
-            jump_n_sample: 1,
-        })?;
-        let mut steps = 0;
-        while generation.step().is_some() {
-            steps += 1;
+        let edited = Request {
+            start: Start::Image {
+                image: &image,
+                strength: 0.5,
+            },
+            ..request
+        };
+        for (request, expected) in [(request, Some(all)), (edited, late)] {
+            let mut session = model.session(arena.bytes_mut())?;
+            let mut generation = match (session.generate(request), expected) {
+                (Ok(generation), Some(_)) => generation,
+                (refused, _) => {
+                    assert_eq!(refused.err(), Some(RequestError::Beginning));
+                    continue;
+                }
+            };
+            let mut calls = 0;
+            while generation.step().is_some() {
+                calls += 1;
+            }
+            assert_eq!(Some(calls), expected, "{index}");
+            assert_eq!(generation.sample(), image);
         }
-        assert_eq!(steps, if began { 2 } else { 4 });
-        assert_eq!(generation.sample(), image);
     }
     Ok(())
 }
@@ -440,10 +506,12 @@ fn interpolation_goes_from_seed_to_seed() -> Result<()> {
     let mut arena = HostArena::new(&model);
     let mut run = |seed, to: Option<(u64, f32)>| -> Result<Vec<f32>> {
         let mut session = model.session(arena.bytes_mut())?;
-        let mut generation = session.generate(ddim(seed, 4, 3, 0.0))?;
-        if let Some((seed, fraction)) = to {
-            generation.interpolate(seed, fraction)?;
-        }
+        let noise = to.map_or(Noise::Seed, |(seed, fraction)| Noise::Between {
+            seed,
+            fraction,
+        });
+        let request = ddim(seed, 4, 3, 0.0);
+        let mut generation = session.generate(Request { noise, ..request })?;
         let noise = generation.sample().to_vec();
         let power = noise.iter().map(|&z| f64::from(z * z)).sum::<f64>();
         let power = power / noise.len() as f64;

@@ -102,7 +102,7 @@ fn run(board: &str, binary: &str, variables: &[(&str, &str)]) -> Result<String> 
 }
 
 /// The digest that this host computes for a committed model.
-fn digest(model: &str, request: Request) -> Result<String> {
+fn digest(model: &str, request: Request<'_>) -> Result<String> {
     let file = ModelFile::read(&models().join(model))?;
     let sample = generate(&file.model()?, request)?;
     Ok(format!("digest  {:016x}", quell::digest(&sample)))

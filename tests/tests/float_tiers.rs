@@ -110,7 +110,7 @@ fn committed_model_stays_close_to_its_checkpoint() -> Result<()> {
     Ok(())
 }
 
-fn timesteps(model: &Model<'_>, request: Request) -> Result<Vec<usize>> {
+fn timesteps(model: &Model<'_>, request: Request<'_>) -> Result<Vec<usize>> {
     let mut arena = HostArena::new(model);
     let mut session = model.session(arena.bytes_mut())?;
     let mut generation = session.generate(request)?;

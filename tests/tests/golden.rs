@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use quell::format::Tier;
-use quell::{Kernels, Model, Request, Sampler};
+use quell::{Kernels, Model, Noise, Request, Sampler};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint;
 use quell_converter::compile::compile;
@@ -38,9 +38,9 @@ fn differences(model: &Model<'_>, name: &str) -> Result<(f64, f64)> {
         let mut session = model.session(arena.bytes_mut())?;
         let mut generation = session.generate(Request {
             class: (model.head().classes > 0).then_some(i),
+            noise: Noise::Given(noise),
             ..Request::default()
         })?;
-        generation.set_sample(noise)?;
         while generation.step().is_some() {}
         for (&got, &expected) in generation.sample().iter().zip(expected) {
             let difference = f64::from((got - expected).abs()) / 2.0;
@@ -92,7 +92,7 @@ fn committed_int8_files_agree_with_numpy() -> Result<()> {
 }
 
 /// The runs whose digests are recorded.
-fn runs(model: &Model<'_>) -> Vec<(String, Request)> {
+fn runs(model: &Model<'_>) -> Vec<(String, Request<'static>)> {
     let class = (model.head().classes > 0).then_some(3);
     let request = |sampler, steps, seed, class| Request {
         sampler,
@@ -121,7 +121,7 @@ fn digests_are_the_same_everywhere() -> Result<()> {
         let model = file.model()?;
         for (run, request) in runs(&model) {
             let digests = Kernels::available().map(|kernels| {
-                let sample = generate(&model.with_kernels(kernels), request)?;
+                let sample = generate(&model.clone().with_kernels(kernels), request)?;
                 Ok((kernels.name, quell::digest(&sample)))
             });
             let digests = digests.collect::<Result<Vec<_>>>()?;

@@ -3,7 +3,7 @@
 //! input are the tokens, on every table of kernels.
 
 use anyhow::Result;
-use quell::format::{Op as PlanOp, Purpose, Tier};
+use quell::format::{Role, Tier};
 use quell::{Kernels, Model};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, Network, NoiseSchedule};
@@ -89,7 +89,7 @@ fn network(calls: &Calls) -> Result<Network> {
     let shape = [channels, height, width].map(|n| n as u32);
     Ok(Network {
         architecture: "Attention".to_owned(),
-        purpose: Purpose::Plain,
+        role: Role::Network,
         shape,
         output_shape: shape,
         classes: 0,
@@ -121,6 +121,8 @@ fn every_layer_agrees_with_pytorch() -> Result<()> {
         let checkpoint = Checkpoint {
             path: folder.clone(),
             network: network(&calls)?,
+            decoder: None,
+            classifier: None,
             schedule: NoiseSchedule::none(),
             trajectories: Vec::new(),
         };
@@ -145,25 +147,5 @@ fn every_layer_agrees_with_pytorch() -> Result<()> {
             }
         }
     }
-    Ok(())
-}
-
-/// Where there are as many tokens as pixels, the operation is that of
-/// self-attention, which every reader knows.
-#[test]
-fn equal_counts_need_no_operation_of_their_own() -> Result<()> {
-    let mut own = Vec::new();
-    for folder in &folders("attention")? {
-        let checkpoint = Checkpoint {
-            path: folder.clone(),
-            network: network(&Calls::read(folder)?)?,
-            schedule: NoiseSchedule::none(),
-            trajectories: Vec::new(),
-        };
-        let compiled = compile(&checkpoint, Tier::F32, &Settings::default(), &|_, _| {})?;
-        let mut ops = compiled.plan.layers.iter().map(|(_, op)| op);
-        own.push(ops.any(|op| matches!(op, PlanOp::CrossAttention(_))));
-    }
-    assert_eq!(own, [true, true, false, true]);
     Ok(())
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use quell::format::{Purpose, Tier};
+use quell::format::{Role, Tier};
 use quell::{Kernels, Model};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
@@ -59,12 +59,12 @@ fn every_config_agrees_with_pytorch() -> Result<()> {
             assert!(reference <= 1e-5, "{}: {reference:.1e}", folder.display());
             for (tier, bound) in [(Tier::F32, 1e-4), (Tier::F16, 5e-3)] {
                 let compiled = compiled(&checkpoint, tier)?;
-                let (bytes, bound_bytes) = (compiled.plan.arena_bytes, compiled.plan.arena_bound);
+                let (bytes, bound_bytes) = (compiled.placed.working, compiled.placed.bound);
                 assert!(bytes * 100 <= bound_bytes * 105, "{bytes} {bound_bytes}");
                 let file = ModelFile::from_bytes(&compiled.bytes);
                 for kernels in Kernels::available() {
                     let model = file.model()?.with_kernels(kernels);
-                    assert_eq!(model.purpose(), Purpose::Plain);
+                    assert_eq!(model.role(), Role::Network);
                     let error = error(&model, &inputs, &outputs)?;
                     let name = folder.file_name().unwrap_or_default().display();
                     let part = part.name();

@@ -56,7 +56,7 @@ fn every_config_agrees_with_pytorch() -> Result<()> {
         assert!(reference <= 1e-5, "{name}: {reference:.1e}");
         for (tier, bound) in [(Tier::F32, 1e-4), (Tier::F16, 5e-3)] {
             let compiled = compile(&checkpoint, tier, &Settings::default(), &|_, _| {})?;
-            let (bytes, bound_bytes) = (compiled.plan.arena_bytes, compiled.plan.arena_bound);
+            let (bytes, bound_bytes) = (compiled.placed.working, compiled.placed.bound);
             assert!(bytes * 100 <= bound_bytes * 105, "{bytes} {bound_bytes}");
             let file = ModelFile::from_bytes(&compiled.bytes);
             for kernels in Kernels::available() {

@@ -114,8 +114,8 @@ fn the_reference_agrees_with_pytorch() -> Result<()> {
 #[test]
 fn arenas_are_within_five_percent_of_their_bound() -> Result<()> {
     for folder in folders()? {
-        let plan = compiled(&folder, Tier::F32)?.plan;
-        let (bytes, bound) = (plan.arena_bytes, plan.arena_bound);
+        let placed = compiled(&folder, Tier::F32)?.placed;
+        let (bytes, bound) = (placed.working, placed.bound);
         println!("{bytes} bytes, bound {bound}");
         assert!(
             bytes * 100 <= bound * 105,

@@ -2,561 +2,600 @@
 //! the one that refuses it. Without these, a rule could be lost and only a
 //! hostile file would notice.
 
-use std::path::Path;
-
 use anyhow::Result;
 use quell::format::{
-    Condition, Context, Conv1d, CrossAttention, FormatError, Function, Head, HeaderError, I8Output,
-    Index, Layer, Limit, Op, Purpose, SelfTest, Slab, Tier, Trajectory, Variance,
+    ActivationBackward, Attention, Attributes, Conv1d, Conv2d, Element, FormatError, GroupNorm,
+    HeaderError, Kind, Limit, Linear, OpSet, Role, Row, SelfTest, Slab, Tensor, Tier, Transpose,
+    Variance,
 };
-use quell::{Model, OpenError, PlanError};
-use quell_converter::calibrate::Settings;
-use quell_converter::checkpoint::Checkpoint;
-use quell_converter::compile::{Compiled, compile};
+use quell::{Limits, Model, OpenError, PlanError, TableError};
 use quell_converter::model_file::ModelFile;
-use quell_converter::write::{self, Slabs, Summary};
-use quell_tests::{RandomCheckpoint, networks};
-
-/// What a fault may change: the layers are `embed, quantize, linear_i8` three times.
-struct Parts<'a> {
-    head: Head<'a>,
-    layers: Vec<Layer<'a>>,
-    slabs: Slabs,
-    summary: Summary,
-}
-
-const EMBED: usize = 0;
-const QUANTIZE: usize = 1;
-const LINEAR: usize = 2;
-const OUTPUT: usize = 4;
+use quell_tests::draft::{Draft, DraftOperator};
+use quell_tests::{RandomCheckpoint, compiled, networks};
 
 /// How a file with a fault is refused.
-fn refusal(compiled: &Compiled, fault: impl FnOnce(&mut Parts<'_>)) -> Result<Option<OpenError>> {
-    let file = ModelFile::from_bytes(&compiled.bytes);
-    let model = file.model()?;
-    let mut parts = Parts {
-        head: *model.head(),
-        layers: model.layers().collect(),
-        slabs: compiled.plan.slabs.clone(),
-        summary: Summary {
-            purpose: model.purpose(),
-            shape: model.header().shape,
-            output_shape: model.output_shape(),
-            context: model.header().context,
-            tier: model.header().tier,
-            arena_bytes: model.arena_bytes(),
-            macs: model.header().macs,
-            trajectories: None,
-        },
-    };
-    // What `assemble` appends to the plan's slabs.
-    if model.purpose() != Purpose::Plain {
-        parts.slabs.push(model.alphas_cumprod())?;
-    }
-    fault(&mut parts);
-    parts.head.layers = parts.layers.len() as u32;
-    let bytes = write::file(parts.summary, &parts.head, &parts.layers, &parts.slabs)?;
-    let file = ModelFile::from_bytes(&bytes);
-    Ok(Model::open(file.bytes()).err())
+fn refusal(bytes: &[u8], fault: impl FnOnce(&mut Draft<'_>)) -> Option<OpenError> {
+    let mut draft = Draft::of(bytes).expect("a valid file");
+    fault(&mut draft);
+    let file = ModelFile::from_bytes(&draft.bytes());
+    Model::open(file.bytes()).err()
 }
 
-/// The fault is found in layer `layer`, and is `error`.
-#[track_caller]
-fn refused(layer: usize, error: PlanError, fault: impl FnOnce(&mut Parts<'_>)) {
-    let compiled = RandomCheckpoint::classic(1, 4, &[9, 8]).and_then(|c| c.compile(Tier::Int8));
-    let refusal = refusal(&compiled.unwrap(), fault).unwrap();
-    let layer = layer as u32;
-    assert_eq!(refusal, Some(OpenError::Plan { layer, error }));
+/// An int8 perceptron: `embed, view, quantize, linear` twice more.
+fn perceptron() -> Vec<u8> {
+    let random = RandomCheckpoint::classic(1, 4, &[9, 8]);
+    random.and_then(|c| c.compile(Tier::Int8)).unwrap().bytes
 }
 
-/// A fault in the first operation of a U-Net that `edit` takes for its own.
+fn unet() -> Vec<u8> {
+    let random = RandomCheckpoint::unet(3, 4);
+    random.and_then(|c| c.compile(Tier::F32)).unwrap().bytes
+}
+
+fn network(role: Role) -> Vec<u8> {
+    networks::compiled(role, true, Tier::F32).unwrap().bytes
+}
+
+/// The fault lies in the first operator of a kind, and is `error`.
 #[track_caller]
-fn refused_in_unet(error: PlanError, edit: impl Fn(&mut Op) -> bool) {
-    let compiled = RandomCheckpoint::unet(3, 4).and_then(|c| c.compile(Tier::F32));
-    let mut at = None;
-    let refusal = refusal(&compiled.unwrap(), |p| {
-        at = p.layers.iter_mut().position(|layer| edit(&mut layer.op));
+fn refused(bytes: &[u8], kind: Kind, error: PlanError, fault: impl FnOnce(&mut Draft<'_>, u16)) {
+    let mut at = 0;
+    let refusal = refusal(bytes, |draft| {
+        at = draft.first(kind).0;
+        fault(draft, at);
     });
-    let layer = at.expect("the U-Net has such an operation") as u32;
-    assert_eq!(refusal.unwrap(), Some(OpenError::Plan { layer, error }));
-}
-
-macro_rules! edit {
-    ($parts:expr, $layer:expr, $kind:ident, |$op:ident| $edit:expr) => {{
-        let Op::$kind($op) = &mut $parts.layers[$layer].op else {
-            panic!("layer {} is another operation", $layer)
-        };
-        $edit
-    }};
+    let expected = OpenError::Operator {
+        graph: 0,
+        operator: at,
+        error,
+    };
+    assert_eq!(refusal, Some(expected));
 }
 
 #[test]
-fn nothing_changed_opens() -> Result<()> {
-    let compiled = RandomCheckpoint::classic(1, 4, &[9, 8])?.compile(Tier::Int8)?;
-    assert_eq!(refusal(&compiled, |_| {})?, None);
+fn nothing_changed_opens_byte_for_byte() -> Result<()> {
+    let pipeline = networks::pipeline(Tier::F32)?.bytes;
+    for bytes in [perceptron(), unet(), network(Role::Network), pipeline] {
+        assert_eq!(Draft::of(&bytes)?.bytes(), bytes);
+        assert_eq!(refusal(&bytes, |_| {}), None);
+    }
     Ok(())
 }
 
 #[test]
-fn inputs_must_have_been_written() {
-    refused(QUANTIZE, PlanError::Unwritten, |p| {
-        p.layers.remove(QUANTIZE);
+fn inputs_must_be_defined_and_alive() {
+    let bytes = perceptron();
+    // One that is not defined yet.
+    refused(&bytes, Kind::Quantize, PlanError::Dead, |draft, at| {
+        let later = draft.graphs[0].tensors.len() as u16 - 1;
+        draft.graphs[0].operators[usize::from(at)].inputs = vec![later];
     });
-    // The time, which the input vector ends with.
-    refused(EMBED, PlanError::Unwritten, |p| {
-        p.layers.remove(EMBED);
+    // One that is not kept so long.
+    refused(&bytes, Kind::Linear, PlanError::Dead, |draft, at| {
+        draft.output(at - 1).last = at - 1;
     });
-    // As another type than they are read.
-    refused(LINEAR, PlanError::Unwritten, |p| {
-        let sample = p.head.sample;
-        edit!(p, LINEAR, LinearI8, |op| op.input = sample);
+    // One that nobody numbered.
+    refused(&bytes, Kind::Linear, PlanError::Operands, |draft, at| {
+        draft.graphs[0].operators[usize::from(at)].inputs = vec![999];
+    });
+    // Another type than the operator reads: bytes of the workspace, floats.
+    refused(&bytes, Kind::Linear, PlanError::Type, |draft, at| {
+        draft.graphs[0].operators[usize::from(at)].inputs = vec![0];
+    });
+}
+
+/// The hole of format 1: an operator that overwrites a tensor between its writer and
+/// its reader, with another type.
+#[test]
+fn what_is_alive_is_not_overwritten() {
+    let bytes = perceptron();
+    // The layer's output on its input.
+    refused(&bytes, Kind::Linear, PlanError::Overlap, |draft, at| {
+        let input = draft.output(at - 1).offset;
+        draft.output(at).offset = input;
+    });
+    // An f32 operator between an int8 tensor's writer and reader.
+    let mut fault_at = 0;
+    let refusal = refusal(&bytes, |draft| {
+        let at = draft.first(Kind::Quantize).0;
+        let place = draft.output(at).offset.next_multiple_of(4);
+        let mut mean = draft.graphs[0].operators[usize::from(at)].clone();
+        mean.kind = Kind::GlobalAveragePool;
+        mean.inputs = vec![0];
+        mean.slabs.clear();
+        mean.attributes.clear();
+        fault_at = at + 1;
+        insert(draft, at + 1, mean, place, [1, 1, 4]);
+    });
+    let expected = OpenError::Operator {
+        graph: 0,
+        operator: fault_at,
+        error: PlanError::Overlap,
+    };
+    assert_eq!(refusal, Some(expected));
+}
+
+/// A new operator before operator `at`, its output at `offset`; later tensors and
+/// operators move up by one.
+fn insert<'a>(
+    draft: &mut Draft<'a>,
+    at: u16,
+    operator: DraftOperator<'a>,
+    offset: u32,
+    shape: [u32; 3],
+) {
+    let graph = &mut draft.graphs[0];
+    let before = graph.operators.iter().take(at.into());
+    let before: usize = before.map(|operator| usize::from(operator.outputs)).sum();
+    let number = (1 + usize::from(graph.head.context) + before) as u16;
+    for tensor in &mut graph.tensors {
+        if tensor.last >= at && tensor.last != Tensor::KEPT {
+            tensor.last += 1;
+        }
+    }
+    for operator in &mut graph.operators {
+        for input in &mut operator.inputs {
+            *input += u16::from(*input >= number);
+        }
+    }
+    graph.head.output += u16::from(graph.head.output >= number);
+    let tensor = Tensor {
+        element: Element::F32,
+        zero_point: 0,
+        shape,
+        offset,
+        last: at,
+        scales: Slab::default(),
+    };
+    graph.tensors.insert(number.into(), tensor);
+    graph.operators.insert(at.into(), operator);
+}
+
+#[test]
+fn tensors_lie_in_the_working_memory() {
+    let bytes = perceptron();
+    refused(&bytes, Kind::Quantize, PlanError::Region, |draft, at| {
+        draft.output(at).offset = 1 << 20;
+    });
+    // Among what the caller writes.
+    refused(&bytes, Kind::Embed, PlanError::Region, |draft, at| {
+        draft.output(at).offset = 0
+    });
+    refused(&bytes, Kind::Embed, PlanError::Region, |draft, at| {
+        draft.output(at).offset += 2
+    });
+    refused(&bytes, Kind::Quantize, PlanError::Shape, |draft, at| {
+        draft.output(at).shape = [0, 1, 1];
+    });
+    refused(&bytes, Kind::Quantize, PlanError::Shape, |draft, at| {
+        draft.output(at).shape = [u32::MAX; 3];
+    });
+    refused(&bytes, Kind::Quantize, PlanError::Slab, |draft, at| {
+        draft.output(at).scales.len = 6;
     });
 }
 
 #[test]
-fn regions_must_lie_apart_in_the_arena() {
-    refused(QUANTIZE, PlanError::Overlap, |p| {
-        let sample = p.head.sample;
-        edit!(p, QUANTIZE, Quantize, |op| op.output = sample);
+fn operands_are_counted() {
+    let bytes = perceptron();
+    let operator = |draft: &mut Draft<'_>, edit: fn(&mut Vec<u16>, &mut Vec<Slab>, &mut u8)| {
+        let (_, operator) = draft.first(Kind::Linear);
+        edit(
+            &mut operator.inputs,
+            &mut operator.slabs,
+            &mut operator.outputs,
+        );
+    };
+    let edits: [fn(&mut Vec<u16>, &mut Vec<Slab>, &mut u8); 6] = [
+        |inputs, _, _| inputs.clear(),
+        |inputs, _, _| inputs.extend([0, 0]),
+        |_, slabs, _| slabs.truncate(1),
+        |_, slabs, _| slabs.push(Slab::default()),
+        |_, _, outputs| *outputs = 0,
+        |_, _, outputs| *outputs = 3,
+    ];
+    for edit in edits {
+        refused(&bytes, Kind::Linear, PlanError::Operands, |draft, _| {
+            operator(draft, edit)
+        });
+    }
+    refused(&bytes, Kind::Linear, PlanError::Version, |draft, _| {
+        draft.first(Kind::Linear).1.version = 2;
     });
-    refused(LINEAR, PlanError::Overlap, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.output = op.input);
-    });
-    refused(QUANTIZE, PlanError::Region, |p| {
-        edit!(p, QUANTIZE, Quantize, |op| op.output = 1 << 20);
-    });
-    refused(LINEAR, PlanError::Region, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.scratch += 2);
-    });
-    refused(LINEAR, PlanError::Shape, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.outputs = 0);
-    });
-    refused(LINEAR, PlanError::Shape, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.inputs = u32::MAX);
-    });
-}
-
-#[test]
-fn slabs_must_fit_their_shapes() {
-    refused(LINEAR, PlanError::Slab, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.weights.len -= 8);
-    });
-    refused(LINEAR, PlanError::Slab, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.bias.offset += 4);
-    });
-    refused(LINEAR, PlanError::Slab, |p| {
-        edit!(p, LINEAR, LinearI8, |op| op.weights.offset = 1 << 30);
-    });
-    refused(EMBED, PlanError::Rows, |p| {
-        edit!(p, EMBED, Embed, |op| op.rows -= 1);
+    refused(&bytes, Kind::Linear, PlanError::Attributes, |draft, _| {
+        draft.first(Kind::Linear).1.attributes = vec![77];
     });
 }
 
 #[test]
-fn accumulators_must_not_overflow() {
-    refused(LINEAR, PlanError::Overflow, |p| {
-        let bias = p.slabs.push(&[i32::MAX; 16]).unwrap();
-        edit!(p, LINEAR, LinearI8, |op| op.bias = bias);
+fn slabs_fit_their_shapes() {
+    let bytes = perceptron();
+    let edits: [fn(&mut [Slab]); 3] = [
+        |slabs| slabs[0].len -= 8,
+        |slabs| slabs[1].offset += 4,
+        |slabs| slabs[0].offset = 1 << 30,
+    ];
+    for (edit, error) in edits.into_iter().zip([
+        PlanError::Slab,
+        // Not where a slab can lie.
+        PlanError::Operands,
+        PlanError::Operands,
+    ]) {
+        refused(&bytes, Kind::Linear, error, |draft, _| {
+            edit(&mut draft.first(Kind::Linear).1.slabs)
+        });
+    }
+    refused(&bytes, Kind::Embed, PlanError::Rows, |draft, _| {
+        draft.first(Kind::Embed).1.slabs[0].len -= 2;
+    });
+}
+
+#[test]
+fn accumulators_cannot_overflow() {
+    let bytes = perceptron();
+    refused(&bytes, Kind::Linear, PlanError::Overflow, |draft, _| {
+        let bias = draft.slab(&[i32::MAX; 16]);
+        draft.first(Kind::Linear).1.slabs[1] = bias;
     });
     // Fits an i32 as it is, and not when it is shifted.
-    refused(LINEAR, PlanError::Overflow, |p| {
-        let bias = p.slabs.push(&[1 << 24; 16]).unwrap();
-        edit!(p, LINEAR, LinearI8, |op| {
-            op.bias = bias;
-            if let I8Output::I8 { shift, .. } = &mut op.result {
-                *shift = 8;
-            }
-        });
+    refused(&bytes, Kind::Linear, PlanError::Overflow, |draft, _| {
+        let bias = draft.slab(&[1 << 24; 16]);
+        let (_, operator) = draft.first(Kind::Linear);
+        operator.slabs[1] = bias;
+        operator.edit(|linear: &mut Linear| linear.shift = 8);
     });
+    // By one output's weights alone: the largest that fits, and one more. The inputs
+    // are 17, so all weights of -128 sum to 24 · 128 · 127 with padding.
+    let most = 24 * 128 * 127;
+    for (bias, expected) in [(i32::MAX - most, true), (i32::MAX - most + 1, false)] {
+        let refusal = refusal(&bytes, |draft| {
+            let weights = draft.slab(&[0u8, 0x80].repeat(16 * 24 / 2));
+            let mut biases = [0; 16];
+            biases[7] = bias;
+            let biases = draft.slab(&biases);
+            let (_, operator) = draft.first(Kind::Linear);
+            operator.slabs[..2].copy_from_slice(&[weights, biases]);
+            operator.edit(|linear: &mut Linear| linear.shift = 0);
+        });
+        assert_eq!(refusal.is_none(), expected, "{bias}: {refusal:?}");
+    }
 }
 
 #[test]
-fn numbers_must_be_in_range() {
-    fn result(p: &mut Parts<'_>, edit: impl FnOnce(&mut I8Output)) {
-        edit!(p, LINEAR, LinearI8, |op| edit(&mut op.result));
-    }
-    refused(LINEAR, PlanError::Range, |p| {
-        result(p, |result| {
-            if let I8Output::I8 { shift, .. } = result {
-                *shift = 9;
-            }
-        });
+fn numbers_are_in_range() {
+    let bytes = perceptron();
+    refused(&bytes, Kind::Linear, PlanError::Range, |draft, _| {
+        draft
+            .first(Kind::Linear)
+            .1
+            .edit(|linear: &mut Linear| linear.shift = 9);
     });
-    refused(LINEAR, PlanError::Range, |p| {
-        result(p, |result| {
-            if let I8Output::I8 { min, .. } = result {
-                *min = -128;
-            }
-        });
+    refused(&bytes, Kind::Linear, PlanError::Range, |draft, _| {
+        draft
+            .first(Kind::Linear)
+            .1
+            .edit(|linear: &mut Linear| linear.min = -128);
     });
-    refused(LINEAR, PlanError::Range, |p| {
-        let negative = p.slabs.push(&[-1i32; 16]).unwrap();
-        result(p, |result| {
-            if let I8Output::I8 { multipliers, .. } = result {
-                *multipliers = negative;
-            }
-        });
+    refused(&bytes, Kind::Linear, PlanError::Range, |draft, _| {
+        let negative = draft.slab(&[-1i32; 16]);
+        draft.first(Kind::Linear).1.slabs[2] = negative;
     });
-    refused(OUTPUT, PlanError::Range, |p| {
-        let nan = p.slabs.push(&[f32::NAN; 16]).unwrap();
-        edit!(p, OUTPUT, LinearI8, |op| {
-            if let I8Output::F32 { scales, .. } = &mut op.result {
-                *scales = nan;
-            }
-        });
-    });
-    for scale in [0.0, -1.0, f32::INFINITY] {
-        refused(QUANTIZE, PlanError::Range, |p| {
-            let scales = p.slabs.push(&[scale; 17]).unwrap();
-            edit!(p, QUANTIZE, Quantize, |op| op.inverse_scales = scales);
+    for scale in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+        refused(&bytes, Kind::Quantize, PlanError::Range, |draft, _| {
+            let scales = draft.slab(&[scale; 17]);
+            draft.first(Kind::Quantize).1.slabs[0] = scales;
         });
     }
-    refused(QUANTIZE, PlanError::Range, |p| {
-        edit!(p, QUANTIZE, Quantize, |op| op.zero_point = -128);
-    });
+    for zero_point in [-128, 128, 300] {
+        refused(&bytes, Kind::Quantize, PlanError::Range, |draft, at| {
+            draft.output(at).zero_point = zero_point;
+        });
+    }
 }
 
-/// Faults of the head are reported behind the last layer.
-#[test]
-fn the_head_must_make_sense() {
-    const HEAD: usize = OUTPUT + 1;
-    refused(HEAD, PlanError::Schedule, |p| {
-        let rising: Vec<f32> = (1..=20).map(|i| i as f32 / 30.0).collect();
-        p.head.schedule.alphas_cumprod = p.slabs.push(&rising).unwrap();
-    });
-    refused(HEAD, PlanError::Schedule, |p| {
-        p.head.schedule.clip = Some(f32::NAN)
-    });
-    refused(HEAD, PlanError::Unwritten, |p| {
-        p.layers[OUTPUT].op = p.layers[OUTPUT - 1].op;
-    });
-    refused(HEAD, PlanError::Rows, |p| {
-        (p.head.classes, p.head.null_class) = (3, Some(1));
-    });
-}
-
-/// An edit of one kind of operation: whether it was one.
-macro_rules! of {
-    ($kind:ident, |$op:ident| $edit:expr) => {
-        |op: &mut Op| match op {
-            Op::$kind($op) => {
-                $edit;
-                true
-            }
-            _ => false,
-        }
-    };
-}
-
-#[test]
-fn image_operations_must_fit_their_shapes() {
-    refused_in_unet(PlanError::Slab, of!(Conv2d, |op| op.weights.len -= 64));
-    refused_in_unet(PlanError::Overlap, of!(Conv2d, |op| op.output = op.input));
-    refused_in_unet(PlanError::Slab, of!(GroupNorm, |op| op.weight.len -= 4));
-    refused_in_unet(PlanError::Range, of!(GroupNorm, |op| op.epsilon = f32::NAN));
-    refused_in_unet(PlanError::Shape, of!(Attention, |op| op.heads = 0));
-    refused_in_unet(PlanError::Overlap, of!(Attention, |op| op.query = op.key));
-    refused_in_unet(PlanError::Shape, of!(Transpose, |op| op.rows = 0));
-}
-
-/// A fault of a network of this purpose, with a second input: found in an
-/// operation that `at` picks, or in the head.
+/// An edit of the attributes of the first operator of its kind.
 #[track_caller]
-fn refused_of(
-    purpose: Purpose,
-    error: PlanError,
-    at: impl Fn(&Op) -> bool,
-    fault: impl FnOnce(&mut Parts<'_>),
-) {
-    let compiled = networks::compiled(purpose, true, Tier::F32).unwrap();
-    let mut layer = 0;
-    let refusal = refusal(&compiled, |p| {
-        let first = p.layers.iter().position(|layer| at(&layer.op));
-        fault(p);
-        layer = first.unwrap_or(p.layers.len()) as u32;
+fn refused_attribute<A: Attributes>(bytes: &[u8], error: PlanError, edit: impl FnOnce(&mut A)) {
+    refused(bytes, A::KIND, error, |draft, _| {
+        draft.first(A::KIND).1.edit(edit)
     });
-    assert_eq!(refusal.unwrap(), Some(OpenError::Plan { layer, error }));
 }
 
-const TRAJECTORY: Trajectory<'_> = Trajectory {
-    sampler: "euler",
-    options: "",
-    steps: 1,
-    calls: 1,
-    table: Slab { offset: 0, len: 0 },
-    history: 0,
-    slots: 0,
-    noise_scale: 1.0,
-    limit: Limit::None,
-};
+#[test]
+fn operators_on_images_fit_their_shapes() {
+    let bytes = unet();
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Conv2d| op.kernel = 4);
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Conv2d| op.stride = 0);
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Conv2d| op.pad_top = 3);
+    refused_attribute(&bytes, PlanError::Range, |op: &mut GroupNorm| {
+        op.epsilon = f32::NAN
+    });
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut GroupNorm| op.groups = 0);
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut GroupNorm| op.groups = 3);
+    refused_attribute(&bytes, PlanError::Operands, |op: &mut GroupNorm| {
+        op.second = true
+    });
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Attention| op.heads = 0);
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Transpose| {
+        op.to_planar = true
+    });
+    refused(&bytes, Kind::Conv2d, PlanError::Slab, |draft, _| {
+        draft.first(Kind::Conv2d).1.slabs[0].len -= 64;
+    });
+    refused(&bytes, Kind::GroupNorm, PlanError::Slab, |draft, _| {
+        draft.first(Kind::GroupNorm).1.slabs[0].len -= 4;
+    });
+    // Not where its queries lie.
+    refused(&bytes, Kind::Attention, PlanError::Place, |draft, at| {
+        draft.output(at).offset += 16;
+    });
+    // The same tensor twice.
+    refused(&bytes, Kind::Attention, PlanError::Overlap, |draft, _| {
+        let (_, attention) = draft.first(Kind::Attention);
+        attention.inputs[2] = attention.inputs[1];
+    });
+    // A workspace that is kept, too small, or on what is alive.
+    refused(&bytes, Kind::GroupNorm, PlanError::Dead, |draft, at| {
+        workspace(draft, at).last = at + 1;
+    });
+    refused(&bytes, Kind::GroupNorm, PlanError::Shape, |draft, at| {
+        workspace(draft, at).shape[2] -= 4;
+    });
+    refused(&bytes, Kind::GroupNorm, PlanError::Overlap, |draft, at| {
+        let output = draft.output(at).offset;
+        workspace(draft, at).offset = output;
+    });
+}
 
-const HEAD_ONLY: fn(&Op) -> bool = |_| false;
+/// The second tensor that operator `at` of the first graph defines.
+fn workspace<'d>(draft: &'d mut Draft<'_>, at: u16) -> &'d mut Tensor {
+    let graph = &mut draft.graphs[0];
+    let before = graph.operators.iter().take(at.into());
+    let before: usize = before.map(|operator| usize::from(operator.outputs)).sum();
+    &mut graph.tensors[1 + usize::from(graph.head.context) + before + 1]
+}
 
 #[test]
-fn what_a_file_has_fits_its_purpose() -> Result<()> {
-    use Purpose::{ClassifierGradient, Denoiser, Plain};
-    for purpose in [Denoiser, Plain, ClassifierGradient] {
-        let compiled = networks::compiled(purpose, true, Tier::F32)?;
-        assert_eq!(refusal(&compiled, |_| {})?, None);
+fn operators_on_sequences_and_gradients_fit_their_shapes() {
+    let bytes = network(Role::Network);
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Conv1d| {
+        op.padding = op.kernel
+    });
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Conv1d| op.stride = 0);
+    refused_attribute(&bytes, PlanError::Shape, |op: &mut Conv1d| op.kernel = 0);
+    refused(&bytes, Kind::Conv1d, PlanError::Slab, |draft, _| {
+        draft.first(Kind::Conv1d).1.slabs[1].len += 64;
+    });
+    refused(&bytes, Kind::Conv1d, PlanError::Region, |draft, at| {
+        workspace(draft, at).offset += 2;
+    });
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/parity/classifier/relu");
+    let classifier = compiled(folder.as_ref(), Tier::F32).unwrap().bytes;
+    let no_relu = quell::format::Function::Gelu;
+    refused_attribute(
+        &classifier,
+        PlanError::Range,
+        |op: &mut ActivationBackward| {
+            op.function = no_relu;
+        },
+    );
+    refused(
+        &classifier,
+        Kind::ClassScore,
+        PlanError::Rows,
+        |draft, _| {
+            draft.graphs[0].head.classes += 1;
+            draft.head.classes += 1;
+        },
+    );
+}
+
+#[test]
+fn the_caller_s_tensors_are_only_read() {
+    let bytes = network(Role::Network);
+    let of_graph = |error| Some(OpenError::Graph { graph: 0, error });
+    let faults: [(PlanError, fn(&mut Draft<'_>)); 5] = [
+        (PlanError::Dead, |draft| draft.graphs[0].tensors[0].last = 3),
+        (PlanError::Dead, |draft| draft.graphs[0].tensors[1].last = 3),
+        (PlanError::Overlap, |draft| {
+            draft.graphs[0].tensors[1].offset = 0
+        }),
+        (PlanError::Type, |draft| {
+            draft.graphs[0].tensors[1].element = Element::I8
+        }),
+        (PlanError::Shape, |draft| {
+            draft.graphs[0].tensors[0].shape = [1, 4, 4]
+        }),
+    ];
+    for (error, fault) in faults {
+        assert_eq!(refusal(&bytes, fault), of_graph(error));
     }
+}
+
+#[test]
+fn what_a_file_says_once_makes_sense() {
+    let bytes = perceptron();
+    let head = |error| Some(OpenError::Head(error));
+    let rising: Vec<f32> = (1..=20).map(|i| i as f32 / 30.0).collect();
+    let refused = refusal(&bytes, |draft| {
+        draft.head.schedule.alphas_cumprod = draft.slab(&rising);
+    });
+    assert_eq!(refused, head(PlanError::Schedule));
+    let refused = refusal(&bytes, |draft| draft.head.schedule.clip = Some(f32::NAN));
+    assert_eq!(refused, head(PlanError::Schedule));
+    let refused = refusal(&bytes, |draft| {
+        draft.head.classes = 3;
+        draft.graphs[0].head.classes = 3;
+        draft.head.null_class = Some(1);
+    });
+    assert_eq!(refused, head(PlanError::Rows));
+    let refused = refusal(&bytes, |draft| {
+        draft.head.schedule.variance = Variance::Learned
+    });
+    assert_eq!(
+        refused,
+        Some(OpenError::Graph {
+            graph: 0,
+            error: PlanError::Role
+        })
+    );
+}
+
+/// Costs are computed: a file cannot understate them.
+#[test]
+fn stated_costs_are_the_true_ones() {
+    let bytes = perceptron();
+    let head = Some(OpenError::Head(PlanError::Cost));
+    let graph = Some(OpenError::Graph {
+        graph: 0,
+        error: PlanError::Cost,
+    });
+    assert_eq!(refusal(&bytes, |draft| draft.header.macs -= 1), head);
+    assert_eq!(
+        refusal(&bytes, |draft| draft.header.arena_bytes += 16),
+        head
+    );
+    assert_eq!(
+        refusal(&bytes, |draft| draft.graphs[0].head.macs = 1),
+        graph
+    );
+    assert_eq!(
+        refusal(&bytes, |draft| draft.graphs[0].head.largest_slice = 1),
+        graph
+    );
+    let too_much = |draft: &mut Draft<'_>| {
+        draft.header.required = draft.header.required.with(OpSet::kind(Kind::Conv2d));
+    };
+    assert_eq!(refusal(&bytes, too_much), head);
+    let too_little = |draft: &mut Draft<'_>| {
+        draft.header.required = draft.header.required.without(OpSet::kind(Kind::Linear));
+    };
+    assert_eq!(refusal(&bytes, too_little), head);
+    let odd = refusal(&bytes, |draft| draft.header.arena_bytes += 1);
+    let odd_arena = FormatError::Header(HeaderError::Field("arena_bytes"));
+    assert_eq!(odd, Some(OpenError::Format(odd_arena)));
+    let unknown = refusal(&bytes, |draft| {
+        draft.header.required = OpSet::from_bits(draft.header.required.bits() | 1 << 63);
+    });
+    let bit = OpSet::from_bits(1 << 63);
+    assert_eq!(unknown, Some(OpenError::Format(FormatError::Required(bit))));
+}
+
+#[test]
+fn callers_can_refuse_a_file_by_its_cost() -> Result<()> {
+    let file = ModelFile::from_bytes(&perceptron());
+    let model = file.model()?;
+    let fits = Limits {
+        macs: model.header().macs,
+        arena: model.guided_arena_bytes() as u64,
+        file: file.bytes().len() as u64,
+    };
+    assert!(Model::open_within(file.bytes(), &fits).is_ok());
+    for limits in [
+        Limits {
+            macs: fits.macs - 1,
+            ..fits
+        },
+        Limits {
+            arena: fits.arena - 1,
+            ..fits
+        },
+        Limits {
+            file: fits.file - 1,
+            ..fits
+        },
+    ] {
+        let refused = Model::open_within(file.bytes(), &limits).err();
+        assert!(
+            matches!(refused, Some(OpenError::Limit { .. })),
+            "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn graphs_have_the_roles_that_files_have() -> Result<()> {
+    let bytes = networks::pipeline(Tier::F32)?.bytes;
+    let of_graph = |graph, error| Some(OpenError::Graph { graph, error });
+    let role = |graph: usize, role: Role| {
+        move |draft: &mut Draft<'_>| draft.graphs[graph].head.role = role
+    };
+    assert_eq!(
+        refusal(&bytes, role(1, Role::Classifier)),
+        of_graph(1, PlanError::Role)
+    );
+    assert_eq!(
+        refusal(&bytes, role(1, Role::Network)),
+        of_graph(1, PlanError::Role)
+    );
+    assert_eq!(
+        refusal(&bytes, |draft| draft.graphs.swap(0, 1)),
+        of_graph(0, PlanError::Shape)
+    );
     let self_test = Some(SelfTest {
         seed: 1,
         steps: 1,
         class: None,
         digest: 0,
     });
-    for purpose in [Plain, ClassifierGradient] {
-        refused_of(purpose, PlanError::Purpose, HEAD_ONLY, |p| {
-            p.head.self_test = self_test;
-        });
+    for role in [Role::Network, Role::Classifier] {
+        let refused = refusal(&network(role), |draft| draft.head.self_test = self_test);
+        assert_eq!(refused, Some(OpenError::Head(PlanError::Role)));
     }
-    for purpose in [Plain, ClassifierGradient] {
-        refused_of(purpose, PlanError::Purpose, HEAD_ONLY, |p| {
-            let records = write::record(&TRAJECTORY).unwrap();
-            p.summary.trajectories = Some(p.slabs.push(&records).unwrap());
-        });
-    }
-    refused_of(Plain, PlanError::Purpose, HEAD_ONLY, |p| p.head.classes = 2);
-    refused_of(Plain, PlanError::Purpose, HEAD_ONLY, |p| {
-        p.head.null_class = Some(0);
+    let refused = refusal(&network(Role::Network), |draft| {
+        draft.head.null_class = Some(0);
     });
-    for purpose in [Denoiser, ClassifierGradient] {
-        refused_of(purpose, PlanError::Purpose, HEAD_ONLY, |p| {
-            p.summary.output_shape = [1, 4, 4];
-        });
-    }
-    refused_of(Plain, PlanError::Schedule, HEAD_ONLY, |p| {
-        p.head.schedule.steps_offset = 1;
+    assert_eq!(refused, Some(OpenError::Head(PlanError::Role)));
+    let refused = refusal(&network(Role::Network), |draft| {
+        draft.head.schedule.steps_offset = 1;
     });
-    refused_of(Denoiser, PlanError::Schedule, HEAD_ONLY, |p| {
-        p.head.schedule.alphas_cumprod.len = 0;
-        p.head.schedule.timesteps = 0;
-        p.layers.retain(|layer| !matches!(layer.op, Op::Embed(_)));
-        // Nothing reads the vector of the time then.
-        for layer in &mut p.layers {
-            if let Op::Linear(op) = &mut layer.op {
-                op.accumulate = false;
-            }
-        }
-    });
-    // A plain network has no time to look up.
-    let embed: fn(&Op) -> bool = |op| matches!(op, Op::Embed(op) if op.index == Index::Timestep);
-    refused_of(Denoiser, PlanError::Rows, embed, |p| {
-        p.summary.purpose = Plain;
-        p.head.schedule.timesteps = 0;
-    });
+    assert_eq!(refused, Some(OpenError::Head(PlanError::Schedule)));
     Ok(())
 }
 
 #[test]
-fn sequences_must_fit_their_shapes() {
-    let conv: fn(&Op) -> bool = |op| matches!(op, Op::Conv1d(_));
-    let refused = |error, edit: fn(&mut Conv1d)| {
-        refused_of(Purpose::Plain, error, conv, |p| {
-            for layer in &mut p.layers {
-                if let Op::Conv1d(op) = &mut layer.op {
-                    edit(op);
-                }
-            }
-        });
-    };
-    refused(PlanError::Slab, |op| op.weights.len -= 64);
-    refused(PlanError::Slab, |op| op.bias.len += 64);
-    refused(PlanError::Overlap, |op| op.scratch = op.input);
-    refused(PlanError::Overlap, |op| op.output = op.input);
-    refused(PlanError::Region, |op| op.scratch += 2);
-    refused(PlanError::Shape, |op| op.padding = op.kernel);
-    refused(PlanError::Shape, |op| op.stride = 0);
-    refused(PlanError::Shape, |op| op.stride = 2);
-    refused(PlanError::Shape, |op| op.kernel = 0);
-    refused(PlanError::Shape, |op| op.channels = u32::MAX);
-    // What is added behind a norm is as long as its channels.
-    let norm: fn(&Op) -> bool = |op| matches!(op, Op::GroupNorm(_));
-    refused_of(Purpose::Plain, PlanError::Region, norm, |p| {
-        let end = p.summary.arena_bytes as u32;
-        for layer in &mut p.layers {
-            if let Op::GroupNorm(op) = &mut layer.op {
-                op.condition = Condition::AddBehind(end - 4);
-            }
-        }
-    });
-}
-
-#[test]
-fn attention_must_fit_its_tokens() {
-    let cross: fn(&Op) -> bool = |op| matches!(op, Op::CrossAttention(_));
-    let refused = |error, edit: fn(&mut CrossAttention)| {
-        refused_of(Purpose::Plain, error, cross, |p| {
-            for layer in &mut p.layers {
-                if let Op::CrossAttention(op) = &mut layer.op {
-                    edit(op);
-                }
-            }
-        });
-    };
-    refused(PlanError::Shape, |op| op.heads = 0);
-    refused(PlanError::Shape, |op| op.key_tokens = 0);
-    refused(PlanError::Shape, |op| op.tokens = u32::MAX);
-    refused(PlanError::Overlap, |op| op.query = op.value);
-    refused(PlanError::Overlap, |op| op.scratch = op.query);
-    refused(PlanError::Region, |op| op.key += 2);
-}
-
-#[test]
-fn the_second_input_is_only_read() {
-    let read_context: fn(&Op) -> bool = |op| matches!(op, Op::Linear(_));
-    refused_of(Purpose::Plain, PlanError::Unwritten, read_context, |p| {
-        p.summary.context = None;
-    });
-    refused_of(Purpose::Plain, PlanError::Unwritten, read_context, |p| {
-        if let Some(context) = &mut p.summary.context {
-            context.elements -= 1;
-        }
-    });
-    // Whatever is written first is written there.
-    refused_of(
-        Purpose::Plain,
-        PlanError::Overlap,
-        |_| true,
-        |p| {
-            let Some(access) = quell::Access::of(&p.layers[0].op) else {
-                panic!("the first operation overflows");
-            };
-            if let Some(context) = &mut p.summary.context {
-                context.offset = access.output.offset;
-            }
-        },
-    );
-    refused_of(Purpose::Plain, PlanError::Region, read_context, |p| {
-        let end = p.summary.arena_bytes as u32;
-        p.summary.context = Some(Context {
-            offset: end - 4,
-            elements: 5,
-        });
-        if let Some(Op::Linear(op)) = p
-            .layers
-            .iter_mut()
-            .map(|l| &mut l.op)
-            .find(|op| matches!(op, Op::Linear(_)))
-        {
-            op.input = end - 4;
-        }
-    });
-    // One that nothing reads lies in the arena too, apart from the sample.
-    let unread = |offset: u32| {
-        move |p: &mut Parts<'_>| {
-            p.summary.context = Some(Context {
-                offset,
-                elements: 4,
-            });
-        }
-    };
-    let compiled = networks::compiled(Purpose::Plain, false, Tier::F32).unwrap();
-    let sample = ModelFile::from_bytes(&compiled.bytes)
-        .model()
-        .unwrap()
-        .head()
-        .sample;
-    for (offset, error) in [(1 << 20, PlanError::Region), (sample, PlanError::Overlap)] {
-        let Some(OpenError::Plan { error: found, .. }) =
-            refusal(&compiled, unread(offset)).unwrap()
-        else {
-            panic!("a context at {offset} is accepted");
-        };
-        assert_eq!(found, error);
+fn solver_tables_make_sense() -> Result<()> {
+    type E = TableError;
+    let random = RandomCheckpoint::classic(1, 4, &[9, 8])?;
+    let bytes = random.compile_for(Tier::F32, &["dpmsolver++:4"])?.bytes;
+    let table = |error| Some(OpenError::Table { index: 0, error });
+    let faults: [(TableError, fn(&mut Draft<'_>)); 9] = [
+        (E::Count, |draft| draft.tables[0].steps = 0),
+        (E::Count, |draft| draft.tables[0].calls = 3),
+        (E::Count, |draft| draft.tables[0].slots = 5),
+        (E::Count, |draft| draft.tables[0].order = 0),
+        (E::Limit, |draft| draft.tables[0].noise_scale = f32::NAN),
+        (E::Limit, |draft| draft.tables[0].limit = Limit::Clip(-1.0)),
+        (E::Place(PlanError::Region), |draft| {
+            draft.tables[0].history += 4
+        }),
+        (E::Place(PlanError::Overlap), |draft| {
+            draft.tables[0].history = 0
+        }),
+        (E::Place(PlanError::Slab), |draft| {
+            draft.tables[0].rows.len -= 4
+        }),
+    ];
+    for (error, fault) in faults {
+        assert_eq!(refusal(&bytes, fault), table(error));
     }
-}
-
-#[test]
-fn header_fields_are_in_range() -> Result<()> {
-    let compiled = networks::compiled(Purpose::Plain, false, Tier::F32)?;
-    for (at, word, field) in [
-        (88, 3, "purpose"),
-        (92, 0, "output_shape"),
-        (96, 1 << 17, "output_shape"),
-        (104, 64, "context"),
-        (108, (1 << 30) + 1, "context"),
+    // Slots that nobody saves to, a timestep that nobody knows, a number that is none.
+    let row = |edit: fn(&mut Row)| {
+        move |draft: &mut Draft<'_>| {
+            let mut rows = draft.slab_bytes(draft.tables[0].rows).to_vec();
+            let mut row = Row::from_bytes(&rows).unwrap();
+            edit(&mut row);
+            rows[..Row::LEN].copy_from_slice(&row.to_bytes());
+            draft.tables[0].rows = draft.slab(&rows);
+        }
+    };
+    for (error, edit) in [
+        (E::Slot(0), (|row| row.next.slots[2] = 1.0) as fn(&mut Row)),
+        (E::Timestep(0), |row| row.timestep = 1000),
+        (E::Finite(0), |row| row.x0.0 = f32::INFINITY),
     ] {
-        let mut bytes = compiled.bytes.clone();
-        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
-        let file = ModelFile::from_bytes(&bytes);
-        let error = OpenError::Format(FormatError::Header(HeaderError::Field(field)));
-        assert_eq!(Model::open(file.bytes()).err(), Some(error), "{field}");
-    }
-    Ok(())
-}
-
-/// A golden checkpoint, compiled.
-fn golden(name: &str) -> Result<Compiled> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("parity")
-        .join(name);
-    let checkpoint = Checkpoint::open(&folder)?;
-    compile(&checkpoint, Tier::F32, &Settings::default(), &|_, _| {})
-}
-
-#[test]
-fn gradients_must_fit_what_they_are_of() -> Result<()> {
-    let compiled = golden("classifier/silu")?;
-    let refused = |error, edit: fn(&mut Op) -> bool| {
-        let mut at = None;
-        let refusal = refusal(&compiled, |p| {
-            at = p.layers.iter_mut().position(|layer| edit(&mut layer.op));
-        });
-        let layer = at.expect("the classifier has such an operation") as u32;
-        assert_eq!(refusal.unwrap(), Some(OpenError::Plan { layer, error }));
-    };
-    macro_rules! of {
-        ($kind:ident, |$op:ident| $edit:expr) => {
-            |op| match op {
-                Op::$kind($op) => {
-                    $edit;
-                    true
-                }
-                _ => false,
-            }
-        };
-    }
-    // There is no derivative of others.
-    refused(
-        PlanError::Range,
-        of!(FunctionGradient, |op| op.function = Function::Gelu),
-    );
-    refused(
-        PlanError::Overlap,
-        of!(FunctionGradient, |op| op.data = op.input),
-    );
-    refused(PlanError::Shape, of!(FunctionGradient, |op| op.len = 0));
-    // Of as many classes as can be asked for.
-    refused(PlanError::Rows, of!(ClassScore, |op| op.classes -= 1));
-    refused(PlanError::Shape, of!(Mean, |op| op.pixels = 0));
-    refused(
-        PlanError::Shape,
-        of!(Broadcast, |op| op.channels = u32::MAX),
-    );
-    refused(
-        PlanError::Overlap,
-        of!(Interleave, |op| op.output = op.input),
-    );
-    refused(PlanError::Shape, of!(Interleave, |op| op.width = u32::MAX));
-    refused(PlanError::Shape, of!(Conv2d, |op| op.kernel = 4));
-    Ok(())
-}
-
-/// A prediction and its variance, or the one alone: as the schedule says.
-#[test]
-fn outputs_go_with_the_variance() -> Result<()> {
-    for (name, variance) in [
-        ("editing", Variance::LearnedRange),
-        ("editing/learned", Variance::FixedSmall),
-    ] {
-        let mut layer = 0;
-        let refusal = refusal(&golden(name)?, |p| {
-            p.head.schedule.variance = variance;
-            layer = p.layers.len() as u32;
-        })?;
-        let error = PlanError::Purpose;
-        assert_eq!(refusal, Some(OpenError::Plan { layer, error }), "{name}");
+        assert_eq!(refusal(&bytes, row(edit)), table(error));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use quell::format::Tier;
-use quell::{Kernels, Request, Sampler};
+use quell::{Kernels, Request, Sampler, Start};
 use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, NoiseSchedule};
 use quell_converter::compile::compile;
@@ -164,11 +164,11 @@ fn files_agree_with_diffusers() -> Result<()> {
         let mut arena = HostArena::new(&model);
         let mut session = model.session(arena.bytes_mut())?;
         let mut generation = session.generate(Request {
-            sampler: Sampler::Trajectory(1),
+            sampler: Sampler::Table(1),
             steps: case.spec.steps,
+            start: Start::Sample(&case.inputs[0]),
             ..Request::default()
         })?;
-        generation.set_sample(&case.inputs[0])?;
         let mut worst = 0.0f64;
         for (i, expected) in case.inputs.iter().chain([&case.end]).enumerate() {
             let got = generation.sample();
@@ -204,7 +204,7 @@ fn carried_ddpm_and_ddim_are_the_computed_ones() -> Result<()> {
             };
             generate(&model, request)
         };
-        let (computed, carried) = (of(sampler)?, of(Sampler::Trajectory(i))?);
+        let (computed, carried) = (of(sampler)?, of(Sampler::Table(i))?);
         for (a, b) in computed.iter().zip(&carried) {
             assert!((a - b).abs() < 2e-5, "{sampler:?}: {a} and {b}");
         }
@@ -226,18 +226,18 @@ fn int8_trajectories_are_the_same_everywhere() -> Result<()> {
     let compiled = random.compile_for(Tier::Int8, &trajectories)?;
     let file = ModelFile::from_bytes(&compiled.bytes);
     let model = file.model()?;
-    for (index, trajectory) in (0..).zip(model.trajectories()) {
+    for (index, trajectory) in (0..).zip(model.tables()) {
         let request = Request {
-            sampler: Sampler::Trajectory(index),
+            sampler: Sampler::Table(index),
             steps: trajectory.steps,
             seed: 3,
             class: Some(1),
             ..Request::default()
         };
-        let scalar = generate(&model.with_kernels(Kernels::scalar()), request)?;
+        let scalar = generate(&model.clone().with_kernels(Kernels::scalar()), request)?;
         assert!(scalar.iter().all(|x| x.is_finite()), "{trajectory:?}");
         for kernels in Kernels::available() {
-            let sample = generate(&model.with_kernels(kernels), request)?;
+            let sample = generate(&model.clone().with_kernels(kernels), request)?;
             let same = quell::digest(&sample) == quell::digest(&scalar);
             assert!(same, "{trajectory:?}: {} differs from scalar", kernels.name);
         }
@@ -265,12 +265,12 @@ fn files_hold_what_trajectories_need() -> Result<()> {
     let compiled = random.compile_for(Tier::F32, &["euler:4,use_karras_sigmas", "euler:4"])?;
     let file = ModelFile::from_bytes(&compiled.bytes);
     let model = file.model()?;
-    assert_eq!(model.find_trajectory("euler", 4), Some(0));
-    assert_eq!(model.find_trajectory("euler,use_karras_sigmas", 4), Some(0));
-    assert_eq!(model.find_trajectory("euler", 5), None);
+    assert_eq!(model.find_table("euler", 4), Some(0));
+    assert_eq!(model.find_table("euler,use_karras_sigmas", 4), Some(0));
+    assert_eq!(model.find_table("euler", 5), None);
     for (index, steps, word) in [(2, 4, "carries 2"), (1, 5, "has 4 steps")] {
         let request = Request {
-            sampler: Sampler::Trajectory(index),
+            sampler: Sampler::Table(index),
             steps,
             ..Request::default()
         };

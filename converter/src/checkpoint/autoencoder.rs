@@ -9,7 +9,7 @@ mod kl;
 mod tiny;
 
 use anyhow::{Context, Result, ensure};
-use quell::format::Purpose;
+use quell::format::Role;
 use serde_json::Value;
 
 use super::images::{Feature, Images};
@@ -45,7 +45,7 @@ pub(super) fn network(
     let shape = |size: Image| [size.channels, size.height, size.width].map(|n| n as u32);
     Ok(Network {
         architecture: format!("{class} {}", part.name()),
-        purpose: Purpose::Plain,
+        role: Role::Network,
         shape: shape(half.input),
         output_shape: shape(half.output),
         classes: 0,

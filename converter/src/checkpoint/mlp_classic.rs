@@ -2,7 +2,7 @@
 //! linear layers with ReLU in between.
 
 use anyhow::{Context, Result, ensure};
-use quell::format::{Function, Purpose};
+use quell::format::{Function, Role};
 use serde::Deserialize;
 
 use super::{Network, Tensors};
@@ -68,7 +68,7 @@ pub(super) fn network(
     graph.linear(name, weight, bias, value);
     let network = Network {
         architecture: "MLPClassic".to_owned(),
-        purpose: Purpose::Denoiser,
+        role: Role::Denoiser,
         shape,
         output_shape: shape,
         classes: 0,

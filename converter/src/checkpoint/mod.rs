@@ -11,6 +11,7 @@ mod config;
 mod images;
 mod mlp_classic;
 mod noisy_classifier;
+mod pipeline;
 mod residual_mlp;
 mod scheduler;
 mod tensors;
@@ -21,7 +22,7 @@ mod waves;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::format::Purpose;
+use quell::format::Role;
 use serde_json::{Map, Value};
 
 pub use choice::{Choice, Part, Size};
@@ -39,6 +40,10 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// The network as the checkpoint states it, nothing folded.
     pub network: Network,
+    /// Of a latent pipeline, what makes pixels of samples.
+    pub decoder: Option<Network>,
+    /// A classifier of noisy samples that is to lie in the same file.
+    pub classifier: Option<Network>,
     /// The noise schedule; one without timesteps for a plain network.
     pub schedule: NoiseSchedule,
     /// The runs that the file is to carry; the network has a row for every
@@ -52,7 +57,7 @@ pub struct Network {
     /// `_class_name` of the configuration; of an autoencoder with its part.
     pub architecture: String,
     /// What it is for.
-    pub purpose: Purpose,
+    pub role: Role,
     /// `[channels, height, width]` of a sample.
     pub shape: [u32; 3],
     /// `[channels, height, width]` of the output.
@@ -110,12 +115,48 @@ impl Checkpoint {
         let network = network.with_context(|| config.display().to_string())?;
         tensors.refuse_unused()?;
         check_outputs(&network, &schedule).with_context(|| config.display().to_string())?;
+        let decoder = match network.role {
+            Role::Denoiser => pipeline::decoder(folder, &network)?,
+            _ => None,
+        };
         Ok(Self {
             path: folder.to_owned(),
             network,
+            decoder,
+            classifier: None,
             schedule,
             trajectories,
         })
+    }
+}
+
+impl Checkpoint {
+    /// Puts a classifier of noisy samples, read from a folder of its own, into the same
+    /// file.
+    pub fn add_classifier(&mut self, folder: &Path) -> Result<()> {
+        let other = Self::open(folder)?;
+        let (own, network) = (&self.network, other.network);
+        let name = folder.display();
+        ensure!(
+            network.role == Role::Classifier,
+            "{name}: is a {}; expected a classifier",
+            network.role.name()
+        );
+        ensure!(
+            own.role == Role::Denoiser && own.shape == network.shape,
+            "{name}: classifies samples {:?}, the model makes {:?}",
+            network.shape,
+            own.shape
+        );
+        let timesteps = |schedule: &NoiseSchedule| schedule.alphas_cumprod.len();
+        ensure!(
+            timesteps(&self.schedule) == timesteps(&other.schedule),
+            "{name}: was trained with {} timesteps, the model with {}",
+            timesteps(&other.schedule),
+            timesteps(&self.schedule)
+        );
+        self.classifier = Some(network);
+        Ok(())
     }
 }
 
@@ -174,7 +215,7 @@ fn check_outputs(network: &Network, schedule: &NoiseSchedule) -> Result<()> {
     let twice = network.output_shape != network.shape;
     let [channels, ..] = network.shape;
     ensure!(
-        network.purpose != Purpose::Denoiser || twice == schedule.variance.is_learned(),
+        network.role != Role::Denoiser || twice == schedule.variance.is_learned(),
         "`out_channels` is {} for {channels} `in_channels`, which does not go with the \
          `variance_type` of scheduler_config.json: twice as many for `learned` and \
          `learned_range`, as many for all others",

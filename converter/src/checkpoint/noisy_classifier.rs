@@ -13,7 +13,7 @@
 //! What becomes of it is its gradient ([`crate::gradient`]).
 
 use anyhow::{Result, ensure};
-use quell::format::{Function, Purpose};
+use quell::format::{Function, Role};
 use serde::Deserialize;
 
 use super::residual_mlp::shape;
@@ -68,7 +68,7 @@ pub(super) fn network(
     graph.linear("output", weight, bias, mean);
     let network = Network {
         architecture: "NoisyClassifier".to_owned(),
-        purpose: Purpose::ClassifierGradient,
+        role: Role::Classifier,
         shape,
         output_shape: shape,
         classes: config.num_classes as u32,

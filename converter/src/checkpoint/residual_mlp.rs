@@ -2,7 +2,7 @@
 //! time and class in every block.
 
 use anyhow::{Result, ensure};
-use quell::format::{Function, Purpose};
+use quell::format::{Function, Role};
 use serde::Deserialize;
 
 use super::{Network, Tensors};
@@ -50,7 +50,7 @@ pub(super) fn network(
     let classes = config.num_class_embeds.unwrap_or(0).saturating_sub(1);
     let network = Network {
         architecture: "ResidualMLP".to_owned(),
-        purpose: Purpose::Denoiser,
+        role: Role::Denoiser,
         shape,
         output_shape: shape,
         classes,

@@ -8,7 +8,7 @@
 mod blocks;
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::format::{Function, Purpose};
+use quell::format::{Function, Role};
 use serde::Deserialize;
 
 use self::blocks::Builder;
@@ -103,7 +103,7 @@ pub(super) fn network(
     let shape = [input.channels, 1, input.width].map(|n| n as u32);
     Ok(Network {
         architecture: "UNet1DModel".to_owned(),
-        purpose: Purpose::Denoiser,
+        role: Role::Denoiser,
         shape,
         output_shape: shape,
         classes: 0,

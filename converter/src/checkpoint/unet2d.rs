@@ -8,7 +8,7 @@ mod body;
 mod embedding;
 
 use anyhow::{Result, bail, ensure};
-use quell::format::Purpose;
+use quell::format::Role;
 use serde::Deserialize;
 
 use self::body::Builder;
@@ -179,7 +179,7 @@ pub(super) fn network(
     let shape = |image: Image| [image.channels, image.height, image.width].map(|n| n as u32);
     let network = Network {
         architecture: "UNet2DModel".to_owned(),
-        purpose: Purpose::Denoiser,
+        role: Role::Denoiser,
         shape: shape(size),
         output_shape: shape(output.size),
         classes: settings.classes,

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use quell::format::Purpose;
+use quell::format::Role;
 use quell::{Kernels, Request, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
 use serde_json::json;
 
-use super::{print, progress, thousands};
+use super::{LimitArgs, print, progress, thousands};
 
 /// Measure milliseconds per step: one thread, batch 1.
 ///
@@ -31,13 +31,13 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let file = ModelFile::read(&args.model)?;
-    let model = file
-        .model()
-        .with_context(|| args.model.display().to_string())?;
+    let model = args.limits.open(&file, &args.model)?;
     let kernels = match &args.kernels {
         Some(name) => find(name)?,
         None => Kernels::detect(),
@@ -90,13 +90,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// How long each step of a generation takes, or a call of a network that cannot
 /// be sampled.
-fn round(session: &mut Session<'_, '_>) -> Result<Vec<Duration>> {
+fn round(session: &mut Session<'_>) -> Result<Vec<Duration>> {
     let head = *session.model().head();
     let class = (head.classes > 0).then_some(0);
     let mut before = Instant::now();
     let mut times = Vec::new();
-    match session.model().purpose() {
-        Purpose::Denoiser => {
+    match session.model().role() {
+        Role::Denoiser => {
             let mut generation = session.generate(Request {
                 steps: head.schedule.timesteps.min(8),
                 class,
@@ -108,11 +108,11 @@ fn round(session: &mut Session<'_, '_>) -> Result<Vec<Duration>> {
                 before = Instant::now();
             }
         }
-        Purpose::Plain => {
+        Role::Network => {
             session.infer()?;
             times.push(before.elapsed());
         }
-        Purpose::ClassifierGradient => {
+        _ => {
             session.denoise(head.schedule.timesteps / 2, class)?;
             times.push(before.elapsed());
         }

@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// config.json says; those that an autoencoder's encoder reads or its decoder makes
     #[arg(long, value_name = "HxW")]
     size: Option<Size>,
+    /// Folder of a classifier of noisy samples that is to lie in the same file, for
+    /// `quell sample --classifier-scale`
+    #[arg(long, value_name = "FOLDER")]
+    classifier: Option<PathBuf>,
     #[command(flatten)]
     calibration: Calibration,
 }
@@ -92,7 +96,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         part: args.part.map(Part::from),
         size: args.size,
     };
-    let checkpoint = Checkpoint::open_as(&args.checkpoint, &args.trajectories, &choice)?;
+    let mut checkpoint = Checkpoint::open_as(&args.checkpoint, &args.trajectories, &choice)?;
+    if let Some(folder) = &args.classifier {
+        checkpoint.add_classifier(folder)?;
+    }
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
     let compiled = compile::compile(
@@ -114,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         thousands(compiled.bytes.len() as u64),
         tier.name(),
         thousands(u64::from(arena_bytes)),
-        thousands(compiled.graph.macs()),
+        thousands(Header::parse(&compiled.bytes)?.macs),
         start.elapsed().as_secs_f64(),
     ))
 }

@@ -1,16 +1,21 @@
 //! `quell inspect`.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
-use quell::format::{I8Output, Layer, Op, Purpose, WeightType};
-use quell::{Access, Element, Model, Region};
+use quell::Model;
+use quell::format::{
+    Activation, ActivationBackward, Attention, Attributes, Conv1d, Conv2d, Embed, GroupNorm, Kind,
+    Linear, Operator, Role, Tensor,
+};
+use quell::inspect::{self, Entry};
 use quell_converter::model_file::ModelFile;
 use serde_json::{Value, json};
 
-use super::{print, shape, spec, thousands};
+use super::{LimitArgs, escaped, print, shape, spec, thousands};
 
 /// Show what a model consists of and what it needs.
 #[derive(clap::Args)]
@@ -24,218 +29,170 @@ pub(crate) struct Args {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let file = ModelFile::read(&args.model)?;
-    let model = file
-        .model()
-        .with_context(|| args.model.display().to_string())?;
-    let rows: Vec<Row> = model.layers().map(|layer| Row::of(&layer)).collect();
-    if args.json {
-        return print(&format!("{:#}\n", to_json(&model, &rows)));
+    let model = args.limits.open(&file, &args.model)?;
+    match args.json {
+        true => print(&format!("{:#}\n", to_json(&model))),
+        false => print(&report(&model)?),
     }
-    print(&table(&model, &rows)?)
 }
 
-/// One operation, as the table shows it.
+/// One operator, as the table shows it.
 struct Row {
     name: String,
-    op: &'static str,
+    kind: &'static str,
     types: String,
-    input: Option<u32>,
-    output: u32,
-    weight_bytes: u32,
+    input: Option<String>,
+    output: String,
+    weight_bytes: u64,
     macs: u64,
-    arena: Vec<std::ops::Range<usize>>,
+    slice: u32,
+    arena: Vec<Range<usize>>,
 }
 
 impl Row {
-    fn of(layer: &Layer<'_>) -> Self {
-        let access = Access::of(&layer.op);
-        let regions: Vec<Region> = access.iter().flat_map(Access::regions).collect();
-        let (weight_bytes, macs) = weights(&layer.op);
+    fn of(entry: &Entry<'_>) -> Self {
+        let tensors = entry.inputs().chain([entry.output]).chain(entry.workspace);
         Self {
-            name: layer.name.to_owned(),
-            op: layer.op.name(),
-            types: types(&layer.op, access.as_ref()),
-            input: access
-                .and_then(|access| access.inputs[0])
-                .map(|region| region.count),
-            output: access.map_or(0, |access| access.output.count),
-            weight_bytes,
-            macs,
-            arena: regions.iter().filter_map(Region::range).collect(),
+            name: escaped(entry.operator.name),
+            kind: entry.operator.kind.name(),
+            types: types(entry),
+            input: entry.inputs().next().map(|tensor| dimensions(&tensor)),
+            output: dimensions(&entry.output),
+            weight_bytes: entry.weight_bytes(),
+            macs: entry.macs,
+            slice: entry.largest_slice,
+            arena: tensors.map(|tensor| Entry::bytes(&tensor)).collect(),
         }
     }
 }
 
-/// Bytes of weights and multiply-accumulates.
-fn weights(op: &Op) -> (u32, u64) {
-    match op {
-        Op::Embed(op) => (op.table.len, 0),
-        Op::Linear(op) => (
-            op.weights.len + op.bias.len,
-            u64::from(op.inputs) * u64::from(op.outputs),
-        ),
-        Op::LinearI8(op) => {
-            let result = match op.result {
-                I8Output::I8 { multipliers, .. } => multipliers.len,
-                I8Output::F32 { scales, .. } => scales.len,
-            };
-            let macs = u64::from(op.inputs) * u64::from(op.outputs);
-            (op.weights.len + op.bias.len + result, macs)
-        }
-        Op::Quantize(op) => (op.inverse_scales.len, 0),
-        Op::Conv2d(op) => {
-            let pixels = u64::from(op.out_height) * u64::from(op.out_width);
-            let window = u64::from(op.kernel).pow(2) * u64::from(op.channels);
-            let macs = pixels * window * u64::from(op.outputs);
-            (op.weights.len + op.bias.len, macs)
-        }
-        Op::Conv1d(op) => {
-            let window = u64::from(op.kernel) * u64::from(op.channels);
-            let macs = u64::from(op.out_length) * window * u64::from(op.outputs);
-            (op.weights.len + op.bias.len, macs)
-        }
-        Op::GroupNorm(op) => (op.weight.len + op.bias.len, 0),
-        Op::CrossAttention(op) => {
-            let pairs = u64::from(op.tokens) * u64::from(op.key_tokens);
-            let channels = u64::from(op.heads) * u64::from(op.head_channels);
-            (0, 2 * pairs * channels)
-        }
-        Op::Attention(op) => {
-            let pairs = u64::from(op.tokens).pow(2);
-            let channels = u64::from(op.heads) * u64::from(op.head_channels);
-            (0, 2 * pairs * channels)
-        }
-        Op::LayerNorm(_)
-        | Op::Activation(_)
-        | Op::Upsample(_)
-        | Op::Interleave(_)
-        | Op::AveragePool(_)
-        | Op::Transpose(_)
-        | Op::Scale(_)
-        | Op::Mean(_)
-        | Op::Broadcast(_)
-        | Op::Dilate(_)
-        | Op::FunctionGradient(_)
-        | Op::ClassScore(_) => (0, 0),
+/// `28x28x16`, leading ones left out.
+fn dimensions(tensor: &Tensor) -> String {
+    let [a, b, c] = tensor.shape;
+    match (a, b) {
+        (1, 1) => format!("{c}"),
+        (1, _) => format!("{b}x{c}"),
+        _ => format!("{a}x{b}x{c}"),
     }
 }
 
-/// `int8 -> f32, += ` and the like.
-fn types(op: &Op, access: Option<&Access>) -> String {
-    let element = |element| match element {
-        Element::F32 => "f32",
-        Element::I8 => "int8",
-        Element::Scratch => "bytes",
+/// `i8 x int8 -> f32` and the like.
+fn types(entry: &Entry<'_>) -> String {
+    let operator = &entry.operator;
+    let detail = match operator.kind {
+        Kind::Embed => attributes(operator, |a: Embed| {
+            format!("{} {}", a.index.name(), a.weights.name())
+        }),
+        Kind::Linear => attributes(operator, |a: Linear| format!("x {}", a.weights.name())),
+        Kind::Activation => attributes(operator, |a: Activation| a.function.name().to_owned()),
+        Kind::ActivationBackward => attributes(operator, |a: ActivationBackward| {
+            a.function.name().to_owned()
+        }),
+        Kind::Conv2d => attributes(operator, |a: Conv2d| {
+            let (weights, kernel, stride) = (a.weights.name(), a.kernel, a.stride);
+            format!("x {weights} {kernel}x{kernel}/{stride}")
+        }),
+        Kind::Conv1d => attributes(operator, |a: Conv1d| {
+            let (weights, kernel, stride) = (a.weights.name(), a.kernel, a.stride);
+            format!("x {weights} {kernel}/{stride}")
+        }),
+        Kind::GroupNorm => attributes(operator, |a: GroupNorm| {
+            a.function.map_or(String::new(), |f| f.name().to_owned())
+        }),
+        Kind::Attention => attributes(operator, |a: Attention| format!("{} heads", a.heads)),
+        _ => String::new(),
     };
-    let weight = |weight_type| match weight_type {
-        WeightType::F32 => "f32",
-        WeightType::F16 => "f16",
-    };
-    let mut text = String::new();
-    if let Some(input) = access.and_then(|access| access.inputs[0]) {
-        text += element(input.element);
-        text += " ";
-    }
-    match op {
-        Op::Embed(op) => {
-            text += &format!("{:?} {} ", op.index, weight(op.weight_type)).to_lowercase()
-        }
-        Op::Linear(op) => text += &format!("x {} ", weight(op.weight_type)),
-        Op::LinearI8(_) => text += "x int8 ",
-        Op::Activation(op) => text += &format!("{:?} ", op.function).to_lowercase(),
-        Op::FunctionGradient(op) => text += &format!("{:?} ", op.function).to_lowercase(),
-        Op::Conv2d(op) => {
-            let (kernel, stride) = (op.kernel, op.stride);
-            text += &format!("x {} {kernel}x{kernel}/{stride} ", weight(op.weight_type));
-        }
-        Op::Conv1d(op) => {
-            let (kernel, stride) = (op.kernel, op.stride);
-            text += &format!("x {} {kernel}/{stride} ", weight(op.weight_type));
-        }
-        Op::GroupNorm(op) => {
-            if let Some(function) = op.function {
-                text += &format!("{function:?} ").to_lowercase();
-            }
-        }
-        Op::Quantize(_)
-        | Op::LayerNorm(_)
-        | Op::Attention(_)
-        | Op::CrossAttention(_)
-        | Op::Upsample(_)
-        | Op::Interleave(_)
-        | Op::AveragePool(_)
-        | Op::Transpose(_)
-        | Op::Scale(_)
-        | Op::Mean(_)
-        | Op::Broadcast(_)
-        | Op::Dilate(_)
-        | Op::ClassScore(_) => {}
-    }
-    if let Some(access) = access {
-        text += if access.updates && !matches!(op, Op::Activation(_)) {
-            "+> "
-        } else {
-            "-> "
-        };
-        text += element(access.output.element);
-    }
-    text
+    let input = entry.inputs().next();
+    let input = input.map_or("", |tensor| tensor.element.name());
+    let words = [input, &detail, "->", entry.output.element.name()];
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    words.join(" ")
 }
 
-fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
+/// What is to be said of an operator's attributes.
+fn attributes<A: Attributes>(operator: &Operator<'_>, say: impl Fn(A) -> String) -> String {
+    A::read(operator.attributes).map_or(String::new(), say)
+}
+
+/// A line for each operator of a graph.
+fn table(model: &Model<'_>, role: Role) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "layer",
-        "op",
+        "operator",
+        "kind",
         "types",
         "in",
         "out",
         "weights B",
         "MACs",
+        "slice",
         "arena",
     ]);
-    for column in [3, 4, 5, 6] {
+    for column in 3..8 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    for row in rows {
+    for row in inspect::operators(model, role).map(|entry| Row::of(&entry)) {
         let arena: Vec<String> = row
             .arena
             .iter()
             .map(|r| format!("{}..{}", r.start, r.end))
             .collect();
         table.add_row([
-            row.name.clone(),
-            row.op.to_owned(),
-            row.types.clone(),
-            row.input.map_or(String::new(), |n| n.to_string()),
-            row.output.to_string(),
-            thousands(u64::from(row.weight_bytes)),
+            row.name,
+            row.kind.to_owned(),
+            row.types,
+            row.input.unwrap_or_default(),
+            row.output,
+            thousands(row.weight_bytes),
             thousands(row.macs),
+            thousands(row.slice.into()),
             arena.join(" "),
         ]);
     }
+    table
+}
+
+/// Tables and totals.
+fn report(model: &Model<'_>) -> Result<String> {
+    let mut text = String::new();
+    for graph in inspect::graphs(model) {
+        let head = graph.head();
+        writeln!(text, "{} ({})\n", head.role.name(), escaped(head.name))?;
+        writeln!(text, "{}\n", table(model, head.role))?;
+        writeln!(
+            text,
+            "{} MACs per call, largest slice {}, {} bytes in use at once\n",
+            thousands(head.macs),
+            thousands(head.largest_slice.into()),
+            thousands(bytes_in_use(model, head.role) as u64)
+        )?;
+    }
     let (header, head) = (model.header(), model.head());
     let schedule = &head.schedule;
-    let mut text = format!("{table}\n\n");
     let mut line = |name: &str, value: String| writeln!(text, "{name:<12}{value}");
     line(
         "model",
-        format!("{}, {} weights", head.model, header.tier.name()),
+        format!("{}, {} weights", escaped(head.model), header.tier.name()),
     )?;
-    line("purpose", header.purpose.name().to_owned())?;
+    line("role", model.role().name().to_owned())?;
     line("sample", shape(header.shape))?;
-    line("output", shape(header.output_shape()))?;
-    if let Some(context) = header.context {
-        line("context", format!("{} elements", context.elements))?;
+    line("output", shape(header.output_shape))?;
+    if let Some(decoded) = model.decoded_shape() {
+        line("decoded", shape(decoded))?;
     }
-    if header.purpose != Purpose::Plain {
+    if let Some(elements) = model.context_elements() {
+        line("context", format!("{elements} elements"))?;
+    }
+    if model.role() != Role::Network {
         line(
             "classes",
             match (head.classes, head.null_class) {
@@ -249,12 +206,11 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
             format!(
                 "{} timesteps, predicts {}, {} spacing",
                 schedule.timesteps,
-                prediction(model),
-                format!("{:?}", schedule.spacing).to_lowercase(),
+                schedule.prediction.name(),
+                schedule.spacing.name(),
             ),
         )?;
     }
-    line("MACs", format!("{} per call", thousands(header.macs)))?;
     line(
         "flash",
         format!(
@@ -265,21 +221,18 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
     line(
         "arena",
         format!(
-            "{} bytes, exactly; {} are in use at once",
+            "{} bytes, exactly; {} outlive a call",
             thousands(header.arena_bytes.into()),
-            thousands(bytes_in_use(model) as u64)
+            thousands(header.persistent.into())
         ),
     )?;
-    for trajectory in model.trajectories() {
-        let slots = match trajectory.slots {
+    for table in model.tables() {
+        let slots = match table.slots {
             0 => String::new(),
             n => format!(", keeps {n} samples"),
         };
-        let calls = trajectory.calls;
-        line(
-            "trajectory",
-            format!("{} ({calls} calls{slots})", spec(&trajectory)),
-        )?;
+        let calls = table.calls;
+        line("solver", format!("{} ({calls} calls{slots})", spec(&table)))?;
     }
     if let Some(test) = head.self_test {
         let class = test
@@ -296,103 +249,58 @@ fn table(model: &Model<'_>, rows: &[Row]) -> Result<String> {
     Ok(text)
 }
 
-/// The most bytes of the arena whose contents matter during any operation: what
-/// no placement of the same values could do without.
-///
-/// Walks the plan backwards and keeps, for every byte, whether it is read later.
-fn bytes_in_use(model: &Model<'_>) -> usize {
-    let head = model.head();
-    let numbers = |offset, count| Region {
-        offset,
-        count,
-        element: Element::F32,
-    };
-    let inputs = || {
-        let context = model.header().context;
-        let context = context.map(|c| numbers(c.offset, c.elements));
-        [Some(numbers(head.sample, model.elements() as u32)), context]
-            .into_iter()
-            .flatten()
-    };
-    let outputs = model.output_shape().iter().product();
-    let mut needed = vec![false; model.arena_bytes()];
-    let mark = |needed: &mut Vec<bool>, region: Region, value: bool| {
-        let bytes = region.range().and_then(|range| needed.get_mut(range));
-        bytes.into_iter().for_each(|bytes| bytes.fill(value));
-    };
-    let count = |needed: &[bool]| needed.iter().filter(|&&needed| needed).count();
-    inputs().for_each(|input| mark(&mut needed, input, true));
-    mark(&mut needed, numbers(head.output, outputs), true);
-    let mut most = count(&needed);
-    let layers: Vec<Layer<'_>> = model.layers().collect();
-    for access in layers
-        .iter()
-        .rev()
-        .filter_map(|layer| Access::of(&layer.op))
-    {
-        // During the operation everything that it touches is in use, and what
-        // later ones read.
-        let mut during = needed.clone();
-        for region in access.regions() {
-            mark(&mut during, region, true);
+/// The most bytes of the arena whose contents matter during any operator of a graph:
+/// what no placement of the same tensors could do without.
+fn bytes_in_use(model: &Model<'_>, role: Role) -> usize {
+    let persistent = model.header().persistent as usize;
+    let entries: Vec<Entry<'_>> = inspect::operators(model, role).collect();
+    let alive = |i: usize| {
+        let mut used = vec![false; model.arena_bytes().saturating_sub(persistent)];
+        for (made, entry) in entries.iter().enumerate().take(i + 1) {
+            let last = usize::from(entry.output.last);
+            let workspace = entry.workspace.filter(|_| made == i);
+            let output = Some(entry.output).filter(|_| last >= i);
+            for tensor in output.into_iter().chain(workspace) {
+                let Range { start, end } = Entry::bytes(&tensor);
+                let range = start.saturating_sub(persistent)..end.saturating_sub(persistent);
+                used.get_mut(range)
+                    .into_iter()
+                    .for_each(|bytes| bytes.fill(true));
+            }
         }
-        most = most.max(count(&during));
-        mark(&mut needed, access.output, access.updates);
-        for input in access.inputs.into_iter().flatten() {
-            mark(&mut needed, input, true);
-        }
-        inputs().for_each(|input| mark(&mut needed, input, true));
-    }
-    most
+        used.iter().filter(|&&used| used).count()
+    };
+    persistent + (0..entries.len()).map(alive).max().unwrap_or(0)
 }
 
-/// diffusers' name of what the network predicts.
-fn prediction(model: &Model<'_>) -> &'static str {
-    use quell::format::Prediction;
-    match model.head().schedule.prediction {
-        Prediction::Epsilon => "epsilon",
-        Prediction::Sample => "sample",
-        Prediction::Velocity => "v_prediction",
-        Prediction::Flow => "flow_prediction",
-    }
-}
-
-fn to_json(model: &Model<'_>, rows: &[Row]) -> Value {
+fn to_json(model: &Model<'_>) -> Value {
     let (header, head) = (model.header(), model.head());
-    let layer = |row: &Row| {
-        json!({
-            "name": row.name,
-            "op": row.op,
-            "types": row.types,
-            "inputs": row.input,
-            "outputs": row.output,
-            "weight_bytes": row.weight_bytes,
-            "macs": row.macs,
-            "arena": row.arena.iter().map(|r| [r.start, r.end]).collect::<Vec<_>>(),
-        })
-    };
+    let timed = model.role() != Role::Network;
     json!({
         "model": head.model,
-        "purpose": header.purpose.name(),
+        "role": model.role().name(),
         "weights": header.tier.name(),
         "shape": header.shape,
-        "output_shape": header.output_shape(),
-        "context_elements": header.context.map(|context| context.elements),
+        "output_shape": header.output_shape,
+        "decoded_shape": model.decoded_shape(),
+        "context_elements": model.context_elements(),
         "classes": head.classes,
         "null_class": head.null_class,
         "timesteps": head.schedule.timesteps,
-        "prediction_type": (header.purpose != Purpose::Plain).then(|| prediction(model)),
+        "prediction_type": timed.then(|| head.schedule.prediction.name()),
         "flash_bytes": header.file_len,
         "arena_bytes": header.arena_bytes,
-        "arena_bytes_in_use": bytes_in_use(model),
+        "arena_bytes_in_use": bytes_in_use(model, model.role()),
+        "persistent_bytes": header.persistent,
         "macs": header.macs,
-        "trajectories": model.trajectories().map(|t| json!({
+        "required": header.required.kinds().map(Kind::name).collect::<Vec<_>>(),
+        "solvers": model.tables().map(|t| json!({
             "name": spec(&t),
-            "sampler": t.sampler,
+            "solver": t.solver,
             "steps": t.steps,
             "calls": t.calls,
             "slots": t.slots,
-            "table_bytes": t.table.len,
+            "table_bytes": t.rows.len,
         })).collect::<Vec<_>>(),
         "self_test": head.self_test.map(|test| json!({
             "seed": test.seed,
@@ -400,6 +308,30 @@ fn to_json(model: &Model<'_>, rows: &[Row]) -> Value {
             "class": test.class,
             "digest": format!("{:016x}", test.digest),
         })),
-        "layers": rows.iter().map(layer).collect::<Vec<_>>(),
+        "graphs": inspect::graphs(model).iter().map(|graph| json!({
+            "role": graph.head().role.name(),
+            "name": graph.head().name,
+            "macs": graph.head().macs,
+            "largest_slice": graph.head().largest_slice,
+            "operators": operators(model, graph.head().role),
+        })).collect::<Vec<_>>(),
     })
+}
+
+fn operators(model: &Model<'_>, role: Role) -> Vec<Value> {
+    let row = |entry: Entry<'_>| {
+        let row = Row::of(&entry);
+        json!({
+            "name": entry.operator.name,
+            "kind": row.kind,
+            "types": row.types,
+            "inputs": entry.inputs().map(|tensor| tensor.shape).collect::<Vec<_>>(),
+            "output": entry.output.shape,
+            "weight_bytes": row.weight_bytes,
+            "macs": row.macs,
+            "largest_slice": row.slice,
+            "arena": row.arena.iter().map(|r| [r.start, r.end]).collect::<Vec<_>>(),
+        })
+    };
+    inspect::operators(model, role).map(row).collect()
 }

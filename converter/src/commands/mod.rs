@@ -8,11 +8,39 @@ pub(crate) mod sample;
 pub(crate) mod verify;
 
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use quell::format::Trajectory;
+use quell::format::SolverTable;
+use quell::{Limits, Model};
 use quell_converter::calibrate::Settings;
+use quell_converter::model_file::ModelFile;
+
+/// What a model from somebody else may cost.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// Refuse a model whose call takes more multiply-accumulates
+    #[arg(long, default_value_t = 1_000_000_000_000, value_name = "MACS")]
+    max_macs: u64,
+    /// Refuse a model that needs more working memory, in MiB
+    #[arg(long, default_value_t = 2048, value_name = "MIB")]
+    max_memory: u64,
+}
+
+impl LimitArgs {
+    /// The model in `file`, checked, and within the limits.
+    fn open<'f>(&self, file: &'f ModelFile, path: &Path) -> Result<Model<'f>> {
+        let limits = Limits {
+            macs: self.max_macs,
+            arena: self.max_memory.saturating_mul(1 << 20),
+            file: u64::MAX,
+        };
+        let model = Model::open_within(file.bytes(), &limits);
+        model.with_context(|| path.display().to_string())
+    }
+}
 
 /// How int8 activations are calibrated.
 #[derive(clap::Args)]
@@ -73,17 +101,17 @@ fn thousands(n: u64) -> String {
 }
 
 /// What was asked of `quell convert`: `euler:10,use_karras_sigmas`.
-fn spec(trajectory: &Trajectory<'_>) -> String {
-    let Trajectory {
-        sampler,
-        steps,
-        options,
-        ..
-    } = trajectory;
-    match *options {
-        "" => format!("{sampler}:{steps}"),
-        options => format!("{sampler}:{steps},{options}"),
+fn spec(table: &SolverTable<'_>) -> String {
+    let (solver, steps) = (escaped(table.solver), table.steps);
+    match table.options {
+        "" => format!("{solver}:{steps}"),
+        options => format!("{solver}:{steps},{}", escaped(options)),
     }
+}
+
+/// A name from a file: what could move a terminal's cursor is shown, not done.
+fn escaped(name: &str) -> String {
+    name.escape_debug().to_string()
 }
 
 /// `1 x 28 x 28`.
@@ -93,6 +121,11 @@ fn shape([c, h, w]: [u32; 3]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn names_cannot_command_a_terminal() {
+        assert_eq!(super::escaped("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
+    }
+
     #[test]
     fn thousands_are_grouped() {
         assert_eq!(super::thousands(0), "0");

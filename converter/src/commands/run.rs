@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::format::Purpose;
+use quell::format::Role;
 use quell::{Model, Session};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
+
+use super::LimitArgs;
 
 /// Call the network once: a denoiser from a noisy sample to its prediction, a
 /// plain network (an autoencoder's encoder or decoder) from input to output.
@@ -35,12 +37,14 @@ pub(crate) struct Args {
     /// Where the outputs go: f32 array [n, c, h, w]
     #[arg(short, long, value_name = "NPY")]
     output: PathBuf,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
-    let model = file.model().with_context(name)?;
+    let model = args.limits.open(&file, &args.model)?;
     check(args, &model).with_context(name)?;
     let samples = input::samples(&args.sample, model.header().shape)?;
     let contexts = contexts(args, &model, samples.len())?;
@@ -59,11 +63,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Whether what was given is what the model needs.
 fn check(args: &Args, model: &Model<'_>) -> Result<()> {
-    let timed = model.purpose() != Purpose::Plain;
+    let timed = model.role() != Role::Network;
     if timed && args.timestep.is_none() {
         bail!(
             "a {} is called at a timestep: give --timestep 0..{}",
-            model.purpose().name(),
+            model.role().name(),
             model.head().schedule.timesteps
         );
     }
@@ -73,11 +77,10 @@ fn check(args: &Args, model: &Model<'_>) -> Result<()> {
     ] {
         ensure!(timed || !given, "a plain network takes no {option}");
     }
-    match (model.header().context, &args.context) {
-        (Some(context), None) => bail!(
-            "the model has a second input of {} elements: give --context",
-            context.elements
-        ),
+    match (model.context_elements(), &args.context) {
+        (Some(elements), None) => {
+            bail!("the model has a second input of {elements} elements: give --context")
+        }
         (None, Some(_)) => bail!("the model has no second input, so it takes no --context"),
         _ => Ok(()),
     }
@@ -85,10 +88,10 @@ fn check(args: &Args, model: &Model<'_>) -> Result<()> {
 
 /// One for each sample, one for all, or none.
 fn contexts(args: &Args, model: &Model<'_>, samples: usize) -> Result<Vec<Vec<f32>>> {
-    let (Some(path), Some(context)) = (&args.context, model.header().context) else {
+    let (Some(path), Some(elements)) = (&args.context, model.context_elements()) else {
         return Ok(Vec::new());
     };
-    let contexts = input::vectors(path, context.elements as usize)?;
+    let contexts = input::vectors(path, elements)?;
     let count = contexts.len();
     ensure!(
         count == samples || count == 1,
@@ -98,7 +101,7 @@ fn contexts(args: &Args, model: &Model<'_>, samples: usize) -> Result<Vec<Vec<f3
     Ok(contexts)
 }
 
-fn call<'s>(args: &Args, session: &'s mut Session<'_, '_>) -> Result<&'s [f32]> {
+fn call<'s>(args: &Args, session: &'s mut Session<'_>) -> Result<&'s [f32]> {
     Ok(match args.timestep {
         Some(timestep) => session.denoise(timestep, args.class)?,
         None => session.infer()?,

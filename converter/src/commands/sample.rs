@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::format::{Prediction, Purpose, Trajectory};
-use quell::{Model, Request, Sampler, Session};
+use quell::format::{Prediction, Role, SolverTable};
+use quell::{Generation, Model, Noise, Request, Sampler, Session, Start, inspect};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
 
 use self::edit::{Edit, EditArgs, GuidanceArgs};
-use super::{print, progress, spec};
+use super::{LimitArgs, print, progress, spec};
 
 /// Generate samples, as a picture and as an array.
 ///
@@ -79,6 +79,8 @@ pub(crate) struct Args {
     guidance: GuidanceArgs,
     #[command(flatten)]
     edit: EditArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -87,15 +89,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "nothing to write: give --output grid.png, --npy raw.npy, or both"
     );
     let file = ModelFile::read(&args.model)?;
-    let model = file
-        .model()
-        .with_context(|| args.model.display().to_string())?;
-    let purpose = model.purpose();
+    let model = args.limits.open(&file, &args.model)?;
+    let role = model.role();
     ensure!(
-        purpose == Purpose::Denoiser,
+        role == Role::Denoiser,
         "{}: a {} cannot be sampled; quell run calls it once",
         args.model.display(),
-        purpose.name()
+        role.name()
     );
     let noise = match &args.noise {
         Some(path) => Some(input::samples(path, model.header().shape)?),
@@ -117,9 +117,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let drawn = match &classifier {
         Some(file) => {
-            let classifier = file.model();
-            let classifier = classifier.with_context(|| args.guidance.classifier_name())?;
-            run.all(Some(classifier))?
+            let path = args.guidance.classifier_path().unwrap_or(&args.model);
+            run.all(Some(args.limits.open(file, path)?))?
         }
         None => run.all(None)?,
     };
@@ -130,7 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Run<'r> {
     args: &'r Args,
     model: Model<'r>,
-    request: Request,
+    request: Request<'r>,
     noise: Option<Vec<Vec<f32>>>,
     context: Vec<Vec<f32>>,
     edit: Edit,
@@ -152,7 +151,9 @@ impl Run<'_> {
         let bar = progress("sampling", u64::from(self.count));
         let mut drawn = Drawn::default();
         let mut arena = HostArena::new(&self.model);
-        let mut second = classifier.map(|model| (model, HostArena::new(&model)));
+        let mut second = classifier
+            .as_ref()
+            .map(|model| (model, HostArena::new(model)));
         for i in 0..self.count {
             let mut session = self.model.session(arena.bytes_mut())?;
             if let Some(context) = self.context.get(i as usize % self.context.len().max(1)) {
@@ -172,48 +173,60 @@ impl Run<'_> {
     fn one(
         &self,
         i: u32,
-        session: &mut Session<'_, '_>,
-        classifier: Option<Session<'_, '_>>,
+        session: &mut Session<'_>,
+        classifier: Option<Session<'_>>,
         drawn: &mut Drawn,
     ) -> Result<()> {
-        let request = self.numbered(i);
+        let mut request = self.numbered(i);
         if self.args.edit.invert {
             let image = self.edit.image(i).unwrap_or_default();
             drawn
                 .inverted
                 .push(edit::noise_of(session, request, image)?);
         }
-        let mut generation = session.generate(request)?;
-        if let Some(noise) = drawn.inverted.last() {
-            generation.set_sample(noise)?;
-        } else {
-            if let Some(noise) = &self.noise {
-                generation.set_sample(&noise[i as usize])?;
+        match (drawn.inverted.last(), &self.noise) {
+            (Some(noise), _) => request.start = Start::Sample(noise),
+            (None, noise) => {
+                if let Some(noise) = noise {
+                    request.noise = Noise::Given(&noise[i as usize]);
+                }
+                request = self.edit.apply(request, i, self.count)?;
             }
-            self.edit.apply(&mut generation, &request, i, self.count)?;
         }
         let start = Instant::now();
-        if let Some(mut session) = classifier {
-            let classes = session.model().head().classes;
-            let guidance = &self.args.guidance;
-            let (class, scale) = guidance.classifier_target(request.class, i, classes);
-            let guide = generation.guide(&mut session, class, scale);
-            let mut guide = guide.with_context(|| guidance.classifier_name())?;
-            while generation.step_guided(&mut guide).is_some() {
-                drawn.calls += 1;
+        let sample = match classifier {
+            Some(mut classifier) => {
+                let classes = classifier.model().head().classes;
+                let guidance = &self.args.guidance;
+                let target = guidance.classifier_target(request.class, i, classes);
+                request.classifier = Some(target);
+                let generation = session.generate_with(request, &mut classifier);
+                finish(generation.with_context(|| guidance.classifier_name())?)
             }
-        } else {
-            while generation.step().is_some() {
-                drawn.calls += 1;
+            None => {
+                let classes = self.own_classes();
+                let guidance = &self.args.guidance;
+                let target = |_| guidance.classifier_target(request.class, i, classes);
+                request.classifier = guidance.is_by_own_classifier().then_some(()).map(target);
+                finish(session.generate(request)?)
             }
-        }
+        };
         drawn.elapsed += start.elapsed();
-        drawn.samples.push(generation.sample().to_vec());
+        drawn.calls += sample.1;
+        drawn.samples.push(sample.0);
         Ok(())
     }
 
+    /// Classes of the file's own classifier.
+    fn own_classes(&self) -> u32 {
+        let graphs = inspect::graphs(&self.model).iter();
+        let mut heads = graphs.map(|graph| graph.head());
+        let classifier = heads.find(|head| head.role == Role::Classifier);
+        classifier.map_or(0, |head| head.classes)
+    }
+
     /// The request of sample i.
-    fn numbered(&self, i: u32) -> Request {
+    fn numbered(&self, i: u32) -> Request<'_> {
         let (args, classes) = (self.args, self.model.head().classes);
         let offset = if args.edit.interpolates() { 0 } else { i };
         Request {
@@ -253,7 +266,9 @@ impl Run<'_> {
     }
 
     fn write(&self, drawn: &Drawn) -> Result<()> {
-        let (args, shape) = (self.args, self.model.header().shape);
+        let args = self.args;
+        let shape = self.model.decoded_shape();
+        let shape = shape.unwrap_or(self.model.header().shape);
         if let Some(path) = &args.output {
             if args.edit.invert {
                 let images = (0..self.count).filter_map(|i| self.edit.image(i));
@@ -273,20 +288,33 @@ impl Run<'_> {
     }
 }
 
+/// Runs a generation to its end: pixels where the file has a decoder, else the sample,
+/// and the number of denoiser calls.
+fn finish(mut generation: Generation<'_, '_>) -> (Vec<f32>, u32) {
+    let mut calls = 0;
+    while generation.step().is_some() {
+        calls += 1;
+    }
+    let pixels = generation.decode().map(<[f32]>::to_vec);
+    (
+        pixels.unwrap_or_else(|| generation.sample().to_vec()),
+        calls,
+    )
+}
+
 /// What a model with a second input is to see there: one for all samples, or one
 /// for each in turn.
 fn context(args: &Args, model: &Model<'_>) -> Result<Vec<Vec<f32>>> {
-    match (model.header().context, &args.context) {
+    match (model.context_elements(), &args.context) {
         (None, None) => Ok(Vec::new()),
-        (Some(context), Some(path)) => {
-            let contexts = input::vectors(path, context.elements as usize)?;
+        (Some(elements), Some(path)) => {
+            let contexts = input::vectors(path, elements)?;
             ensure!(!contexts.is_empty(), "{}: is empty", path.display());
             Ok(contexts)
         }
-        (Some(context), None) => bail!(
-            "{}: has a second input of {} elements: give --context",
-            args.model.display(),
-            context.elements
+        (Some(elements), None) => bail!(
+            "{}: has a second input of {elements} elements: give --context",
+            args.model.display()
         ),
         (None, Some(_)) => bail!(
             "{}: has no second input, so it takes no --context",
@@ -311,7 +339,7 @@ fn count(args: &Args, noise: Option<&[Vec<f32>]>, edit: &Edit) -> Result<u32> {
 }
 
 /// The request that all samples share.
-fn request(args: &Args, model: &Model<'_>) -> Result<Request> {
+fn request(args: &Args, model: &Model<'_>) -> Result<Request<'static>> {
     let schedule = &model.head().schedule;
     let computed = |sampler, steps| Request {
         sampler,
@@ -335,24 +363,24 @@ fn request(args: &Args, model: &Model<'_>) -> Result<Request> {
 fn trajectory(
     args: &Args,
     model: &Model<'_>,
-    wanted: impl Fn(&Trajectory<'_>) -> bool,
+    wanted: impl Fn(&SolverTable<'_>) -> bool,
     name: &str,
-) -> Result<Request> {
+) -> Result<Request<'static>> {
     ensure!(
         args.eta == 0.0,
         "--eta is for ddim; a trajectory's options were given to quell convert"
     );
-    let fits = |t: &Trajectory<'_>| wanted(t) && args.steps.is_none_or(|n| n == t.steps);
-    let mut numbered = (0..).zip(model.trajectories());
+    let fits = |t: &SolverTable<'_>| wanted(t) && args.steps.is_none_or(|n| n == t.steps);
+    let mut numbered = (0..).zip(model.tables());
     if let Some((index, trajectory)) = numbered.find(|(_, t)| fits(t)) {
         return Ok(Request {
-            sampler: Sampler::Trajectory(index),
+            sampler: Sampler::Table(index),
             steps: trajectory.steps,
             guidance: args.guidance.guidance(),
             ..Request::default()
         });
     }
-    let carried: Vec<String> = model.trajectories().map(|t| spec(&t)).collect();
+    let carried: Vec<String> = model.tables().map(|t| spec(&t)).collect();
     let steps = args
         .steps
         .map_or(String::new(), |n| format!(" of {n} steps"));

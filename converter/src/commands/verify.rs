@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
-use quell::format::{Prediction, Purpose, Tier};
-use quell::{Model, Request, Rng, Sampler, Values};
+use quell::format::{Prediction, Role, Tier};
+use quell::{Model, Request, Rng, Sampler, Values, inspect};
 use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
 use quell_converter::compile::{self, Compiled};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference::{self, Inputs};
 use quell_converter::schedulers::Spec;
 
-use super::{Calibration, print, progress, spec};
+use super::{Calibration, LimitArgs, escaped, print, progress, spec};
 
 /// Hold a model against the checkpoint that it was made from.
 ///
@@ -45,12 +45,13 @@ pub(crate) struct Args {
     tolerance: Option<f64>,
     #[command(flatten)]
     calibration: Calibration,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
-    let model = file.model().with_context(name)?;
+    let model = args.limits.open(&file, &args.model)?;
     let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(&model))?;
     let tier = model.header().tier;
     // Compiled again to know which value each operation leaves, on which grid.
@@ -68,6 +69,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.model.display(),
         args.checkpoint.display()
     );
+    // By DDIM, which samples no flow-matching models and knows no second input.
+    let sampled = model.role() == Role::Denoiser
+        && model.context_elements().is_none()
+        && model.head().schedule.prediction != Prediction::Flow;
     let comparison = Comparison {
         args,
         model,
@@ -80,10 +85,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Tier::F16 => 5e-3,
         Tier::Int8 => 0.02,
     });
-    // By DDIM, which samples no flow-matching models and knows no second input.
-    let sampled = model.purpose() == Purpose::Denoiser
-        && model.header().context.is_none()
-        && model.head().schedule.prediction != Prediction::Flow;
     let (error, what) = match sampled {
         true => {
             let errors = comparison.operations()?;
@@ -110,7 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// What to convert again, so that the network has the same timesteps.
 fn specs(model: &Model<'_>) -> Result<Vec<Spec>> {
-    model.trajectories().map(|t| spec(&t).parse()).collect()
+    model.tables().map(|t| spec(&t).parse()).collect()
 }
 
 /// What was chosen then.
@@ -127,9 +128,10 @@ fn choice(model: &Model<'_>) -> Choice {
 }
 
 fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {
-    let ours = compiled.plan.layers.iter();
-    let ours = ours.map(|(name, op)| (name.as_str(), op.name()));
-    ours.eq(model.layers().map(|layer| (layer.name, layer.op.name())))
+    let ours = compiled.placed.program.instructions.iter();
+    let ours = ours.map(|instruction| (instruction.name.as_str(), instruction.kind));
+    let theirs = inspect::operators(model, model.role()).map(|entry| entry.operator);
+    ours.eq(theirs.map(|operator| (operator.name, operator.kind)))
 }
 
 /// Error of one operation over all calls.
@@ -185,7 +187,7 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     /// Single calls along a trajectory, operation by operation.
     fn operations(&self) -> Result<Vec<Error>> {
-        let mut errors = vec![Error::default(); self.compiled.plan.layers.len()];
+        let mut errors = vec![Error::default(); self.compiled.values().count()];
         let mut arena = HostArena::new(&self.model);
         let mut session = self.model.session(arena.bytes_mut())?;
         let mut generation = session.generate(self.request(0))?;
@@ -205,8 +207,7 @@ impl Comparison<'_> {
 
     /// What every operation has left, with the exact values of the graph.
     fn compare(&self, left: &[Vec<f32>], exact: &[Vec<f64>], errors: &mut [Error]) {
-        for (i, left) in left.iter().enumerate() {
-            let (value, grid) = &self.compiled.plan.values[i];
+        for ((left, error), (value, grid)) in left.iter().zip(errors).zip(self.compiled.values()) {
             if grid.is_some() && !self.same_grids {
                 continue;
             }
@@ -215,7 +216,7 @@ impl Comparison<'_> {
                     Some(grid) => grid.dequantize(j, got as i8),
                     None => got,
                 };
-                errors[i].add(f64::from(got), exact);
+                error.add(f64::from(got), exact);
             }
         }
     }
@@ -225,7 +226,7 @@ impl Comparison<'_> {
     /// makes of the whole.
     fn calls(&self) -> Result<(Vec<Error>, Error)> {
         let bar = progress("calling", u64::from(self.args.samples));
-        let mut errors = vec![Error::default(); self.compiled.plan.layers.len()];
+        let mut errors = vec![Error::default(); self.compiled.values().count()];
         let mut output = Error::default();
         let mut arena = HostArena::new(&self.model);
         let mut session = self.model.session(arena.bytes_mut())?;
@@ -248,8 +249,8 @@ impl Comparison<'_> {
             };
             let mut left = Vec::new();
             let observe = |_: &_, values: Values<'_>| left.push(to_f32(values));
-            let got = match self.model.purpose() {
-                Purpose::Plain => session.infer_with(observe)?,
+            let got = match self.model.role() {
+                Role::Network => session.infer_with(observe)?,
                 _ => session.denoise_with(timestep, request.class, observe)?,
             };
             let graph = &self.checkpoint.network.graph;
@@ -304,7 +305,7 @@ impl Comparison<'_> {
         })
     }
 
-    fn request(&self, i: u32) -> Request {
+    fn request(&self, i: u32) -> Request<'static> {
         let classes = self.model.head().classes;
         Request {
             sampler: Sampler::Ddim { eta: 0.0 },
@@ -342,13 +343,14 @@ impl Comparison<'_> {
     fn report(&self, errors: &[Error], whole: &str) -> Result<String> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["layer", "op", "largest error", "relative error"]);
+        table.set_header(["operator", "kind", "largest error", "relative error"]);
         for column in [2, 3] {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        for (layer, error) in self.model.layers().zip(errors) {
+        let entries = inspect::operators(&self.model, self.model.role());
+        for (entry, error) in entries.zip(errors) {
             let cells = match error.count {
                 // Compiled with other calibration settings: its grid is unknown.
                 0 => ["-".to_owned(), "-".to_owned()],
@@ -359,8 +361,8 @@ impl Comparison<'_> {
             };
             let [largest, relative] = cells;
             table.add_row([
-                layer.name.to_owned(),
-                layer.op.name().to_owned(),
+                escaped(entry.operator.name),
+                entry.operator.kind.name().to_owned(),
                 largest,
                 relative,
             ]);
@@ -375,5 +377,7 @@ fn to_f32(values: Values<'_>) -> Vec<f32> {
     match values {
         Values::F32(values) => values.to_vec(),
         Values::I8(values) => values.iter().map(|&q| f32::from(q)).collect(),
+        Values::I16(values) => values.iter().map(|&q| f32::from(q)).collect(),
+        _ => Vec::new(),
     }
 }

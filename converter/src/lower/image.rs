@@ -1,111 +1,136 @@
-//! Operations on channels-last images.
+//! Operators on channels-last images and sequences.
 
-use anyhow::{Result, bail, ensure};
-use quell::format::{self, Op as PlanOp, Tier};
+use anyhow::{Result, ensure};
+use quell::format::{self, Attributes, Tier};
 use quell_kernels::layout;
 
-use super::{Lowering, padded};
-use crate::graph::{Condition, Conv2d, GroupNorm, Image, ValueId};
+use super::{Draft, Lowering};
+use crate::graph::{Condition, Conv1d, Conv2d, GroupNorm, Image, ValueId};
+use crate::program::{Place, Tensor};
+use crate::slabs::weight_type;
 
 impl Lowering<'_> {
     pub(super) fn conv2d(&mut self, i: ValueId, op: &Conv2d) -> Result<()> {
-        let node = &self.graph.nodes[i];
-        ensure!(
-            self.tier != Tier::Int8,
-            "{}: convolutions have no int8 tier yet; use --weights f16 or f32",
-            node.name
-        );
+        let name = self.float_only(i)?;
         let (inputs, outputs) = (op.input.channels, op.output.channels);
         let taps = op.kernel * op.kernel;
         let mut packed = vec![0.0; layout::panels_len(outputs, taps * inputs)];
         layout::pack_conv(&op.weight, outputs, inputs, taps, &mut packed);
-        let weights = self.weights(&node.name, &packed)?;
-        let mut plan = format::Conv2d {
-            weight_type: self.weight_type(),
-            height: op.input.height as u32,
-            width: op.input.width as u32,
-            channels: inputs as u32,
-            out_height: op.output.height as u32,
-            out_width: op.output.width as u32,
-            outputs: outputs as u32,
-            kernel: op.kernel as u8,
-            stride: op.stride as u8,
-            pad_top: op.padding[0] as u8,
-            pad_left: op.padding[1] as u8,
-            weights,
-            bias: self.slabs.push(&padded(&op.bias, layout::PANEL))?,
-            input: 0,
-            output: 0,
-            accumulate: false,
+        let weights = self.slabs.weights(&name, self.tier, &packed)?;
+        let bias = self.slabs.bias(&op.bias)?;
+        let operator = format::Conv2d {
+            weights: weight_type(self.tier),
+            kernel: u8::try_from(op.kernel)?,
+            stride: u8::try_from(op.stride)?,
+            pad_top: u8::try_from(op.padding[0])?,
+            pad_left: u8::try_from(op.padding[1])?,
         };
-        let input = self.home(node, 0)?;
-        let (value, output, accumulate) = self.result_f32(i);
-        plan.accumulate = accumulate;
-        let build = move |at: &[u32]| {
-            PlanOp::Conv2d(format::Conv2d {
-                input: at[0],
-                output: at[1],
-                ..plan
-            })
+        let input = self.input_as(i, 0, shape(op.input))?;
+        let draft = Draft::new(&name, &operator, vec![input]).with_slabs([weights, bias]);
+        self.emit_image(i, draft, op.output)
+    }
+
+    pub(super) fn conv1d(&mut self, i: ValueId, op: &Conv1d) -> Result<()> {
+        let name = self.float_only(i)?;
+        let (outputs, taps) = (op.bias.len(), op.kernel);
+        let mut packed = vec![0.0; layout::panels_len(outputs, taps * op.channels)];
+        layout::pack_conv(&op.weight, outputs, op.channels, taps, &mut packed);
+        let weights = self.slabs.weights(&name, self.tier, &packed)?;
+        let bias = self.slabs.bias(&op.bias)?;
+        let operator = format::Conv1d {
+            weights: weight_type(self.tier),
+            kernel: u8::try_from(op.kernel)?,
+            stride: u8::try_from(op.stride)?,
+            padding: u8::try_from(op.padding)?,
         };
-        self.emit(i, value, None, vec![input, output], build);
+        let input = self.input_as(i, 0, [1, op.length, op.channels])?;
+        let draft = Draft::new(&name, &operator, vec![input])
+            .with_slabs([weights, bias])
+            .with_workspace(size_of::<f32>() * op.kernel * op.channels);
+        let output = Image {
+            height: 1,
+            width: op.out_length,
+            channels: outputs,
+        };
+        self.emit_image(i, draft, output)
+    }
+
+    /// The name of a node that has no int8 form.
+    fn float_only(&self, i: ValueId) -> Result<String> {
+        let name = &self.graph.nodes[i].name;
+        ensure!(
+            self.tier != Tier::Int8,
+            "{name}: convolutions have no int8 tier yet; use --weights f16 or f32"
+        );
+        Ok(name.clone())
+    }
+
+    /// Emits an operator whose output is an image; what it is added to is seen so too.
+    fn emit_image(&mut self, i: ValueId, draft: Draft, image: Image) -> Result<()> {
+        if let Some(&(old, _)) = self.fused.get(&i)
+            && self.floats.contains_key(&old)
+        {
+            self.shaped(old, shape(image))?;
+        }
+        self.emit_sum(i, draft, shape(image));
         Ok(())
     }
 
     /// In place, where a single image is not needed any more.
     pub(super) fn group_norm(&mut self, i: ValueId, op: &GroupNorm) -> Result<()> {
         let node = &self.graph.nodes[i];
-        let conditioned = usize::from(op.condition != Condition::None);
-        let parts = node.inputs.len() - conditioned;
+        let conditioned = op.condition != Condition::None;
+        let images = node.inputs.len() - usize::from(conditioned);
         let pixels = node.len / op.channels;
-        let first = self.home(node, 0)?;
-        let alone = parts == 1;
-        let output = match alone && self.can_overwrite(i, node.inputs[0]) {
-            true => first,
-            false => self.allocate(4 * node.len),
-        };
-        self.homes.insert(i, output);
-        let scratch = self.allocate(4 * 2 * op.channels);
-        let mut places = vec![first, output, scratch];
-        let channels = |part: usize| (self.graph.nodes[node.inputs[part]].len / pixels) as u32;
-        let (first_channels, second_channels) = match alone {
-            true => (channels(0), None),
-            false => (channels(0), Some(channels(1))),
-        };
-        for input in 1..node.inputs.len() {
-            places.push(self.home(node, input)?);
+        let mut inputs = Vec::new();
+        for input in 0..images {
+            let channels = self.graph.nodes[node.inputs[input]].len / pixels;
+            inputs.push(self.pixels_as(i, input, pixels, channels)?);
         }
-        let (groups, epsilon, function) = (op.groups as u32, op.epsilon, op.function);
-        let (condition, weight) = (op.condition, self.slabs.push(&op.affine.weight)?);
-        let bias = self.slabs.push(&op.affine.bias)?;
-        let build = move |at: &[u32]| {
-            let second = second_channels.map(|channels| format::Part {
-                channels,
-                input: at[3],
-            });
-            let vector = at.last().copied().unwrap_or_default();
-            PlanOp::GroupNorm(format::GroupNorm {
-                pixels: pixels as u32,
-                channels: first_channels,
-                input: at[0],
-                second,
-                groups,
-                epsilon,
-                weight,
-                bias,
-                condition: match condition {
-                    Condition::None => format::Condition::None,
-                    Condition::Add => format::Condition::Add(vector),
-                    Condition::Modulate => format::Condition::Modulate(vector),
-                    Condition::AddBehind => format::Condition::AddBehind(vector),
-                },
-                function,
-                output: at[1],
-                scratch: at[2],
-            })
+        if conditioned {
+            inputs.push(self.float(node, images)?);
+        }
+        let [rows, columns, _] = self.program.tensors[inputs[0]].shape;
+        let operator = format::GroupNorm {
+            groups: u32::try_from(op.groups)?,
+            epsilon: op.epsilon,
+            second: images == 2,
+            condition: match op.condition {
+                Condition::None => format::Condition::None,
+                Condition::Add => format::Condition::Add,
+                Condition::Modulate => format::Condition::ScaleShift,
+                Condition::AddBehind => format::Condition::AddAfter,
+            },
+            function: op.function,
         };
-        self.emit(i, i, None, places, build);
+        let weight = self.slabs.push(&op.affine.weight)?;
+        let bias = self.slabs.push(&op.affine.bias)?;
+        let place = match images {
+            1 => Place::May(0),
+            _ => Place::Apart,
+        };
+        let draft = Draft::new(&node.name, &operator, inputs)
+            .with_slabs([weight, bias])
+            .with_workspace(2 * size_of::<f32>() * op.channels)
+            .at(place);
+        self.emit(i, draft, Tensor::f32([rows, columns, op.channels]), None);
         Ok(())
+    }
+
+    /// A node's input as so many pixels of so many channels, in whatever rows.
+    pub(super) fn pixels_as(
+        &mut self,
+        i: ValueId,
+        input: usize,
+        pixels: usize,
+        channels: usize,
+    ) -> Result<crate::program::TensorId> {
+        let tensor = self.float(&self.graph.nodes[i], input)?;
+        let [rows, columns, last] = self.program.tensors[tensor].shape;
+        match rows * columns == pixels && last == channels {
+            true => Ok(tensor),
+            false => self.input_as(i, input, [1, pixels, channels]),
+        }
     }
 
     /// In the queries' place.
@@ -116,146 +141,111 @@ impl Lowering<'_> {
         heads: usize,
     ) -> Result<()> {
         let node = &self.graph.nodes[i];
-        ensure!(
-            self.can_overwrite(i, node.inputs[0]),
-            "{}: its queries are still needed",
-            node.name
-        );
-        let query = self.home(node, 0)?;
-        self.homes.insert(i, query);
-        let (key, value) = (self.home(node, 1)?, self.home(node, 2)?);
-        let scratch = self.allocate(4 * key_tokens);
-        let head_channels = (node.len / tokens / heads) as u32;
-        let (tokens, key_tokens, heads) = (tokens as u32, key_tokens as u32, heads as u32);
-        let build = move |at: &[u32]| {
-            let [query, key, value, scratch] = [at[0], at[1], at[2], at[3]];
-            match tokens == key_tokens {
-                true => PlanOp::Attention(format::Attention {
-                    query,
-                    key,
-                    value,
-                    scratch,
-                    tokens,
-                    heads,
-                    head_channels,
-                }),
-                false => PlanOp::CrossAttention(format::CrossAttention {
-                    tokens,
-                    key_tokens,
-                    heads,
-                    head_channels,
-                    query,
-                    key,
-                    value,
-                    scratch,
-                }),
-            }
-        };
-        self.emit(i, i, None, vec![query, key, value, scratch], build);
+        let channels = node.len / tokens;
+        let query = self.pixels_as(i, 0, tokens, channels)?;
+        let key = self.pixels_as(i, 1, key_tokens, channels)?;
+        let value = self.pixels_as(i, 2, key_tokens, channels)?;
+        let heads = u32::try_from(heads)?;
+        let shape = self.program.tensors[query].shape;
+        let operator = format::Attention { heads };
+        let draft = Draft::new(&node.name, &operator, vec![query, key, value])
+            .with_workspace(size_of::<f32>() * key_tokens)
+            .at(Place::Must(0));
+        self.emit(i, draft, Tensor::f32(shape), None);
         Ok(())
     }
 
-    pub(super) fn resize(
+    /// An image enlarged `factor` times in rows and columns.
+    pub(super) fn resize<A: Attributes>(
         &mut self,
         i: ValueId,
         size: Image,
-        make: fn(format::Resize) -> PlanOp,
+        operator: &A,
+        factor: usize,
     ) -> Result<()> {
-        let input = self.home(&self.graph.nodes[i], 0)?;
-        let (value, output, _) = self.result_f32(i);
-        let build = move |at: &[u32]| {
-            make(format::Resize {
-                height: size.height as u32,
-                width: size.width as u32,
-                channels: size.channels as u32,
-                input: at[0],
-                output: at[1],
-            })
+        let input = self.input_as(i, 0, shape(size))?;
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, operator, vec![input]);
+        let large = Image {
+            height: size.height * factor,
+            width: size.width * factor,
+            ..size
         };
-        self.emit(i, value, None, vec![input, output], build);
-        Ok(())
+        self.emit_image(i, draft, large)
     }
 
-    pub(super) fn transpose(&mut self, i: ValueId, rows: usize, columns: usize) -> Result<()> {
-        let input = self.home(&self.graph.nodes[i], 0)?;
-        let (value, output, _) = self.result_f32(i);
-        let build = move |at: &[u32]| {
-            PlanOp::Transpose(format::Transpose {
-                rows: rows as u32,
-                columns: columns as u32,
-                input: at[0],
-                output: at[1],
-            })
+    pub(super) fn average_pool(&mut self, i: ValueId, size: Image) -> Result<()> {
+        let input = self.input_as(i, 0, shape(size))?;
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, &format::AveragePool {}, vec![input]);
+        let small = Image {
+            height: size.height / 2,
+            width: size.width / 2,
+            ..size
         };
-        self.emit(i, value, None, vec![input, output], build);
+        self.emit_image(i, draft, small)
+    }
+
+    /// Four images of `size`, one behind the other, to one.
+    pub(super) fn depth_to_space(&mut self, i: ValueId, size: Image) -> Result<()> {
+        let four = Image {
+            height: 4 * size.height,
+            ..size
+        };
+        let input = self.input_as(i, 0, shape(four))?;
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, &format::DepthToSpace {}, vec![input]);
+        let large = Image {
+            height: 2 * size.height,
+            width: 2 * size.width,
+            ..size
+        };
+        self.emit_image(i, draft, large)
+    }
+
+    /// A matrix transposed: an image from planar to channels-last, or back.
+    pub(super) fn transpose(&mut self, i: ValueId, rows: usize, columns: usize) -> Result<()> {
+        let tensor = self.float(&self.graph.nodes[i], 0)?;
+        let [a, b, c] = self.program.tensors[tensor].shape;
+        let (input, to_planar, output) = if a == rows && b * c == columns {
+            (tensor, false, [b, c, a])
+        } else if a * b == rows && c == columns {
+            (tensor, true, [c, a, b])
+        } else {
+            let input = self.input_as(i, 0, [rows, 1, columns])?;
+            (input, false, [1, columns, rows])
+        };
+        let operator = format::Transpose { to_planar };
+        let draft = Draft::new(&self.graph.nodes[i].name, &operator, vec![input]);
+        self.emit(i, draft, Tensor::f32(output), None);
         Ok(())
     }
 
     pub(super) fn scale(&mut self, i: ValueId, factor: f32, offset: f32) -> Result<()> {
         let node = &self.graph.nodes[i];
-        let mut places = vec![self.home(node, 0)?];
         let stored = node.inputs.len() > 1;
         ensure!(
             !stored || factor == 1.0,
-            "{}: a stored factor stands for itself",
+            "{}: a stored factor replaces the constant one",
             node.name
         );
-        let (value, output, accumulate) = self.result_f32(i);
-        places.push(output);
+        let mut inputs = vec![self.float(node, 0)?];
         if stored {
-            places.push(self.home(node, 1)?);
+            inputs.push(self.float(node, 1)?);
         }
-        let plan = format::Scale {
-            len: node.len as u32,
-            factor: format::Factor::Constant(factor),
+        let shape = self.program.tensors[inputs[0]].shape;
+        let operator = format::Scale {
+            factor,
             offset,
-            input: 0,
-            output: 0,
-            accumulate,
+            stored,
         };
-        self.emit(i, value, None, places, scaled(plan));
-        Ok(())
-    }
-
-    /// An addition that no layer makes on its way out: one value is added to the
-    /// other, in a place that is not needed any more.
-    pub(super) fn add(&mut self, i: ValueId) -> Result<()> {
-        let node = &self.graph.nodes[i];
-        let [a, b] = node.inputs[..] else {
-            bail!("{}: adds other than two values", node.name);
-        };
-        let (to, from) = match (self.can_overwrite(i, b), self.can_overwrite(i, a)) {
-            (true, _) => (1, 0),
-            (false, true) => (0, 1),
-            (false, false) => bail!("{}: an addition that finds no place", node.name),
-        };
-        let (output, input) = (self.home(node, to)?, self.home(node, from)?);
-        self.homes.insert(i, output);
-        let plan = format::Scale {
-            len: node.len as u32,
-            factor: format::Factor::Constant(1.0),
-            offset: 0.0,
-            input: 0,
-            output: 0,
-            accumulate: true,
-        };
-        self.emit(i, i, None, vec![input, output], scaled(plan));
+        let draft = Draft::new(&node.name, &operator, inputs);
+        self.emit_sum(i, draft, shape);
         Ok(())
     }
 }
 
-/// `plan` at its places: input, output, and the factor where that is stored.
-fn scaled(plan: format::Scale) -> impl Fn(&[u32]) -> PlanOp + 'static {
-    move |at: &[u32]| {
-        let factor = match at.get(2) {
-            Some(&stored) => format::Factor::Stored(stored),
-            None => plan.factor,
-        };
-        PlanOp::Scale(format::Scale {
-            factor,
-            input: at[0],
-            output: at[1],
-            ..plan
-        })
-    }
+/// `[height, width, channels]`.
+fn shape(image: Image) -> [usize; 3] {
+    [image.height, image.width, image.channels]
 }

@@ -27,6 +27,8 @@ static MODEL: &[u8] = quell::include_model!(concat!(
 ));
 /// The model says at compile time how much memory it needs.
 const ARENA: usize = quell::arena_bytes(MODEL);
+/// And which operators: the firmware has code for no others.
+const OPS: u64 = quell::required(MODEL);
 
 #[entry]
 fn main() -> ! {
@@ -36,7 +38,7 @@ fn main() -> ! {
         fail("main runs once")
     };
     let counter = Counter::start(peripherals.SYST);
-    let (model, opening) = counter.count(|| Model::open(MODEL));
+    let (model, opening) = counter.count(|| Model::<OPS>::open_for(MODEL));
     let model = model.unwrap_or_else(|error| fail(error));
 
     println!("board   {BOARD}, {} kernels", model.kernels().name);
@@ -55,7 +57,7 @@ fn main() -> ! {
 }
 
 /// The self-test, or what the environment variables say instead.
-fn request(model: &Model<'_>) -> Request {
+fn request(model: &Model<'_, OPS>) -> Request<'static> {
     let head = model.head();
     let test = head.self_test;
     let default = Request::default();
@@ -78,9 +80,9 @@ fn number<T: FromStr>(text: Option<&str>) -> Option<T> {
 
 /// Generates and draws a picture; returns its digest.
 fn generate<const N: usize>(
-    model: &Model<'_>,
+    model: &Model<'_, OPS>,
     arena: &mut Arena<N>,
-    request: Request,
+    request: Request<'_>,
     counter: &Counter,
 ) -> u64 {
     let session = model.session(arena.bytes_mut());
@@ -106,7 +108,7 @@ fn generate<const N: usize>(
 }
 
 /// Fails where the model's self-test was run and gave another digest.
-fn check(test: Option<SelfTest>, request: Request, digest: u64) {
+fn check(test: Option<SelfTest>, request: Request<'_>, digest: u64) {
     let Some(test) = test else { return };
     let known = (test.seed, test.steps, test.class);
     if known != (request.seed, request.steps, request.class) {

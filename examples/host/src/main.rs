@@ -59,7 +59,7 @@ fn main() -> Result<()> {
 }
 
 /// A clear picture of a class in a few steps.
-fn of_class(class: u32, seed: u64) -> Request {
+fn of_class(class: u32, seed: u64) -> Request<'static> {
     Request {
         steps: 10,
         seed,

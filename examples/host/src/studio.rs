@@ -5,7 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use quell::{Arena, Generation, Guidance, Inpaint, Model, Request, Rng, Sampler, Session};
+use quell::{
+    Arena, ClassifierGuidance, Guidance, Inpaint, Model, Noise, Request, Rng, Sampler, Session,
+    Start,
+};
 
 use crate::Result;
 
@@ -42,19 +45,9 @@ impl Studio {
     }
 
     /// A run from its seed to its end.
-    pub(crate) fn draw(&mut self, request: Request) -> Result<Picture> {
-        self.run(request, |_| Ok(()))
-    }
-
-    /// A run that `prepare` has told what to start from, or what to keep.
-    fn run(
-        &mut self,
-        request: Request,
-        prepare: impl FnOnce(&mut Generation<'_, '_, '_>) -> Result<()>,
-    ) -> Result<Picture> {
+    pub(crate) fn draw(&mut self, request: Request<'_>) -> Result<Picture> {
         let mut session = self.unet.session(self.arena.bytes_mut())?;
         let mut generation = session.generate(request)?;
-        prepare(&mut generation)?;
         let start = Instant::now();
         while generation.step().is_some() {
             self.spent.1 += 1;
@@ -81,7 +74,7 @@ impl Studio {
     }
 
     /// What a step starts from at each of these timesteps, falling, and the result.
-    pub(crate) fn denoised(&mut self, request: Request, at: &[u32]) -> Result<Vec<Picture>> {
+    pub(crate) fn denoised(&mut self, request: Request<'_>, at: &[u32]) -> Result<Vec<Picture>> {
         let mut session = self.unet.session(self.arena.bytes_mut())?;
         let mut generation = session.generate(request)?;
         let mut pictures = vec![generation.sample().to_vec()];
@@ -96,71 +89,88 @@ impl Studio {
     /// Image-to-image.
     pub(crate) fn vary(
         &mut self,
-        request: Request,
-        picture: &[f32],
-        strength: f32,
+        request: Request<'_>,
+        image: &[f32],
+        strength: f64,
     ) -> Result<Picture> {
-        self.run(request, |run| Ok(run.start_from(picture, strength)?))
+        self.draw(Request {
+            start: Start::Image { image, strength },
+            ..request
+        })
     }
 
     /// Inpainting: RePaint with resampling.
     pub(crate) fn inpaint(
         &mut self,
-        request: Request,
+        request: Request<'_>,
         image: &[f32],
         mask: &[f32],
     ) -> Result<Picture> {
-        let mut session = self.unet.session(self.arena.bytes_mut())?;
-        let mut generation = session.generate(request)?;
-        generation.inpaint(Inpaint {
-            image,
-            mask,
-            jump_length: 5,
-            jump_n_sample: 5,
-        })?;
-        while generation.step().is_some() {}
-        Ok(generation.sample().to_vec())
+        self.draw(Request {
+            inpaint: Some(Inpaint {
+                image,
+                mask,
+                jump_length: 5,
+                jump_n_sample: 5,
+            }),
+            ..request
+        })
     }
 
     /// Between two seeds.
-    pub(crate) fn between(&mut self, request: Request, to: u64, fraction: f32) -> Result<Picture> {
-        self.run(request, |run| Ok(run.interpolate(to, fraction)?))
+    pub(crate) fn between(
+        &mut self,
+        request: Request<'_>,
+        seed: u64,
+        fraction: f32,
+    ) -> Result<Picture> {
+        self.draw(Request {
+            noise: Noise::Between { seed, fraction },
+            ..request
+        })
     }
 
     /// The noise that a picture comes from, and the picture that comes from it.
     pub(crate) fn inverted(
         &mut self,
-        request: Request,
+        request: Request<'_>,
         picture: &[f32],
     ) -> Result<(Picture, Picture)> {
         let backwards = Request {
             sampler: Sampler::DdimInverse,
             guidance: Guidance::NONE,
+            start: Start::Sample(picture),
             ..request
         };
-        let noise = self.run(backwards, |run| Ok(run.set_sample(picture)?))?;
-        let again = self.run(request, |run| Ok(run.set_sample(&noise)?))?;
+        let noise = self.draw(backwards)?;
+        let again = self.draw(Request {
+            start: Start::Sample(&noise),
+            ..request
+        })?;
         Ok((noise, again))
     }
 
     /// A run that is told no class, guided by the classifier.
     pub(crate) fn classified(
         &mut self,
-        request: Request,
+        request: Request<'_>,
         class: u32,
         scale: f32,
     ) -> Result<Picture> {
         let mut session = self.unet.session(self.arena.bytes_mut())?;
         let mut classifier = self.classifier.session(self.second.bytes_mut())?;
-        let mut generation = session.generate(request)?;
-        let mut guide = generation.guide(&mut classifier, class, scale)?;
-        while generation.step_guided(&mut guide).is_some() {}
+        let request = Request {
+            classifier: Some(ClassifierGuidance { class, scale }),
+            ..request
+        };
+        let mut generation = session.generate_with(request, &mut classifier)?;
+        while generation.step().is_some() {}
         Ok(generation.sample().to_vec())
     }
 }
 
 /// A run of another model in a session of its own.
-pub(crate) fn draw(session: &mut Session<'_, '_>, request: Request) -> Result<Picture> {
+pub(crate) fn draw(session: &mut Session<'_>, request: Request<'_>) -> Result<Picture> {
     let mut generation = session.generate(request)?;
     while generation.step().is_some() {}
     Ok(generation.sample().to_vec())

@@ -105,6 +105,34 @@ pub fn pack_i8(weights: &[i8], outputs: usize, inputs: usize, packed: &mut [u8])
     }
 }
 
+/// For every output, the largest magnitude that its accumulator can take on: `|bias| +
+/// 127·Σ|w|`, for packed weights and inputs in `-127..=127`.
+///
+/// Partial sums are bounded by it too, in every order.
+pub fn accumulator_bounds<'a>(
+    packed: &'a [u8],
+    bias: &'a [i32],
+    inputs: usize,
+) -> impl Iterator<Item = u64> + 'a {
+    let columns = packed.as_chunks::<COLUMNS>().0;
+    let blocks = inputs.div_ceil(COLUMNS);
+    bias.iter().enumerate().map(move |(o, bias)| {
+        let first = o / ROWS * blocks * ROWS + o % ROWS;
+        let row = columns.get(first..).unwrap_or_default().iter();
+        let row = row.step_by(ROWS).take(blocks);
+        let sum: u64 = row.map(magnitudes).map(u64::from).sum();
+        u64::from(bias.unsigned_abs()) + 127 * sum
+    })
+}
+
+/// Σ|w| of eight neighbouring weights.
+#[inline]
+fn magnitudes(weights: &[u8; COLUMNS]) -> u32 {
+    let weights = weights.iter().enumerate();
+    let weights = weights.map(|(k, &w)| u32::from(((w ^ bias_of(k)) as i8).unsigned_abs()));
+    weights.sum()
+}
+
 /// Where the weight of output `o` and input `k` lies in an f32 or f16 slab.
 pub(crate) const fn panel_index(o: usize, k: usize, inputs: usize) -> usize {
     ((o / PANEL) * inputs + k) * PANEL + o % PANEL

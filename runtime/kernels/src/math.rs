@@ -7,6 +7,24 @@
 
 use core::f32::consts::{FRAC_1_SQRT_2, FRAC_PI_2, LN_2, LOG2_E};
 
+/// Whether floating-point arithmetic is as IEEE 754 has it by default: rounding to the
+/// nearest, ties to even, and subnormal numbers kept. An FPU can be set otherwise, and
+/// then no result here is what it promises to be.
+pub fn is_ieee_mode() -> bool {
+    use core::hint::black_box;
+    let half_of_least_normal = black_box(f32::MIN_POSITIVE) * black_box(0.5);
+    let subnormal_read = black_box(f32::from_bits(1)) * black_box(16_777_216.0);
+    // 1 + 2⁻²⁴ is a tie; three quarters of an ULP more or less are not.
+    let tie = black_box(1.0f32) + black_box(f32::EPSILON * 0.5);
+    let up = black_box(1.0f32) + black_box(f32::EPSILON * 0.75);
+    let down = black_box(-1.0f32) - black_box(f32::EPSILON * 0.75);
+    half_of_least_normal.to_bits() == 0x0040_0000
+        && subnormal_read > 0.0
+        && tie == 1.0
+        && up > 1.0
+        && down < -1.0
+}
+
 /// Adding and subtracting this rounds `|x| < 2²²` to an integer, half to even.
 pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
 

@@ -278,7 +278,7 @@ impl Kernels {
         (self.attention)(op)
     }
 
-    /// Group normalisation, then SiLU where `silu`; `y` is `[pixels, channels]`.
+    /// Group normalization, then SiLU where `silu`; `y` is `[pixels, channels]`.
     ///
     /// `parts` are `[pixels, channels of the part]`, side by side in `y`; the
     /// second one may be empty. `table` is `[2, channels]`, contents unspecified
@@ -291,14 +291,43 @@ impl Kernels {
         table: &mut [f32],
         y: &mut [f32],
     ) {
-        let channels = op.weight.len();
+        self.group_norm_statistics(op, parts, table);
+        self.group_norm_apply(table, parts, silu, y);
+    }
+
+    /// [`Kernels::group_norm`] of an image in one part, in place.
+    pub fn group_norm_in_place(
+        &self,
+        op: GroupNorm<'_>,
+        silu: bool,
+        table: &mut [f32],
+        x: &mut [f32],
+    ) {
+        self.group_norm_statistics(op, [x, &[]], table);
+        self.group_norm_apply_in_place(table, silu, x);
+    }
+
+    /// The first half of [`Kernels::group_norm`]: fills `table`.
+    pub fn group_norm_statistics(&self, op: GroupNorm<'_>, parts: [&[f32]; 2], table: &mut [f32]) {
+        let image = parts[0].len() + parts[1].len();
+        require!(op.fits(table.len(), image));
+        let pixels = image / op.weight.len().max(1);
+        require!(
+            parts
+                .iter()
+                .all(|part| part.len().is_multiple_of(pixels.max(1)))
+        );
+        let done = op.prepare(&self.norm, parts, pixels, table);
+        debug_assert!(done.is_some() || image == 0);
+    }
+
+    /// The second half: applies `table` to some pixels of the image, all of `y`.
+    pub fn group_norm_apply(&self, table: &[f32], parts: [&[f32]; 2], silu: bool, y: &mut [f32]) {
+        let channels = table.len() / 2;
         let pixels = y.len().checked_div(channels).unwrap_or(0);
         let [first, second] = parts.map(|part| part.len().checked_div(pixels).unwrap_or(0));
-        require!(op.fits(table.len(), y.len()) && first + second == channels);
+        require!(first + second == channels);
         require!([parts[0].len(), parts[1].len()] == [first * pixels, second * pixels]);
-        if op.prepare(&self.norm, parts, pixels, table).is_none() {
-            return;
-        }
         let mut before = 0;
         for (x, width) in [(parts[0], first), (parts[1], second)] {
             if let (Some(op), Some(y)) =
@@ -310,22 +339,19 @@ impl Kernels {
         }
     }
 
-    /// [`Kernels::group_norm`] of an image in one part, in place.
-    pub fn group_norm_in_place(
-        &self,
-        op: GroupNorm<'_>,
-        silu: bool,
-        table: &mut [f32],
-        x: &mut [f32],
-    ) {
-        let channels = op.weight.len();
-        let pixels = x.len().checked_div(channels).unwrap_or(0);
-        require!(op.fits(table.len(), x.len()));
-        if op.prepare(&self.norm, [x, &[]], pixels, table).is_some()
-            && let Some(op) = Normal::of(table, 0, channels, silu)
-        {
+    /// [`Kernels::group_norm_apply`] in place.
+    pub fn group_norm_apply_in_place(&self, table: &[f32], silu: bool, x: &mut [f32]) {
+        let channels = table.len() / 2;
+        require!(x.len().is_multiple_of(channels.max(1)));
+        if let Some(op) = Normal::of(table, 0, channels, silu) {
             (self.norm.normalise)(op, None, x, channels);
         }
+    }
+}
+
+impl core::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Kernels").field(&self.name).finish()
     }
 }
 

@@ -5,37 +5,53 @@
 
 use quell_kernels::math;
 
-use super::{Generation, RequestError};
+use super::{Inpaint, Noise, RequestError, Start};
 use crate::rng::Rng;
 use crate::sampler::Level;
 
-/// What a run is to keep of an image: inpainting.
-///
-/// After every step the known part is put back, noised as the step's result is
-/// (Lugmayr et al. 2022, equation 8), so that the rest grows to fit it.
-#[derive(Clone, Copy, Debug)]
-pub struct Inpaint<'e> {
-    /// The image, `[c, h, w]`, about `-1.0..=1.0`.
-    pub image: &'e [f32],
-    /// `[c, h, w]`, `0.0..=1.0`: 1 keeps the image, 0 paints anew, as in RePaint.
-    pub mask: &'e [f32],
-    /// Resampling: after every so many steps …
-    pub jump_length: u32,
-    /// … the run goes back by as many, until each such stretch was run so often.
-    /// 1: never.
-    pub jump_n_sample: u32,
+/// Replaces the seed's noise, in `sample`, by the noise that was asked for.
+pub(super) fn noise(noise: Noise<'_>, sample: &mut [f32]) {
+    match noise {
+        Noise::Seed => {}
+        Noise::Given(given) => {
+            for (x, &z) in sample.iter_mut().zip(given) {
+                *x = z;
+            }
+        }
+        Noise::Between { seed, fraction } => {
+            let quarter_turn = (1 << 22) as f32;
+            let (sin, cos) = math::sin_cos_turn((fraction * quarter_turn) as u32);
+            let mut other = Rng::new(seed);
+            for x in sample {
+                *x = cos * *x + sin * other.normal();
+            }
+        }
+    }
+}
+
+/// From noise of unit variance, in `sample`, to the first sample of a run that begins
+/// at `level`.
+pub(super) fn start(start: Start<'_>, level: Level, scale: f32, sample: &mut [f32]) {
+    match start {
+        Start::Noise => {
+            for x in sample {
+                *x *= scale;
+            }
+        }
+        Start::Image { image, .. } => {
+            for (x, &image) in sample.iter_mut().zip(image) {
+                *x = level.signal * image + level.noise * *x;
+            }
+        }
+        Start::Sample(given) => {
+            for (x, &given) in sample.iter_mut().zip(given) {
+                *x = given;
+            }
+        }
+    }
 }
 
 impl Inpaint<'_> {
-    pub(super) fn check(&self, elements: usize) -> Result<(), RequestError> {
-        check_length("image", self.image, elements)?;
-        check_length("mask", self.mask, elements)?;
-        match self.jump_length == 0 || self.jump_n_sample == 0 {
-            true => Err(RequestError::Jumps),
-            false => Ok(()),
-        }
-    }
-
     /// Element `i` of the sample at `level`, x, with the known part put back:
     /// `mask·(signal·image + noise·z) + (1 − mask)·x`.
     #[inline]
@@ -58,19 +74,22 @@ impl Inpaint<'_> {
 pub(super) struct Walk {
     /// Index of the step to take next.
     pub(super) next: u32,
+    /// The first step: no jump goes behind it.
+    first: u32,
     steps: u32,
     length: u32,
     times: u32,
     /// Steps left behind the last place that was jumped from,
-    lowest: u32,
+    pub(super) lowest: u32,
     /// and jumps from there that are still to come.
-    jumps: u32,
+    pub(super) jumps: u32,
 }
 
 impl Walk {
     pub(super) fn new(next: u32, steps: u32) -> Self {
         Self {
             next,
+            first: next,
             steps,
             length: 1,
             times: 1,
@@ -93,7 +112,7 @@ impl Walk {
         let left = self.steps.checked_sub(self.next)?.checked_sub(1)?;
         let from = self.next;
         self.next += 1;
-        if self.times < 2 || left.checked_add(self.length)? >= self.steps {
+        if self.times < 2 || left.checked_add(self.length)? >= self.steps - self.first {
             return None;
         }
         if left < self.lowest && left.is_multiple_of(self.length) {
@@ -105,68 +124,6 @@ impl Walk {
         self.jumps -= 1;
         self.next = (from + 1).checked_sub(self.length)?;
         Some(self.next)
-    }
-}
-
-impl<'s> Generation<'s, '_, '_> {
-    /// Starts from an image instead of noise: image-to-image (SDEdit, Meng et al.
-    /// 2022). `strength` in `0.0..=1.0` is the share of the steps that are run, the
-    /// last ones; the image is noised as the first of them expects it.
-    ///
-    /// A trajectory that remembers earlier steps can begin at its beginning alone.
-    pub fn start_from(&mut self, image: &[f32], strength: f32) -> Result<(), RequestError> {
-        self.check_not_begun()?;
-        check_length("image", image, self.session.model().elements())?;
-        if !(0.0..=1.0).contains(&strength) {
-            return Err(RequestError::Strength(strength));
-        }
-        // As diffusers counts: int(steps·strength), at most all steps.
-        let calls = self.calls_in_all();
-        let first = calls - ((calls as f32 * strength) as u32).min(calls);
-        if !self.may_begin_at(first) {
-            return Err(RequestError::Beginning);
-        }
-        let level = self.level_before(first).unwrap_or(Level::CLEAN);
-        let scale = self.noise_scale();
-        for (x, &image) in self.session.sample_mut().iter_mut().zip(image) {
-            *x = level.signal * image + level.noise * (*x / scale);
-        }
-        self.walk = Walk::new(first, calls);
-        Ok(())
-    }
-
-    /// Starts between this run's noise and that of `seed`: `fraction` 0 is all
-    /// this one's, 1 all the other's.
-    ///
-    /// Along the arc `cos(πf/2)·z + sin(πf/2)·z'`: independent normal numbers stay
-    /// normal at every f. `fraction` is rounded to a multiple of 2⁻²².
-    pub fn interpolate(&mut self, seed: u64, fraction: f32) -> Result<(), RequestError> {
-        self.check_not_begun()?;
-        if !(0.0..=1.0).contains(&fraction) {
-            return Err(RequestError::Fraction(fraction));
-        }
-        let quarter_turn = (1 << 22) as f32;
-        let (sin, cos) = math::sin_cos_turn((fraction * quarter_turn) as u32);
-        let scale = self.noise_scale();
-        let mut other = Rng::new(seed);
-        for x in self.session.sample_mut() {
-            *x = cos * *x + sin * (scale * other.normal());
-        }
-        Ok(())
-    }
-
-    /// Keeps what the mask says of an image; see [`Inpaint`].
-    pub fn inpaint(&mut self, inpaint: Inpaint<'s>) -> Result<(), RequestError> {
-        self.check_not_begun()?;
-        inpaint.check(self.session.model().elements())?;
-        if inpaint.jump_n_sample > 1 && !self.may_jump() {
-            return Err(RequestError::Jumping);
-        }
-        self.walk = self
-            .walk
-            .jumping(inpaint.jump_length, inpaint.jump_n_sample);
-        self.inpaint = Some(inpaint);
-        Ok(())
     }
 }
 
@@ -234,6 +191,20 @@ mod tests {
                 "{steps} {length} {n_sample}"
             );
         }
+    }
+
+    /// A run that starts at step 4 of 10 is one of 6 steps, jumps and all.
+    #[test]
+    fn no_jump_goes_behind_the_first_step() {
+        let (mut late, mut short) = (Walk::new(4, 10), Walk::new(0, 6));
+        late = late.jumping(3, 4);
+        short = short.jumping(3, 4);
+        while short.next < 6 {
+            assert_eq!(late.next, short.next + 4);
+            late.advance();
+            short.advance();
+        }
+        assert_eq!(late.next, 10);
     }
 
     #[test]

@@ -1,75 +1,175 @@
-//! Guidance: what is added to the network's output before a sampler sees it.
+//! Guidance: what is added to the network's output before a solver sees it.
 //!
 //! Owns the arithmetic of classifier-free guidance and the use of a classifier's
-//! gradient. Knows no sampler: a step tells it its noise level.
+//! gradient. Knows no solver: a step tells it its noise level.
 
-use quell_format::{Prediction, Purpose};
+use quell_format::{OpSet, Role};
 use quell_kernels::math;
 
-use super::{Generation, Guidance, RequestError};
-use crate::sampler::{Level, nearest_timestep};
+use super::request::check_memory;
+use super::{ClassifierGuidance, Guidance, Request, RequestError};
+use crate::ops::has;
+use crate::run::{Budget, Cursor};
+use crate::sampler::nearest_timestep;
 use crate::session::Session;
 
-/// A classifier at work for a [`Generation`]: classifier guidance (Dhariwal &
-/// Nichol 2021, algorithm 2).
-///
-/// The classifier's file computes `∇ₓ log p(class | x, t)`, forwards and
-/// backwards, in an arena of its own; the diffusion model need not know of it.
-pub struct Guide<'g, 'c, 'b> {
-    classifier: &'g mut Session<'c, 'b>,
-    class: u32,
-    scale: f32,
+/// A classifier in a file of its own, whatever operators its program has.
+pub(crate) trait Gradient {
+    /// Training timesteps.
+    fn timesteps(&self) -> u32;
+    /// The noisy sample, to write.
+    fn input(&mut self) -> &mut [f32];
+    /// A part of a call: true where it is done.
+    fn run(&mut self, row: (u32, Option<u32>), cursor: &mut Cursor, budget: &mut Budget) -> bool;
+    /// The gradient.
+    fn gradient(&self) -> &[f32];
 }
 
-impl<'g, 'c, 'b> Guide<'g, 'c, 'b> {
-    pub(super) fn new(
-        generation: &Generation<'_, '_, '_>,
-        classifier: &'g mut Session<'c, 'b>,
-        class: u32,
-        scale: f32,
-    ) -> Result<Self, RequestError> {
-        let (own, other) = (generation.session.model(), classifier.model());
-        let gradient = other.purpose() == Purpose::ClassifierGradient;
-        if !gradient || other.header().shape != own.header().shape {
-            return Err(RequestError::Classifier);
-        }
-        if !scale.is_finite() {
-            return Err(RequestError::Guidance);
-        }
-        other.class_row(Some(class))?;
-        Ok(Self {
-            classifier,
-            class,
-            scale,
-        })
+impl<const OPS: u64> Gradient for Session<'_, OPS> {
+    fn timesteps(&self) -> u32 {
+        self.model().head().schedule.timesteps
     }
 
-    /// Adds what the classifier makes of `sample` to `output`.
-    ///
-    /// It is asked at the training timestep closest to `time`.
-    pub(super) fn apply(
+    fn input(&mut self) -> &mut [f32] {
+        self.sample_mut()
+    }
+
+    fn run(&mut self, row: (u32, Option<u32>), cursor: &mut Cursor, budget: &mut Budget) -> bool {
+        self.advance(Role::Classifier, row, cursor, budget, &mut |_, _| {})
+    }
+
+    fn gradient(&self) -> &[f32] {
+        self.output()
+    }
+}
+
+/// The classifier that guides a run, if one does.
+pub(crate) enum Classifier<'s> {
+    /// None.
+    None,
+    /// The model's own.
+    Own(ClassifierGuidance),
+    /// Another file's.
+    Other(ClassifierGuidance, &'s mut dyn Gradient),
+}
+
+impl<'s> Classifier<'s> {
+    /// The session's own classifier, where the request wants one.
+    pub(crate) fn own<const OPS: u64>(
+        session: &Session<'_, OPS>,
+        request: &Request<'_>,
+    ) -> Result<Self, RequestError> {
+        let Some(guidance) = request.classifier.filter(|_| has::<OPS>(OpSet::CLASSIFIER)) else {
+            return Ok(Self::None);
+        };
+        let model = session.model();
+        // Learned variances lie in working memory, where the classifier works.
+        let learned = model.head().schedule.variance.is_learned();
+        let graph = model.graph(Role::Classifier).filter(|_| !learned);
+        let classes = graph.ok_or(RequestError::Classifier)?.head().classes;
+        let class = guidance.class;
+        let known = match class < classes {
+            true => Ok(()),
+            false => Err(crate::InputError::Class { class, classes }),
+        };
+        check(known, &guidance)?;
+        check_memory(model, session.spare_bytes())?;
+        Ok(Self::Own(guidance))
+    }
+
+    /// `classifier`, which the request must want.
+    pub(crate) fn other<const OPS: u64, const OTHER: u64>(
+        session: &Session<'_, OPS>,
+        request: &Request<'_>,
+        classifier: &'s mut Session<'_, OTHER>,
+    ) -> Result<Self, RequestError> {
+        let guidance = request.classifier.ok_or(RequestError::Classifier)?;
+        let (own, other) = (session.model(), classifier.model());
+        let same = other.header().shape == own.header().shape;
+        if other.role() != Role::Classifier || !same {
+            return Err(RequestError::Classifier);
+        }
+        check(other.class_row(Some(guidance.class)).map(drop), &guidance)?;
+        Ok(Self::Other(guidance, classifier))
+    }
+
+    pub(super) fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// Before the gradient's graph runs.
+    pub(super) fn prepare<const OPS: u64>(&mut self, session: &mut Session<'_, OPS>) {
+        match self {
+            Self::None => {}
+            // It works where the prediction lies.
+            Self::Own(_) => session.keep_output(),
+            Self::Other(_, classifier) => {
+                for (x, &sample) in classifier.input().iter_mut().zip(session.sample()) {
+                    *x = sample;
+                }
+            }
+        }
+    }
+
+    /// A part of the gradient's graph at the training timestep nearest to `time`: true
+    /// where it is done.
+    pub(super) fn run<const OPS: u64>(
         &mut self,
-        sample: &[f32],
+        session: &mut Session<'_, OPS>,
         time: f32,
-        level: Level,
-        prediction: Prediction,
-        output: &mut [f32],
-    ) {
-        let gain = self.scale * level.gain(prediction);
-        if gain == 0.0 {
-            return;
+        cursor: &mut Cursor,
+        budget: &mut Budget,
+    ) -> bool {
+        match self {
+            Self::None => true,
+            Self::Own(guidance) => {
+                let timesteps = session.model().head().schedule.timesteps;
+                let row = (
+                    nearest_timestep(time, timesteps as usize),
+                    Some(guidance.class),
+                );
+                session.advance(Role::Classifier, row, cursor, budget, &mut |_, _| {})
+            }
+            Self::Other(guidance, classifier) => {
+                let timesteps = classifier.timesteps();
+                let row = (
+                    nearest_timestep(time, timesteps as usize),
+                    Some(guidance.class),
+                );
+                classifier.run(row, cursor, budget)
+            }
         }
-        let timesteps = self.classifier.model().head().schedule.timesteps;
-        let timestep = nearest_timestep(time, timesteps as usize);
-        let input = self.classifier.sample_mut();
-        for (x, &s) in input.iter_mut().zip(sample) {
-            *x = s;
+    }
+
+    /// Adds the gradient, times `gain` and the scale, to the prediction.
+    pub(super) fn apply<const OPS: u64>(&mut self, session: &mut Session<'_, OPS>, gain: f32) {
+        match self {
+            Self::None => {}
+            Self::Own(guidance) => {
+                let gain = guidance.scale * gain;
+                session.add_to_kept(Role::Classifier, gain);
+                let (kept, output) = session.kept_and_output();
+                output.copy_from_slice(kept);
+            }
+            Self::Other(guidance, classifier) => {
+                let gain = guidance.scale * gain;
+                let (_, output) = session.sample_and_output_mut();
+                for (m, &gradient) in output.iter_mut().zip(classifier.gradient()) {
+                    *m += gain * gradient;
+                }
+            }
         }
-        self.classifier
-            .run(timestep, Some(self.class), &mut |_, _| {});
-        for (m, &gradient) in output.iter_mut().zip(self.classifier.output()) {
-            *m += gain * gradient;
-        }
+    }
+}
+
+fn check(
+    class: Result<(), crate::InputError>,
+    guidance: &ClassifierGuidance,
+) -> Result<(), RequestError> {
+    class?;
+    match guidance.scale.is_finite() {
+        true => Ok(()),
+        false => Err(RequestError::Guidance),
     }
 }
 

@@ -13,10 +13,12 @@ mod timesteps;
 
 pub use row::advance;
 
-use quell_format::{Prediction, Row, Schedule};
+use quell_format::{OpSet, Prediction, Row, Schedule};
 use quell_kernels::math;
 
 use timesteps::timestep;
+
+use crate::ops::has;
 
 /// How a reverse step is taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,19 +34,19 @@ pub enum Sampler {
     /// (Song et al. 2021, section 4.3).
     DdimInverse,
     /// A run that the file carries: the place in [`crate::Model::trajectories`].
-    Trajectory(u32),
+    Table(u32),
 }
 
 impl Sampler {
     /// Step `i` of `steps`; `None` where the schedule has no such run.
-    pub(crate) fn step(
+    pub(crate) fn step<const OPS: u64>(
         self,
         schedule: &Schedule,
         alphas_cumprod: &[f32],
         steps: u32,
         i: u32,
     ) -> Option<Computed> {
-        if self == Sampler::DdimInverse {
+        if self == Sampler::DdimInverse && has::<OPS>(OpSet::DDPM) {
             return ddim::inverse(schedule, alphas_cumprod, steps, i);
         }
         let t = timestep(schedule, steps, i)?;
@@ -56,7 +58,7 @@ impl Sampler {
             Sampler::Ddpm if last => None,
             Sampler::Ddpm => Some(timestep(schedule, steps, i + 1)?),
             Sampler::Ddim { .. } => t.checked_sub(schedule.timesteps.checked_div(steps)?),
-            Sampler::DdimInverse | Sampler::Trajectory(_) => return None,
+            Sampler::DdimInverse | Sampler::Table(_) => return None,
         };
         let before_first = match self {
             Sampler::Ddim { .. } if !schedule.set_alpha_to_one => alpha(0)?,
@@ -69,9 +71,9 @@ impl Sampler {
         };
         let (x0, epsilon) = predictions(schedule.prediction, point.alpha_cumprod)?;
         let (next, noise) = match self {
-            Sampler::Ddpm => ddpm::step(schedule.variance, point),
+            Sampler::Ddpm if has::<OPS>(OpSet::DDPM) => ddpm::step(schedule.variance, point),
             Sampler::Ddim { eta } => ddim::step(eta, point),
-            Sampler::DdimInverse | Sampler::Trajectory(_) => return None,
+            Sampler::Ddpm | Sampler::DdimInverse | Sampler::Table(_) => return None,
         };
         Some(Computed {
             timestep: t,

@@ -1,9 +1,9 @@
 //! What `quell sample` starts from, keeps, and is guided by.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use quell::{Generation, Guidance, Inpaint, Model, Request, Sampler};
+use quell::{ClassifierGuidance, Guidance, Inpaint, Model, Noise, Request, Sampler, Start};
 use quell_converter::input;
 use quell_converter::model_file::ModelFile;
 
@@ -23,9 +23,10 @@ pub(super) struct GuidanceArgs {
     /// was trained on noisy pictures
     #[arg(long, value_name = "QUELL")]
     classifier: Option<PathBuf>,
-    /// How much the classifier weighs
-    #[arg(long, default_value_t = 1.0, value_name = "SCALE")]
-    classifier_scale: f32,
+    /// Scale of the classifier's gradient [default: 1]. Without --classifier, the file's
+    /// own classifier guides the model
+    #[arg(long, value_name = "SCALE")]
+    classifier_scale: Option<f32>,
     /// The class that the classifier is to see; the default is that of the sample
     #[arg(long, value_name = "CLASS")]
     classifier_class: Option<u32>,
@@ -49,10 +50,27 @@ impl GuidanceArgs {
         path.map_or(String::new(), |path| path.display().to_string())
     }
 
+    /// Whether a classifier in the model's own file is to guide it.
+    pub(super) fn is_by_own_classifier(&self) -> bool {
+        self.classifier.is_none() && self.classifier_scale.is_some()
+    }
+
+    pub(super) fn classifier_path(&self) -> Option<&Path> {
+        self.classifier.as_deref()
+    }
+
     /// What the classifier is to see in sample i, and how much that weighs.
-    pub(super) fn classifier_target(&self, class: Option<u32>, i: u32, classes: u32) -> (u32, f32) {
+    pub(super) fn classifier_target(
+        &self,
+        class: Option<u32>,
+        i: u32,
+        classes: u32,
+    ) -> ClassifierGuidance {
         let class = self.classifier_class.or(class);
-        (class.unwrap_or(i % classes.max(1)), self.classifier_scale)
+        ClassifierGuidance {
+            class: class.unwrap_or(i % classes.max(1)),
+            scale: self.classifier_scale.unwrap_or(1.0),
+        }
     }
 }
 
@@ -67,7 +85,7 @@ pub(super) struct EditArgs {
     /// How much of the picture is made anew: the share of the steps that are run,
     /// 0 to 1 [default: 0.8; with --mask, 1]
     #[arg(long, requires = "image")]
-    strength: Option<f32>,
+    strength: Option<f64>,
     /// Inpainting: white is kept, black is painted anew (RePaint)
     #[arg(long, value_name = "PNG|NPY", requires = "image")]
     mask: Option<PathBuf>,
@@ -90,7 +108,7 @@ pub(super) struct EditArgs {
 /// What was read of these files.
 pub(super) struct Edit {
     pub(super) images: Vec<Vec<f32>>,
-    strength: Option<f32>,
+    strength: Option<f64>,
     mask: Option<Vec<f32>>,
     jump_length: u32,
     jump_n_sample: u32,
@@ -133,48 +151,44 @@ impl Edit {
         image.map(Vec::as_slice)
     }
 
-    /// Tells sample `i` of `count` what it starts from and keeps.
+    /// The request of sample `i` of `count`, with what it starts from and keeps.
     pub(super) fn apply<'s>(
         &'s self,
-        generation: &mut Generation<'s, '_, '_>,
-        request: &Request,
+        mut request: Request<'s>,
         i: u32,
         count: u32,
-    ) -> Result<()> {
+    ) -> Result<Request<'s>> {
         if let Some(seed) = self.interpolate {
             ensure!(
                 count > 1,
                 "--interpolate needs two samples at least: --count"
             );
             let fraction = i as f32 / (count - 1) as f32;
-            return Ok(generation.interpolate(seed, fraction)?);
+            request.noise = Noise::Between { seed, fraction };
         }
         let Some(image) = self.image(i) else {
-            return Ok(());
+            return Ok(request);
         };
         // What is kept is put back after every step: such a run can start from noise.
         let default = if self.mask.is_some() { None } else { Some(0.8) };
         if let Some(strength) = self.strength.or(default) {
-            generation.start_from(image, strength)?;
+            request.start = Start::Image { image, strength };
         }
-        let Some(mask) = &self.mask else {
-            return Ok(());
-        };
-        let computed = !matches!(request.sampler, Sampler::Trajectory(_));
-        generation.inpaint(Inpaint {
+        let computed = !matches!(request.sampler, Sampler::Table(_));
+        request.inpaint = self.mask.as_deref().map(|mask| Inpaint {
             image,
             mask,
             jump_length: self.jump_length,
             jump_n_sample: if computed { self.jump_n_sample } else { 1 },
-        })?;
-        Ok(())
+        });
+        Ok(request)
     }
 }
 
 /// The noise from which `request` draws `image`, by as many steps back.
 pub(super) fn noise_of(
-    session: &mut quell::Session<'_, '_>,
-    request: Request,
+    session: &mut quell::Session<'_>,
+    request: Request<'_>,
     image: &[f32],
 ) -> Result<Vec<f32>> {
     if !matches!(request.sampler, Sampler::Ddim { eta: 0.0 }) {
@@ -182,10 +196,10 @@ pub(super) fn noise_of(
     }
     let backwards = Request {
         sampler: Sampler::DdimInverse,
+        start: Start::Sample(image),
         ..request
     };
     let mut generation = session.generate(backwards).context("--invert")?;
-    generation.set_sample(image)?;
     while generation.step().is_some() {}
     Ok(generation.sample().to_vec())
 }

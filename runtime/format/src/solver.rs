@@ -1,46 +1,52 @@
-//! Trajectories: whole runs of a sampler as tables of coefficients.
+//! Solver tables: whole runs of a sampler as tables of coefficients.
 //!
-//! A sampler's powers, exponentials and logarithms depend on the noise schedule
-//! and the step count alone, so the converter computes them, in f64. What is left
-//! for a device is one [`Row`] per denoiser call: sums of products. A new sampler
-//! is new numbers in the same table.
-
-use serde::{Deserialize, Serialize};
+//! A solver's powers, exponentials and logarithms depend on the noise schedule and
+//! the step count alone, so the converter computes them, in f64. What is left for a
+//! device is one [`Row`] per denoiser call: sums of products. A new solver is new
+//! numbers in the same table.
 
 use crate::Slab;
+use crate::wire::{self, Field, Reader};
 
-/// Most vectors that a sampler can keep from call to call.
+/// Most vectors that a solver can keep from call to call.
 pub const SLOTS: usize = 4;
 
-/// One run that a file carries: a sampler, its options and its step count.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Trajectory<'a> {
-    /// The sampler's name: `dpmsolver++`.
-    #[serde(borrow)]
-    pub sampler: &'a str,
+/// One run that a file carries: a solver, its options and its step count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SolverTable<'a> {
+    /// The solver's name: `dpmsolver++`.
+    pub solver: &'a str,
     /// Its options, as given to the converter: `solver_order=3,use_karras_sigmas`.
     pub options: &'a str,
     /// Steps that were asked for. Heun's take two calls each, but the last.
     pub steps: u32,
     /// Denoiser calls: rows of the table.
     pub calls: u32,
+    /// Calls of a step, diffusers' `order`: where a run from an image begins is
+    /// counted in steps.
+    pub order: u32,
     /// `[calls]` rows of [`Row::LEN`] bytes.
-    pub table: Slab,
-    /// Where the slots lie in the arena, f32 `[slots, c, h, w]`.
+    pub rows: Slab,
+    /// Where the slots lie in the arena, f32 `[slots, c, h, w]`; within the
+    /// persistent bytes.
     pub history: u32,
     /// Number of slots, at most [`SLOTS`].
     pub slots: u32,
-    /// Deviation of the initial noise.
+    /// Standard deviation of the initial noise.
     pub noise_scale: f32,
     /// What bounds every predicted x₀.
     pub limit: Limit,
 }
 
-impl Trajectory<'_> {
-    /// Whether a user who asks for `name` means this: the sampler alone, or with
-    /// all its options behind a comma.
+wire::record!(SolverTable<'a> {
+    solver, options, steps, calls, order, rows, history, slots, noise_scale, limit,
+});
+
+impl SolverTable<'_> {
+    /// Whether a user who asks for `name` means this: the solver alone, or with all
+    /// its options behind a comma.
     pub fn is_named(&self, name: &str) -> bool {
-        match name.strip_prefix(self.sampler) {
+        match name.strip_prefix(self.solver) {
             Some("") => true,
             Some(rest) => rest.strip_prefix(',') == Some(self.options),
             None => false,
@@ -49,7 +55,7 @@ impl Trajectory<'_> {
 }
 
 /// What bounds a predicted x₀.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
     /// Nothing.
     None,
@@ -65,7 +71,36 @@ pub enum Limit {
     },
 }
 
-/// Coefficients of a sum over what a sampler knows during a step.
+impl Field<'_> for Limit {
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        Some(match reader.read::<u32>()? {
+            0 => Self::None,
+            1 => Self::Clip(reader.read()?),
+            2 => Self::Quantile {
+                ratio: reader.read()?,
+                max: reader.read()?,
+            },
+            _ => return None,
+        })
+    }
+
+    fn write(&self, out: &mut impl Extend<u8>) {
+        match *self {
+            Self::None => 0u32.write(out),
+            Self::Clip(limit) => {
+                1u32.write(out);
+                limit.write(out);
+            }
+            Self::Quantile { ratio, max } => {
+                2u32.write(out);
+                ratio.write(out);
+                max.write(out);
+            }
+        }
+    }
+}
+
+/// Coefficients of a sum over what a solver knows during a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Mix {
     /// Of the predicted clean sample, bounded.
@@ -114,7 +149,7 @@ pub struct Save {
 /// x  ← next·(x₀, m, x, slots) + noise·z        slot ← value·(x₀, m, x, slots)
 /// ```
 ///
-/// x is always what the network reads, so no sampler scales its input: one that
+/// x is always what the network reads, so no solver scales its input: one that
 /// is stated for x/√ᾱ has the factor in its coefficients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Row {
@@ -235,19 +270,20 @@ mod tests {
     }
 
     #[test]
-    fn names_are_a_sampler_or_all_of_it() {
-        let trajectory = Trajectory {
-            sampler: "euler",
+    fn names_are_a_solver_or_all_of_it() {
+        let table = SolverTable {
+            solver: "euler",
             options: "use_karras_sigmas",
             steps: 4,
             calls: 4,
-            table: Slab { offset: 0, len: 0 },
+            order: 1,
+            rows: Slab { offset: 0, len: 0 },
             history: 0,
             slots: 0,
             noise_scale: 1.0,
             limit: Limit::None,
         };
-        assert!(trajectory.is_named("euler") && trajectory.is_named("euler,use_karras_sigmas"));
-        assert!(!trajectory.is_named("euler-ancestral") && !trajectory.is_named("euler,"));
+        assert!(table.is_named("euler") && table.is_named("euler,use_karras_sigmas"));
+        assert!(!table.is_named("euler-ancestral") && !table.is_named("euler,"));
     }
 }

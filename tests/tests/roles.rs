@@ -2,17 +2,13 @@
 //! and what they answer.
 
 use anyhow::Result;
-use quell::format::{Purpose, Tier};
+use quell::format::{Role, Tier};
 use quell::{InputError, Model, Request, RequestError, Rng};
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference::{self, Inputs};
 use quell_tests::networks;
 
-const PURPOSES: [Purpose; 3] = [
-    Purpose::Denoiser,
-    Purpose::Plain,
-    Purpose::ClassifierGradient,
-];
+const ROLES: [Role; 3] = [Role::Denoiser, Role::Network, Role::Classifier];
 
 /// One call on random inputs: the output, and what the reference says.
 fn call(model: &Model<'_>, context: bool, timestep: u32) -> Result<(Vec<f32>, Vec<f64>)> {
@@ -24,13 +20,13 @@ fn call(model: &Model<'_>, context: bool, timestep: u32) -> Result<(Vec<f32>, Ve
     let exact = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| f64::from(x)).collect() };
     let (sample, second) = (exact(session.sample()), exact(session.context_mut()));
     assert_eq!(second.is_empty(), !context);
-    let got = match model.purpose() {
-        Purpose::Plain => session.infer()?,
+    let got = match model.role() {
+        Role::Network => session.infer()?,
         _ => session.denoise(timestep, None)?,
     };
     let got = got.to_vec();
     assert_eq!(got, session.output());
-    let graph = networks::network(model.purpose(), context).network.graph;
+    let graph = networks::network(model.role(), context).network.graph;
     let inputs = Inputs {
         sample: &sample,
         context: &second,
@@ -43,10 +39,10 @@ fn call(model: &Model<'_>, context: bool, timestep: u32) -> Result<(Vec<f32>, Ve
 
 #[test]
 fn calls_agree_with_the_reference() -> Result<()> {
-    for purpose in PURPOSES {
+    for role in ROLES {
         for context in [false, true] {
             for (tier, bound) in [(Tier::F32, 1e-5), (Tier::F16, 5e-3)] {
-                let compiled = networks::compiled(purpose, context, tier)?;
+                let compiled = networks::compiled(role, context, tier)?;
                 let file = ModelFile::from_bytes(&compiled.bytes);
                 let model = file.model()?;
                 let (got, exact) = call(&model, context, 4)?;
@@ -55,7 +51,7 @@ fn calls_agree_with_the_reference() -> Result<()> {
                 assert_eq!(got.len(), exact.len());
                 for (&got, exact) in got.iter().zip(exact) {
                     let error = (f64::from(got) - exact).abs();
-                    assert!(error <= bound, "{purpose:?} {context}: {got} {exact}");
+                    assert!(error <= bound, "{role:?} {context}: {got} {exact}");
                 }
             }
         }
@@ -63,25 +59,9 @@ fn calls_agree_with_the_reference() -> Result<()> {
     Ok(())
 }
 
-/// Only what needs a later reader says so.
-#[test]
-fn files_state_the_lowest_minor_version() -> Result<()> {
-    for (purpose, context, minor) in [
-        (Purpose::Denoiser, false, 0),
-        (Purpose::Denoiser, true, 2),
-        (Purpose::Plain, false, 2),
-        (Purpose::ClassifierGradient, false, 2),
-    ] {
-        let compiled = networks::compiled(purpose, context, Tier::F32)?;
-        let file = ModelFile::from_bytes(&compiled.bytes);
-        assert_eq!(file.model()?.header().minor, minor, "{purpose:?} {context}");
-    }
-    Ok(())
-}
-
 #[test]
 fn the_context_stays_from_call_to_call() -> Result<()> {
-    let compiled = networks::compiled(Purpose::Plain, true, Tier::F32)?;
+    let compiled = networks::compiled(Role::Network, true, Tier::F32)?;
     let file = ModelFile::from_bytes(&compiled.bytes);
     let model = file.model()?;
     let mut arena = HostArena::new(&model);
@@ -96,24 +76,24 @@ fn the_context_stays_from_call_to_call() -> Result<()> {
 }
 
 #[test]
-fn each_purpose_has_its_calls() -> Result<()> {
-    for purpose in PURPOSES {
-        let compiled = networks::compiled(purpose, false, Tier::F32)?;
+fn each_role_has_its_calls() -> Result<()> {
+    for role in ROLES {
+        let compiled = networks::compiled(role, false, Tier::F32)?;
         let file = ModelFile::from_bytes(&compiled.bytes);
         let model = file.model()?;
         let mut arena = HostArena::new(&model);
         let mut session = model.session(arena.bytes_mut())?;
         let generated = session.generate(Request::default()).map(drop);
-        match purpose {
-            Purpose::Denoiser => assert_eq!(generated, Ok(())),
-            other => assert_eq!(generated, Err(RequestError::Purpose(other))),
+        match role {
+            Role::Denoiser => assert_eq!(generated, Ok(())),
+            other => assert_eq!(generated, Err(RequestError::Role(other))),
         }
         let (denoised, inferred) = (
             session.denoise(1, None).map(drop),
             session.infer().map(drop),
         );
-        match purpose {
-            Purpose::Plain => {
+        match role {
+            Role::Network => {
                 assert_eq!(denoised, Err(InputError::Plain));
                 assert_eq!(inferred, Ok(()));
             }
@@ -129,13 +109,13 @@ fn each_purpose_has_its_calls() -> Result<()> {
 /// There is no sampler to calibrate with.
 #[test]
 fn the_int8_tier_is_refused() {
-    for (purpose, context, word) in [
-        (Purpose::Plain, false, "plain network"),
-        (Purpose::ClassifierGradient, false, "classifier gradient"),
-        (Purpose::Denoiser, true, "context"),
+    for (role, context, word) in [
+        (Role::Network, false, "network"),
+        (Role::Classifier, false, "classifier"),
+        (Role::Denoiser, true, "context"),
     ] {
-        let Err(error) = networks::compiled(purpose, context, Tier::Int8) else {
-            panic!("{purpose:?} was compiled");
+        let Err(error) = networks::compiled(role, context, Tier::Int8) else {
+            panic!("{role:?} was compiled");
         };
         let error = format!("{error:#}");
         assert!(

@@ -1,0 +1,377 @@
+//! Random graphs through the whole compiler: folded, lowered, placed, emitted and run,
+//! they compute what the f64 reference says of the graph as it was.
+//!
+//! Covers what a memory plan can get wrong: inputs that several nodes share, residuals
+//! into concatenations, concatenations that are read late, operators in place, values
+//! that are read again after an in-place operator could have taken their bytes.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use proptest::prelude::*;
+use quell::Kernels;
+use quell::format::{Function, Role, Tier};
+use quell_converter::checkpoint::{Network, NoiseSchedule};
+use quell_converter::compile::{Assembled, Source};
+use quell_converter::fold::fold;
+use quell_converter::graph::{
+    Affine, Condition, Conv1d, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
+};
+use quell_converter::model_file::{HostArena, ModelFile};
+use quell_converter::reference::{self, Inputs};
+
+/// A choice of the generator: what to add, and to which values.
+type Choice = (u8, u16, u16, u16);
+
+const SIZE: Image = Image {
+    height: 4,
+    width: 4,
+    channels: 2,
+};
+const CONTEXT: usize = 6;
+
+/// A graph as it grows, with the image size of every value that is an image.
+struct Builder {
+    graph: Graph,
+    images: Vec<(ValueId, Image)>,
+    vectors: Vec<ValueId>,
+    state: u64,
+}
+
+impl Builder {
+    fn new(seed: u64) -> Self {
+        let mut graph = Graph::default();
+        let sample = graph.push("sample", Op::Sample, &[], SIZE.len());
+        let context = graph.push("context", Op::Context, &[], CONTEXT);
+        let op = Op::Transpose {
+            rows: SIZE.channels,
+            columns: SIZE.pixels(),
+        };
+        let image = graph.push("channels_last", op, &[sample], SIZE.len());
+        Self {
+            graph,
+            images: vec![(image, SIZE)],
+            vectors: vec![context],
+            state: seed,
+        }
+    }
+
+    /// Numbers of about the same magnitude whatever the number of inputs.
+    fn numbers(&mut self, count: usize, inputs: usize) -> Vec<f32> {
+        let scale = 1.5 / (inputs as f32).sqrt();
+        (0..count)
+            .map(|_| {
+                self.state = self
+                    .state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                ((self.state >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale
+            })
+            .collect()
+    }
+
+    fn push(&mut self, op: Op, inputs: &[ValueId], image: Image) -> ValueId {
+        let name = format!("n{}", self.graph.nodes.len());
+        let value = self.graph.push(name, op, inputs, image.len());
+        self.images.push((value, image));
+        value
+    }
+
+    fn image(&self, pick: u16) -> (ValueId, Image) {
+        self.images[pick as usize % self.images.len()]
+    }
+
+    /// Another image of the same size, or the same one.
+    fn like(&self, image: Image, pick: u16) -> ValueId {
+        let alike: Vec<ValueId> = self
+            .images
+            .iter()
+            .filter(|(_, other)| *other == image)
+            .map(|(value, _)| *value)
+            .collect();
+        alike[pick as usize % alike.len()]
+    }
+
+    fn vector(&mut self, len: usize, pick: u16) -> ValueId {
+        let input = self.vectors[pick as usize % self.vectors.len()];
+        let inputs = self.graph.nodes[input].len;
+        let weight = Matrix {
+            rows: len,
+            columns: inputs,
+            data: self.numbers(len * inputs, inputs),
+        };
+        let bias = self.numbers(len, 1);
+        let name = format!("n{}", self.graph.nodes.len());
+        let value = self.graph.linear(name, weight, bias, input);
+        self.vectors.push(value);
+        value
+    }
+
+    fn conv(&mut self, input: ValueId, image: Image, outputs: usize, kernel: usize) -> ValueId {
+        let output = image.with_channels(outputs);
+        let inputs = kernel * kernel * image.channels;
+        let op = Op::Conv2d(Conv2d {
+            input: image,
+            output,
+            kernel,
+            stride: 1,
+            padding: [kernel / 2; 2],
+            weight: self.numbers(outputs * inputs, inputs),
+            bias: self.numbers(outputs, 4),
+        });
+        self.push(op, &[input], output)
+    }
+
+    fn norm(&mut self, images: &[(ValueId, Image)], condition: Condition, pick: u16, silu: bool) {
+        let channels: usize = images.iter().map(|(_, image)| image.channels).sum();
+        let mut inputs: Vec<ValueId> = images.iter().map(|(value, _)| *value).collect();
+        let rows = match condition {
+            Condition::None => 0,
+            Condition::Add | Condition::AddBehind => 1,
+            Condition::Modulate => 2,
+        };
+        if rows > 0 {
+            inputs.push(self.vector(rows * channels, pick));
+        }
+        let affine = Affine {
+            weight: self.numbers(channels, 1),
+            bias: self.numbers(channels, 4),
+        };
+        let op = Op::GroupNorm(GroupNorm {
+            channels,
+            groups: if channels.is_multiple_of(2) { 2 } else { 1 },
+            epsilon: 1e-2,
+            affine,
+            condition,
+            function: silu.then_some(Function::Silu),
+        });
+        self.push(op, &inputs, images[0].1.with_channels(channels));
+    }
+
+    fn add(&mut self, (kind, a, b, c): Choice) {
+        let (x, image) = self.image(a);
+        let other = self.like(image, b);
+        match kind % 15 {
+            0 => {
+                self.conv(x, image, 1 + c as usize % 5, 3);
+            }
+            1 => {
+                self.conv(x, image, image.channels, 1);
+            }
+            2 => {
+                // A residual: what it is added to may be read again.
+                let y = self.conv(x, image, image.channels, 3);
+                self.push(Op::Add, &[other, y], image);
+            }
+            3 if x != other => {
+                self.push(Op::Add, &[x, other], image);
+            }
+            4 => {
+                let function = [
+                    Function::Silu,
+                    Function::Relu,
+                    Function::Tanh,
+                    Function::Gelu,
+                ];
+                self.push(Op::Function(function[c as usize % 4]), &[x], image);
+            }
+            5 => self.norm(&[(x, image)], Condition::None, b, c.is_multiple_of(2)),
+            6 => {
+                let conditions = [Condition::Add, Condition::Modulate, Condition::AddBehind];
+                self.norm(&[(x, image)], conditions[c as usize % 3], b, true);
+            }
+            7 if x != other => {
+                self.norm(&[(x, image), (other, image)], Condition::None, b, true);
+            }
+            8 => {
+                let heads = if image.channels.is_multiple_of(2) {
+                    2
+                } else {
+                    1
+                };
+                let [q, k, v] = [x, other, x].map(|x| self.conv(x, image, image.channels, 1));
+                let op = Op::Attention {
+                    tokens: image.pixels(),
+                    key_tokens: image.pixels(),
+                    heads,
+                };
+                self.push(op, &[q, k, v], image);
+            }
+            9 if image.len() <= 128 && image.height <= 8 => {
+                let large = Image {
+                    height: 2 * image.height,
+                    width: 2 * image.width,
+                    ..image
+                };
+                let y = self.push(Op::Upsample(image), &[x], large);
+                if c.is_multiple_of(2) {
+                    self.conv(y, large, image.channels, 3);
+                }
+            }
+            10 if image.height >= 2 => {
+                let small = Image {
+                    height: image.height / 2,
+                    width: image.width / 2,
+                    ..image
+                };
+                self.push(Op::AveragePool(image), &[x], small);
+            }
+            11 => {
+                let op = Op::Scale {
+                    factor: 0.5,
+                    offset: 0.25,
+                };
+                let y = self.push(op, &[x], image);
+                self.push(Op::Add, &[other, y], image);
+            }
+            12 => {
+                let vector = self.vector(image.channels, b);
+                let op = Op::Broadcast {
+                    pixels: image.pixels(),
+                };
+                let y = self.push(op, &[vector], image);
+                self.push(Op::Add, &[x, y], image);
+            }
+            13 => {
+                // One below the other: parts that are made elsewhere and read late.
+                let tall = Image {
+                    height: 2 * image.height,
+                    ..image
+                };
+                if tall.height <= 8 {
+                    self.push(Op::Concat, &[x, other], tall);
+                }
+            }
+            14 => {
+                let sequence = Image {
+                    height: 1,
+                    width: image.pixels(),
+                    ..image
+                };
+                let outputs = image.channels;
+                let op = Op::Conv1d(Conv1d {
+                    length: sequence.width,
+                    channels: image.channels,
+                    out_length: sequence.width,
+                    kernel: 3,
+                    stride: 1,
+                    padding: 1,
+                    weight: self.numbers(outputs * 3 * image.channels, 3 * image.channels),
+                    bias: self.numbers(outputs, 4),
+                });
+                self.push(op, &[x], image);
+            }
+            _ => {}
+        }
+    }
+
+    /// Everything that nothing reads yet is read at the end, so that no choice is lost.
+    fn finish(mut self) -> Graph {
+        let mut read = vec![false; self.graph.nodes.len()];
+        for node in &self.graph.nodes {
+            node.inputs.iter().for_each(|&input| read[input] = true);
+        }
+        let unread: Vec<(ValueId, Image)> = self
+            .images
+            .iter()
+            .copied()
+            .filter(|(value, _)| !read[*value])
+            .collect();
+        let mut sum = None;
+        for (value, image) in unread {
+            let op = Op::Mean {
+                pixels: image.pixels(),
+            };
+            let name = format!("mean{value}");
+            let mean = self.graph.push(name, op, &[value], image.channels);
+            let inputs = image.channels;
+            let weight = Matrix {
+                rows: 3,
+                columns: inputs,
+                data: self.numbers(3 * inputs, inputs),
+            };
+            let y = self
+                .graph
+                .linear(format!("out{value}"), weight, vec![0.0; 3], mean);
+            sum = Some(match sum {
+                None => y,
+                Some(sum) => self
+                    .graph
+                    .push(format!("sum{value}"), Op::Add, &[sum, y], 3),
+            });
+        }
+        // The last node is the output.
+        self.graph
+    }
+}
+
+/// The file of a graph, and what it makes of an input, on every table of kernels.
+fn outputs(graph: &Graph, sample: &[f32], context: &[f32]) -> Result<Vec<Vec<f32>>> {
+    let folded = fold(graph.clone());
+    let network = Network {
+        architecture: "Random".to_owned(),
+        role: Role::Network,
+        shape: [2, 4, 4],
+        output_shape: [3, 1, 1],
+        classes: 0,
+        null_class: None,
+        graph: graph.clone(),
+    };
+    let schedule = NoiseSchedule::none();
+    let source = Source {
+        graph: &folded,
+        network: &network,
+        others: &[],
+        schedule: &schedule,
+        tables: &[],
+    };
+    let assembled = Assembled::of(&source, Tier::F32, &HashMap::new())?;
+    let file = ModelFile::from_bytes(&assembled.file(&source, Tier::F32, None)?);
+    let model = file.model()?;
+    let mut results = Vec::new();
+    for kernels in Kernels::available() {
+        let model = model.clone().with_kernels(kernels);
+        let mut arena = HostArena::new(&model);
+        let mut session = model.session(arena.bytes_mut())?;
+        session.sample_mut().copy_from_slice(sample);
+        session.context_mut().copy_from_slice(context);
+        results.push(session.infer()?.to_vec());
+        // What one call leaves behind does not reach the next.
+        assert_eq!(session.infer()?, results[results.len() - 1]);
+    }
+    Ok(results)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn compiled_graphs_compute_what_the_reference_does(
+        seed in any::<u64>(),
+        choices in prop::collection::vec(any::<Choice>(), 1..14),
+    ) {
+        let mut builder = Builder::new(seed);
+        for choice in choices {
+            builder.add(choice);
+        }
+        let sample = builder.numbers(SIZE.len(), 1);
+        let context = builder.numbers(CONTEXT, 1);
+        let graph = builder.finish();
+        let exact = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| x.into()).collect() };
+        let inputs = Inputs {
+            sample: &exact(&sample),
+            context: &exact(&context),
+            timestep: 0,
+            class: None,
+        };
+        let values = reference::call(&graph, &inputs).unwrap();
+        let expected = &values[graph.output()];
+        let size = expected.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+        for got in outputs(&graph, &sample, &context).unwrap() {
+            for (&got, expected) in got.iter().zip(expected) {
+                let error = (f64::from(got) - expected).abs() / size;
+                prop_assert!(error < 1e-3, "{got} {expected}");
+            }
+        }
+    }
+}

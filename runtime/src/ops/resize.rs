@@ -1,0 +1,166 @@
+//! Images enlarged or shrunk by two. A unit is a row of the small image.
+
+use core::ops::Range;
+
+use quell_format::Tensor;
+use quell_kernels::{cast, gradient, image};
+
+use super::{Call, Operands, Operation, Work, elements, floats, require, rows};
+use crate::arena::disjoint;
+use crate::validate::PlanError;
+
+/// A small image and one of twice its rows and columns.
+struct Pair {
+    height: u32,
+    width: u32,
+    channels: u32,
+    /// Numbers of a row of the large image; an odd column may be left out.
+    large_width: u32,
+    small: Range<usize>,
+    large: Range<usize>,
+}
+
+impl Pair {
+    fn of(small: &Tensor, large: &Tensor, odd: bool) -> Result<Self, PlanError> {
+        let [height, width, channels] = small.shape;
+        let twice = |small: u32, large: u32| {
+            let whole = small.checked_mul(2);
+            whole == Some(large) || odd && whole.and_then(|n| n.checked_add(1)) == Some(large)
+        };
+        let [large_height, large_width, large_channels] = large.shape;
+        let fits = twice(height, large_height) && twice(width, large_width);
+        require(fits && channels == large_channels, PlanError::Shape)?;
+        Ok(Self {
+            height,
+            width,
+            channels,
+            large_width,
+            small: floats(small)?,
+            large: floats(large)?,
+        })
+    }
+
+    /// Cost of a row of the small image: that of its four large pixels each.
+    fn work(&self) -> Work {
+        let row = self.width.saturating_mul(self.channels).saturating_mul(4);
+        Work::alike(self.height, row)
+    }
+
+    /// The same rows of both images.
+    fn ranges(&self, units: &Range<u32>) -> Option<(Range<usize>, Range<usize>)> {
+        let twice = units.start.checked_mul(2)?..units.end.checked_mul(2)?;
+        Some((
+            rows(&self.small, self.width.checked_mul(self.channels)?, units)?,
+            rows(
+                &self.large,
+                self.large_width.checked_mul(self.channels)?,
+                &twice,
+            )?,
+        ))
+    }
+}
+
+/// Nearest-neighbour upsampling.
+pub(crate) struct Upsample(Pair);
+
+impl<'m> Operation<'m> for Upsample {
+    #[inline]
+    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+        Pair::of(&op.input(0)?, &op.output, false).map(Self)
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
+        let (small, large) = self.0.ranges(&units)?;
+        let [x, y] = disjoint(arena, [small, large])?;
+        let (width, channels) = (self.0.width as usize, self.0.channels as usize);
+        image::upsample(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        Some(())
+    }
+}
+
+/// Zeros between the pixels.
+pub(crate) struct ZeroInsertion(Pair);
+
+impl<'m> Operation<'m> for ZeroInsertion {
+    #[inline]
+    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+        Pair::of(&op.input(0)?, &op.output, false).map(Self)
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
+        let (small, large) = self.0.ranges(&units)?;
+        let [x, y] = disjoint(arena, [small, large])?;
+        let (width, channels) = (self.0.width as usize, self.0.channels as usize);
+        gradient::dilate(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        Some(())
+    }
+}
+
+/// The mean of every four pixels.
+pub(crate) struct AveragePool(Pair);
+
+impl<'m> Operation<'m> for AveragePool {
+    #[inline]
+    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+        Pair::of(&op.output, &op.input(0)?, true).map(Self)
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
+        let (small, large) = self.0.ranges(&units)?;
+        let [x, y] = disjoint(arena, [large, small])?;
+        let (width, channels) = (self.0.large_width as usize, self.0.channels as usize);
+        image::average_pool(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        Some(())
+    }
+}
+
+/// Four images, pixel by pixel in one.
+pub(crate) struct DepthToSpace {
+    width: u32,
+    channels: u32,
+    elements: u32,
+    input: Range<usize>,
+    output: Range<usize>,
+}
+
+impl<'m> Operation<'m> for DepthToSpace {
+    #[inline]
+    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+        let (x, y) = (op.input(0)?, &op.output);
+        let [four_heights, width, channels] = x.shape;
+        require(four_heights.is_multiple_of(4), PlanError::Shape)?;
+        let height = four_heights / 4;
+        let large = [height.checked_mul(2), width.checked_mul(2), Some(channels)];
+        require(large == y.shape.map(Some), PlanError::Shape)?;
+        Ok(Self {
+            width,
+            channels,
+            elements: elements(y)?,
+            input: floats(&x)?,
+            output: floats(y)?,
+        })
+    }
+
+    fn work(&self) -> Work {
+        Work::whole(self.elements)
+    }
+
+    fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
+        let [x, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
+        let (width, channels) = (self.width as usize, self.channels as usize);
+        image::interleave(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        Some(())
+    }
+}
