@@ -3,38 +3,39 @@
 //!
 //! # Tiles
 //!
-//! A tile is a block of windows with a register per window and panel, so that
-//! a row of weights serves many windows once it is loaded. Where a tile has two
-//! registers per window, they belong to two panels, or, where only one panel
-//! is left, to two windows one below the other. Either way an input that is
-//! broadcast serves both.
+//! A tile is a block of windows with one row of sums per window and panel, so
+//! that a row of weights is loaded once for many windows. An instruction set with
+//! enough registers has two rows of sums per window column: for two panels, or,
+//! if only one panel is left, for two windows one below the other. In both cases
+//! one broadcast input is a factor of both.
 //!
 //! # Strips
 //!
-//! The taps of one row of the kernel and their channels lie side by side both
-//! in the image and in the weights, so that sums grow over whole strips of
-//! inputs. At the left and the right border one window of a tile sees nothing
-//! at one tap of a strip: the strip is cut there, and that piece is summed
-//! without the window. Rows above and below the image have no strips at all.
+//! The taps of one row of the kernel and their channels are consecutive in the
+//! image and in the weights: one loop sums over them, a strip. At the left and
+//! the right border, one tap of the first or last window of a tile lies outside
+//! of the image: that piece of the strip is summed without this window. Rows
+//! above and below the image have no strips.
 //!
 //! # Few outputs
 //!
-//! One output would leave fifteen lanes of its panel idle. There the lanes are
-//! sixteen channels instead: a pixel is a vector, not one to broadcast, the weights
-//! of one output are transposed to match, and a sum's lanes are added in the end.
-//! Tiles and strips are the same, with a sixteenth of the channels.
+//! One output would leave fifteen lanes of its panel idle. With at most [`FEW`]
+//! outputs the lanes are sixteen channels instead: an input is a row of sixteen
+//! channels, the weights of one output are transposed to match, and the lanes of a
+//! sum are added at the end. Tiles and strips are the same, with a sixteenth of
+//! the channels.
 
 use core::ops::Range;
 
 use crate::layout::PANEL;
 use crate::table::{Conv2d, ConvShape};
 
-/// Outputs that are summed one by one, with channels in the lanes.
+/// Most outputs that are summed one by one, with channels in the lanes.
 pub(super) const FEW: usize = 4;
 /// The weights of one of [`FEW`] outputs, for up to 128 channels.
 pub(super) type Column = [[f32; PANEL]; 9 * 128 / PANEL];
 
-/// What is left to do of a convolution over inputs of type `X`.
+/// The part that is left to do of a convolution over inputs of type `X`.
 pub(super) struct Windows<'a, W, X> {
     /// With channels counted in inputs.
     shape: ConvShape,
@@ -45,7 +46,7 @@ pub(super) struct Windows<'a, W, X> {
     bias: &'a [[f32; PANEL]],
     /// Outputs of a window, done or not.
     outputs: usize,
-    /// Those that are left to do.
+    /// The outputs that are left to do.
     range: Range<usize>,
 }
 
@@ -64,7 +65,7 @@ pub(super) struct Pass<'a, W, X> {
     range: Range<usize>,
 }
 
-/// Windows side by side, in one row or in two.
+/// Neighbouring windows, in one row or in two.
 pub(super) struct Tile {
     row: usize,
     rows: usize,
