@@ -1,5 +1,5 @@
-//! Attention of the pixels of an image to themselves, or to other tokens, the same
-//! bits on every target.
+//! Self-attention of an image's pixels, and cross-attention to other tokens: the
+//! same bits on every target.
 //!
 //! Owns the operands and the reference, whose order of operations every
 //! instruction set keeps: products over channels in order, the largest score,
@@ -20,7 +20,8 @@ use crate::math;
 pub struct Attention<'a> {
     /// Heads; a divisor of a token's channels.
     pub heads: usize,
-    /// Queries in, results out: `[queries, channels]`, heads side by side.
+    /// Queries in, results out: `[queries, channels]`; the channels of a head are
+    /// consecutive.
     pub query: &'a mut [f32],
     /// `[tokens, channels]`.
     pub key: &'a [f32],
@@ -103,7 +104,7 @@ mod tests {
         (0..n).map(number).collect()
     }
 
-    /// Of as many queries as there are, to `tokens` tokens.
+    /// Attention of all queries to `tokens` tokens.
     fn run(heads: usize, tokens: usize, [query, key, value]: [&[f32]; 3]) -> Vec<f32> {
         let mut y = query.to_vec();
         let mut scores = vec![0.0; tokens];

@@ -19,7 +19,8 @@
 //! | `simd128` | WebAssembly | where built with `-C target-feature=+simd128` |
 //! | `dsp` | Cortex-M4, M7, M33, … | where the assembler accepts it, see `build.rs` |
 //!
-//! All but `dsp` share one text per kernel, over rows of sixteen lanes.
+//! All but `scalar` and `dsp` share one generic function per float kernel, over rows
+//! of sixteen lanes.
 //!
 //! # What is exact
 //!
@@ -28,9 +29,10 @@
 //!   every table: integers, and f32 operations that IEEE 754 specifies to the
 //!   last bit (add, sub, mul, div, sqrt), in a fixed order, never fused.
 //! - The f32 and f16 linear and convolution kernels sum over inputs in the
-//!   same order everywhere, but a table may fuse multiply and add, and sum the
-//!   channels of a convolution to few outputs side by side. Against the
-//!   scalar table an output differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where
+//!   same order everywhere, with two exceptions: a table may fuse multiply and
+//!   add, and with at most 4 output channels, the partial sums of a convolution
+//!   may run over channels in parallel. Against the scalar table an output
+//!   differs by at most `2·K·ε·(|b| + Σ|w·x|)`, where
 //!   `K` is the number of inputs (of a window) and `ε = 2⁻²⁴`; where it
 //!   accumulates, by `2·ε·|y|` more.
 //!

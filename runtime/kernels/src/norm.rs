@@ -1,8 +1,8 @@
 //! Group normalisation of channels-last images, the same bits on every target.
 //!
 //! Two steps: the statistics of an image become a scale and a shift per channel,
-//! and those are applied. An image may come in two parts, side by side in its
-//! channels, so that nobody has to copy them together.
+//! and those are applied. An image may be the concatenation of two parts along its
+//! channels, so that the caller does not need to copy them into one.
 //!
 //! Owns the arithmetic of the statistics, and the reference of the three loops
 //! over pixels, which instruction sets have variants of: `channel_sums`,
@@ -22,7 +22,7 @@
 
 use crate::math;
 
-/// Pixels whose sums grow side by side, which hides the latency of an addition.
+/// Pixels accumulated in parallel to hide the latency of additions.
 pub(crate) const ROWS: usize = 4;
 
 /// Normalisation in groups of neighbouring channels (Wu & He 2018):

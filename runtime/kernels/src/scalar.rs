@@ -50,7 +50,7 @@ fn widen(bits: u16) -> f32 {
     f32::from_bits(widened | u32::from(bits & 0x8000) << 16)
 }
 
-/// Sixteen sums side by side, each over the inputs in order.
+/// Sixteen outputs at a time, each summed over the inputs in order.
 fn panels<T: Copy>(
     weights: &[T],
     bias: &[f32],
@@ -82,7 +82,7 @@ fn conv2d_f16(op: Conv2d<'_, u16>, finish: Finish, y: &mut [f32]) {
     windows(op, finish, y, widen)
 }
 
-/// Pixel by pixel sixteen sums side by side, each over taps, then channels.
+/// Pixel by pixel, sixteen outputs at a time, each summed over taps, then channels.
 fn windows<T: Copy>(
     op: Conv2d<'_, T>,
     finish: Finish,

@@ -18,7 +18,7 @@ pub struct Conv1dShape {
     pub kernel: usize,
     /// Positions from one window to the next.
     pub stride: usize,
-    /// Zeros before the input; behind it there are as many as windows reach.
+    /// Zeros before the input; windows that reach beyond its end read zeros.
     pub padding: usize,
 }
 

@@ -240,7 +240,8 @@ impl Kernels {
 
     /// 2-D convolution (or `y += …`) with f32 weights; `y` is `[out_height,
     /// out_width, outputs]`. Every sum is the bias, then taps in order, then
-    /// channels in order; to few outputs, a table may sum channels side by side.
+    /// channels in order; with at most 4 output channels, partial sums may run
+    /// over channels in parallel.
     #[inline]
     pub fn conv2d_f32(&self, op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
         let (shape, weights) = (op.shape, op.weights.len());
@@ -280,8 +281,8 @@ impl Kernels {
 
     /// Group normalization, then SiLU where `silu`; `y` is `[pixels, channels]`.
     ///
-    /// `parts` are `[pixels, channels of the part]`, side by side in `y`; the
-    /// second one may be empty. `table` is `[2, channels]`, contents unspecified
+    /// `parts` are `[pixels, channels of the part]`, concatenated along the
+    /// channels in `y`; the second one may be empty. `table` is `[2, channels]`, contents unspecified
     /// before; after, what every channel was multiplied by, and what was added.
     pub fn group_norm(
         &self,

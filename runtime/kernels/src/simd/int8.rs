@@ -4,25 +4,90 @@
 //! is exact modulo 2³², and the caller has proven that the accumulators
 //! themselves fit an i32.
 
+use super::{Isa, enter};
 use crate::layout::{COLUMNS, ROWS};
+use crate::table::{Finish, LinearI8, Requantize};
 
 /// Eight rows of eight inputs.
 pub(crate) type Block = [u8; ROWS * COLUMNS];
 
-/// What is left to do of a layer.
-pub(crate) struct Blocks<'a> {
+/// An instruction set with products of int8 weights and inputs.
+pub(crate) trait DotI8: Isa {
+    /// The sums of a row block, over as many blocks of weights as of inputs.
+    fn dot(self, weights: &[Block], x: &[[i8; COLUMNS]]) -> [i32; ROWS];
+}
+
+/// A layer with int8 outputs on instruction set `I`.
+pub(crate) fn linear_i8<I: DotI8>(op: LinearI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+    enter(
+        #[inline(always)]
+        |isa: I| {
+            walk(
+                isa,
+                op,
+                rule.multipliers,
+                y,
+                #[inline(always)]
+                |_, acc, multiplier| rule.apply(acc, multiplier),
+            )
+        },
+    );
+}
+
+/// A layer with f32 outputs on instruction set `I`.
+pub(crate) fn linear_i8_f32<I: DotI8>(
+    op: LinearI8<'_>,
+    scales: &[f32],
+    finish: Finish,
+    y: &mut [f32],
+) {
+    enter(
+        #[inline(always)]
+        |isa: I| {
+            walk(
+                isa,
+                op,
+                scales,
+                y,
+                #[inline(always)]
+                |y, acc, scale| finish.apply(y, acc as f32 * scale),
+            )
+        },
+    );
+}
+
+#[inline(always)]
+fn walk<I: DotI8, P: Copy, Y: Copy>(
+    isa: I,
+    op: LinearI8<'_>,
+    parameters: &[P],
+    y: &mut [Y],
+    convert: impl Fn(Y, i32, P) -> Y,
+) {
+    let mut blocks = Blocks::new(op.weights, op.bias, op.x);
+    for (y, parameters) in y.chunks_mut(ROWS).zip(parameters.chunks(ROWS)) {
+        let sums = blocks.next(isa).unwrap_or_default();
+        for ((y, acc), &parameter) in y.iter_mut().zip(sums).zip(parameters) {
+            *y = convert(*y, acc, parameter);
+        }
+    }
+}
+
+/// The part of a layer that is left to do.
+struct Blocks<'a> {
     /// `[row blocks, column blocks]`.
     weights: &'a [Block],
     /// `[row blocks]`.
     bias: &'a [[i32; ROWS]],
     /// Inputs of whole blocks.
     whole: &'a [[i8; COLUMNS]],
-    /// Those that are left, padded with zeros, if there are any.
+    /// The inputs after those, padded with zeros, if there are any.
     rest: Option<[i8; COLUMNS]>,
 }
 
 impl<'a> Blocks<'a> {
-    pub(crate) fn new(weights: &'a [u8], bias: &'a [i32], x: &'a [i8]) -> Self {
+    #[inline(always)]
+    fn new(weights: &'a [u8], bias: &'a [i32], x: &'a [i8]) -> Self {
         let (whole, rest) = x.as_chunks();
         let mut last = [0; COLUMNS];
         for (last, &x) in last.iter_mut().zip(rest) {
@@ -36,19 +101,15 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// The accumulators of the next row block: `dot` sums blocks of weights
-    /// times blocks of inputs.
+    /// The accumulators of the next row block.
     #[inline(always)]
-    pub(crate) fn next(
-        &mut self,
-        dot: impl Fn(&[Block], &[[i8; COLUMNS]]) -> [i32; ROWS],
-    ) -> Option<[i32; ROWS]> {
+    fn next<I: DotI8>(&mut self, isa: I) -> Option<[i32; ROWS]> {
         let (bias, others) = self.bias.split_first()?;
         self.bias = others;
         let weights = self.weights.split_off(..self.whole.len())?;
-        let mut sums = dot(weights, self.whole);
+        let mut sums = isa.dot(weights, self.whole);
         if let Some(rest) = self.rest {
-            let last = dot(self.weights.split_off(..1)?, &[rest]);
+            let last = isa.dot(self.weights.split_off(..1)?, &[rest]);
             for (sum, last) in sums.iter_mut().zip(last) {
                 *sum = sum.wrapping_add(last);
             }
@@ -59,51 +120,3 @@ impl<'a> Blocks<'a> {
         Some(sums)
     }
 }
-
-/// The two int8 kernels of one instruction set, whose features are `$features`.
-///
-/// Expects `dot` beside it: the sums of a row block.
-macro_rules! linear_i8_kernels {
-    ($features:literal) => {
-        fn linear_i8(
-            op: $crate::table::LinearI8<'_>,
-            rule: $crate::table::Requantize<'_>,
-            y: &mut [i8],
-        ) {
-            walk_blocks(op, rule.multipliers, y, |_, acc, multiplier| {
-                rule.apply(acc, multiplier)
-            });
-        }
-
-        fn linear_i8_f32(
-            op: $crate::table::LinearI8<'_>,
-            scales: &[f32],
-            finish: Finish,
-            y: &mut [f32],
-        ) {
-            walk_blocks(op, scales, y, |y, acc, scale| {
-                finish.apply(y, acc as f32 * scale)
-            });
-        }
-
-        fn walk_blocks<P: Copy, Y: Copy>(
-            op: $crate::table::LinearI8<'_>,
-            parameters: &[P],
-            y: &mut [Y],
-            convert: impl Fn(Y, i32, P) -> Y,
-        ) {
-            use $crate::layout::ROWS;
-            let mut blocks = $crate::simd::int8::Blocks::new(op.weights, op.bias, op.x);
-            for (y, parameters) in y.chunks_mut(ROWS).zip(parameters.chunks(ROWS)) {
-                // SAFETY: this function is reachable only through tables that
-                // `available` hands out where the CPU has their features.
-                let sums = blocks.next(|weights, x| unsafe { dot(weights, x) });
-                let sums = sums.unwrap_or_default();
-                for ((y, acc), &parameter) in y.iter_mut().zip(sums).zip(parameters) {
-                    *y = convert(*y, acc, parameter);
-                }
-            }
-        }
-    };
-}
-pub(crate) use linear_i8_kernels;

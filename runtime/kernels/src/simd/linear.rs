@@ -1,20 +1,58 @@
-//! f32 and f16 layers: how panels are walked, the same on every register width.
+//! f32 and f16 linear layers: several panels of outputs in one pass over the
+//! inputs.
 
+use super::{Simd, Weight, enter, even};
 use crate::layout::PANEL;
-use crate::table::Finish;
+use crate::table::{Finish, LinearF16, LinearF32};
 
-/// What is left to do of a layer, or one pass of it.
-pub(crate) struct Panels<'a, W> {
+/// A layer with f32 weights on instruction set `I`, up to `MOST` (at most 8)
+/// panels at a time: enough sums to hide the latency of one, and enough loads
+/// in flight for weights that come from beyond the first caches.
+pub(crate) fn linear_f32<I: Simd, const MOST: usize>(
+    op: LinearF32<'_>,
+    finish: Finish,
+    y: &mut [f32],
+) {
+    let panels = Panels::new(op.weights, op.bias, y);
+    enter(
+        #[inline(always)]
+        |isa: I| walk::<I, f32, MOST>(isa, panels, op.x, finish),
+    );
+}
+
+/// [`linear_f32`] with f16 weights.
+pub(crate) fn linear_f16<I: Simd, const MOST: usize>(
+    op: LinearF16<'_>,
+    finish: Finish,
+    y: &mut [f32],
+) {
+    let panels = Panels::new(op.weights, op.bias, y);
+    enter(
+        #[inline(always)]
+        |isa: I| walk::<I, u16, MOST>(isa, panels, op.x, finish),
+    );
+}
+
+/// The part of a layer that is left to do.
+struct Panels<'a, W> {
     /// `[panels, inputs]` rows of sixteen weights.
-    pub(crate) weights: &'a [[W; PANEL]],
+    weights: &'a [[W; PANEL]],
     /// `[panels]`.
-    pub(crate) bias: &'a [[f32; PANEL]],
+    bias: &'a [[f32; PANEL]],
     /// Up to `panels · 16`.
-    pub(crate) y: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+/// `N` panels that one pass over the inputs computes.
+struct Pass<'a, W, const N: usize> {
+    /// `N · inputs` rows.
+    weights: &'a [[W; PANEL]],
+    bias: &'a [[f32; PANEL]; N],
+    y: &'a mut [f32],
 }
 
 impl<'a, W> Panels<'a, W> {
-    pub(crate) fn new(weights: &'a [W], bias: &'a [f32], y: &'a mut [f32]) -> Self {
+    fn new(weights: &'a [W], bias: &'a [f32], y: &'a mut [f32]) -> Self {
         Self {
             weights: weights.as_chunks().0,
             bias: bias.as_chunks().0,
@@ -22,15 +60,9 @@ impl<'a, W> Panels<'a, W> {
         }
     }
 
-    /// How many panels the next pass should have, see [`super::even`].
-    #[inline]
-    pub(crate) fn pass(&self, most: usize) -> usize {
-        super::even(self.bias.len(), most)
-    }
-
-    /// Splits off the next `N` panels of `inputs` rows each, if there are that many.
-    #[inline]
-    pub(crate) fn take<const N: usize>(&mut self, inputs: usize) -> Option<Pass<'a, W, N>> {
+    /// Splits off the next `N` panels of `inputs` rows each, if that many are left.
+    #[inline(always)]
+    fn take<const N: usize>(&mut self, inputs: usize) -> Option<Pass<'a, W, N>> {
         let (bias, rest) = self.bias.split_first_chunk()?;
         self.bias = rest;
         let weights = self.weights.split_off(..N * inputs)?;
@@ -40,100 +72,78 @@ impl<'a, W> Panels<'a, W> {
     }
 }
 
-/// `N` panels that are walked side by side.
-pub(crate) struct Pass<'a, W, const N: usize> {
-    /// `N · inputs` rows.
-    pub(crate) weights: &'a [[W; PANEL]],
-    pub(crate) bias: &'a [[f32; PANEL]; N],
-    pub(crate) y: &'a mut [f32],
-}
-
-/// Hands the sums of a pass to its outputs; sums of padded outputs end here.
-#[inline]
-pub(crate) fn store<const N: usize>(sums: &[[f32; PANEL]; N], finish: Finish, y: &mut [f32]) {
-    for (y, &sum) in y.iter_mut().zip(sums.as_flattened()) {
-        *y = finish.apply(*y, sum);
+#[inline(always)]
+fn walk<I: Simd, W: Weight, const MOST: usize>(
+    isa: I,
+    mut panels: Panels<'_, W>,
+    x: &[f32],
+    finish: Finish,
+) {
+    const { assert!(MOST <= 8) };
+    loop {
+        let panels = &mut panels;
+        let pass = match even(panels.bias.len(), MOST) {
+            8 if MOST >= 8 => pass::<I, W, 8>(isa, panels, x, finish),
+            7 if MOST >= 7 => pass::<I, W, 7>(isa, panels, x, finish),
+            6 if MOST >= 6 => pass::<I, W, 6>(isa, panels, x, finish),
+            5 if MOST >= 5 => pass::<I, W, 5>(isa, panels, x, finish),
+            4 if MOST >= 4 => pass::<I, W, 4>(isa, panels, x, finish),
+            3 if MOST >= 3 => pass::<I, W, 3>(isa, panels, x, finish),
+            2 if MOST >= 2 => pass::<I, W, 2>(isa, panels, x, finish),
+            _ => pass::<I, W, 1>(isa, panels, x, finish),
+        };
+        if pass.is_none() {
+            return;
+        }
     }
 }
 
-/// The f32 and f16 layers of one instruction set, whose features are
-/// `$features`.
-///
-/// Up to `$most` panels are walked side by side, or any number in `$fewer`:
-/// enough sums to hide the latency of one, and enough loads in flight for
-/// weights that come from beyond the first caches.
-macro_rules! linear_kernels {
-    ($features:literal, $most:literal, $($fewer:literal)*) => {
-        fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-            #[target_feature(enable = $features)]
-            fn linear(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
-                let panels = Panels::new(op.weights, op.bias, y);
-                walk_panels(panels, op.x, finish, |row| load(row));
-            }
-            // SAFETY: this function is reachable only through tables that
-            // `available` hands out where the CPU has their features.
-            unsafe { linear(op, finish, y) }
-        }
-
-        fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-            #[target_feature(enable = $features)]
-            fn linear(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
-                let panels = Panels::new(op.weights, op.bias, y);
-                walk_panels(panels, op.x, finish, |row| load_f16(row));
-            }
-            // SAFETY: as for `linear_f32`.
-            unsafe { linear(op, finish, y) }
-        }
-
-        #[target_feature(enable = $features)]
-        fn walk_panels<W>(
-            mut panels: Panels<'_, W>,
-            x: &[f32],
-            finish: Finish,
-            widen: impl Fn(&[W; PANEL]) -> Row + Copy,
-        ) {
-            loop {
-                let pass = match panels.pass($most) {
-                    $($fewer => panel_sums::<_, $fewer>(&mut panels, x, finish, widen),)*
-                    _ => panel_sums::<_, $most>(&mut panels, x, finish, widen),
-                };
-                if pass.is_none() {
-                    return;
-                }
-            }
-        }
-
-        /// The next `N` panels: sums over the inputs in order. None where no
-        /// panels are left.
-        #[target_feature(enable = $features)]
-        fn panel_sums<W, const N: usize>(
-            panels: &mut Panels<'_, W>,
-            x: &[f32],
-            finish: Finish,
-            widen: impl Fn(&[W; PANEL]) -> Row,
-        ) -> Option<()> {
+/// The next `N` panels, in a function of their own. None where no panels are left.
+#[inline(always)]
+fn pass<I: Simd, W: Weight, const N: usize>(
+    isa: I,
+    panels: &mut Panels<'_, W>,
+    x: &[f32],
+    finish: Finish,
+) -> Option<()> {
+    isa.run(
+        #[inline(always)]
+        |isa| {
             let pass = panels.take::<N>(x.len())?;
-            let mut sums = [zero(); N];
-            for (sum, bias) in sums.iter_mut().zip(pass.bias) {
-                *sum = load(bias);
-            }
-            for (k, x_k) in x.iter().enumerate() {
-                let x_k = broadcast(x_k);
-                for (n, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: n < N and k < x.len(), so the index is below
-                    // N·x.len(), the number of rows that `take` gave.
-                    let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
-                    prefetch(row);
-                    *sum = fma(widen(row), x_k, *sum);
-                }
-            }
+            let sums = sums(isa, &pass, x);
             let mut stored = [[0.0; PANEL]; N];
             for (stored, sum) in stored.iter_mut().zip(sums) {
-                save(stored, sum);
+                isa.store(stored, sum);
             }
-            store(&stored, finish, pass.y);
+            // Sums of padded outputs are dropped here.
+            for (y, &sum) in pass.y.iter_mut().zip(stored.as_flattened()) {
+                *y = finish.apply(*y, sum);
+            }
             Some(())
-        }
-    };
+        },
+    )
 }
-pub(crate) use linear_kernels;
+
+/// The biases plus the products with all inputs, in order.
+#[inline(always)]
+fn sums<I: Simd, W: Weight, const N: usize>(
+    isa: I,
+    pass: &Pass<'_, W, N>,
+    x: &[f32],
+) -> [I::Row; N] {
+    let mut sums = [isa.splat(0.0); N];
+    for (sum, bias) in sums.iter_mut().zip(pass.bias) {
+        *sum = isa.load(bias);
+    }
+    for (k, &x_k) in x.iter().enumerate() {
+        let x_k = isa.splat(x_k);
+        for (n, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: n < N and k < x.len(), so the index is below N·x.len(),
+            // the number of rows that `take` gave.
+            let row = unsafe { pass.weights.get_unchecked(n * x.len() + k) };
+            isa.prefetch(row);
+            *sum = isa.mul_add(W::load(isa, row), x_k, *sum);
+        }
+    }
+    sums
+}

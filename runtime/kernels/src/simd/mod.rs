@@ -1,22 +1,18 @@
-//! Kernels over rows of sixteen lanes: what instruction sets share.
+//! Kernels over rows of sixteen f32 lanes, written once for all instruction sets.
 //!
-//! Owns the order of every sum and the walk over memory. Knows no
-//! instructions: each macro here becomes functions in the file of an
-//! instruction set, compiled for its features, over the few functions that
-//! this file defines:
+//! [`Isa`] is an instruction set: a value of the type proves that the CPU has
+//! it. [`Simd`] adds the operations on rows. A kernel is a generic function
+//! over them that owns the order of every sum and the walk over memory; it
+//! contains no instructions. The file of an instruction set implements the
+//! traits and lists its kernels in a [`Kernels`](crate::Kernels) table.
 //!
-//! | | |
-//! |---|---|
-//! | `Row` | sixteen f32, in one register or several |
-//! | `zero`, `broadcast`, `load`, `save` | made and kept |
-//! | `load_f16` | loaded from IEEE binary16, exactly |
-//! | `add`, `sub`, `mul`, `div` | lane by lane, rounded to nearest |
-//! | `fma(a, b, c)` | `a·b + c`, in one rounding or two |
-//! | `max(a, b)`, `min(a, b)` | `a > b ? a : b`, `a < b ? a : b`: `b` where either is NaN |
-//! | `power(x)` | `2ⁿ` from the bits of `n + 1.5·2²³` |
-//! | `total` | the sum of all lanes, in any order |
-//! | `transpose` | sixteen rows in memory become columns; may be [`attention::transpose`] |
-//! | `prefetch` | a hint that a row of weights will be read soon |
+//! # Inlining
+//!
+//! Only code inside [`Isa::run`] is compiled for the instruction set. A kernel
+//! enters it once, with [`enter`], and every function and closure below is
+//! `#[inline(always)]`, because a function of its own would be compiled for
+//! the target's baseline. Where a kernel has variants that are better compiled
+//! as functions of their own, it calls [`Isa::run`] again.
 
 pub(crate) mod attention;
 pub(crate) mod conv;
@@ -25,39 +21,115 @@ pub(crate) mod int8;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod norm;
-
-/// What the macros of this module expect to find beside them.
-pub(crate) mod prelude {
-    pub(crate) use core::ops::Range;
-
-    pub(crate) use super::attention::{self, attention_kernel};
-    pub(crate) use super::conv::{
-        self, Column, FEW, Part, Pass, Strip, Tile, Windows, conv2d_kernels,
-    };
-    pub(crate) use super::linear::{Panels, linear_kernels, store};
-    pub(crate) use super::math::math_rows;
-    pub(crate) use super::norm::norm_kernels;
-    pub(crate) use super::{padded, row_at, row_at_mut};
-    pub(crate) use crate::attention::Attention;
-    pub(crate) use crate::layout::PANEL;
-    pub(crate) use crate::norm::{self, Normal};
-    pub(crate) use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32};
-}
+mod windows;
 
 use crate::layout::PANEL;
 
-/// The size of the next of the fewest, evenest passes of at most `most` over
-/// `left` things: a short last pass could not hide the latency of its sums.
-#[inline]
+/// An instruction set. A value exists only where the CPU has its instructions.
+pub(crate) trait Isa: Copy {
+    /// A value, if the CPU is known to have the instructions, as it is to whoever
+    /// has a table from [`Kernels::available`](crate::Kernels::available).
+    fn known() -> Option<Self>;
+
+    /// Runs a kernel in a function that is compiled for the instruction set.
+    ///
+    /// The closure must be `#[inline(always)]`, see the module's documentation.
+    fn run<T>(self, kernel: impl FnOnce(Self) -> T) -> T;
+}
+
+/// An instruction set with operations on rows of sixteen f32 lanes.
+///
+/// All operations round to nearest, lane by lane. All but [`Simd::mul_add`]
+/// and [`Simd::sum`] give the same bits on every instruction set.
+pub(crate) trait Simd: Isa {
+    /// Sixteen f32, in one register or several.
+    type Row: Copy;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::Row;
+    fn load(self, row: &[f32; PANEL]) -> Self::Row;
+    /// Loads IEEE binary16 numbers; the conversion is exact.
+    fn load_f16(self, row: &[u16; PANEL]) -> Self::Row;
+    fn store(self, row: &mut [f32; PANEL], value: Self::Row);
+
+    fn add(self, a: Self::Row, b: Self::Row) -> Self::Row;
+    fn sub(self, a: Self::Row, b: Self::Row) -> Self::Row;
+    fn mul(self, a: Self::Row, b: Self::Row) -> Self::Row;
+    fn div(self, a: Self::Row, b: Self::Row) -> Self::Row;
+    /// `a·b + c`, rounded once or twice.
+    fn mul_add(self, a: Self::Row, b: Self::Row, c: Self::Row) -> Self::Row;
+    /// `a > b ? a : b`: `b` where either is NaN.
+    fn max(self, a: Self::Row, b: Self::Row) -> Self::Row;
+    /// `a < b ? a : b`: `b` where either is NaN.
+    fn min(self, a: Self::Row, b: Self::Row) -> Self::Row;
+    /// `2ⁿ`, given `n + 1.5·2²³` for an integer `n`: the low bits of the
+    /// mantissa become the exponent.
+    fn exp2_of_rounded(self, x: Self::Row) -> Self::Row;
+
+    /// The sum of all lanes, in any order.
+    fn sum(self, row: Self::Row) -> f32;
+
+    /// Swaps rows and columns.
+    #[inline(always)]
+    fn transpose(self, rows: &Square) -> Square {
+        attention::transpose(rows)
+    }
+
+    /// A hint that a row of weights a little further on will be read soon.
+    #[inline(always)]
+    fn prefetch<W>(self, _row: &[W; PANEL]) {}
+}
+
+/// Sixteen rows in memory.
+pub(crate) type Square = [[f32; PANEL]; PANEL];
+
+/// A type that weights are stored in.
+pub(crate) trait Weight: Copy {
+    /// A row of weights as f32.
+    fn load<I: Simd>(isa: I, row: &[Self; PANEL]) -> I::Row;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    fn load<I: Simd>(isa: I, row: &[f32; PANEL]) -> I::Row {
+        isa.load(row)
+    }
+}
+
+/// IEEE binary16 bits.
+impl Weight for u16 {
+    #[inline(always)]
+    fn load<I: Simd>(isa: I, row: &[u16; PANEL]) -> I::Row {
+        isa.load_f16(row)
+    }
+}
+
+/// Runs a kernel on `I`.
+///
+/// Only tables name `I`, and only a CPU that is known to have it gets them: there
+/// always is a value. If there were none, nothing would be written.
+#[inline(always)]
+pub(crate) fn enter<I: Isa>(kernel: impl FnOnce(I)) {
+    let isa = I::known();
+    debug_assert!(isa.is_some(), "a table for another CPU");
+    if let Some(isa) = isa {
+        isa.run(kernel);
+    }
+}
+
+/// The size of the next pass over `left` items, at most `most`: passes are as
+/// few as possible and of even size, because a short last pass could not hide
+/// the latency of its additions.
+#[inline(always)]
 pub(crate) fn even(left: usize, most: usize) -> usize {
     left.div_ceil(left.div_ceil(most).max(1))
 }
 
-/// The sixteen values from `at` on, zeros where there are no more.
-#[inline]
-pub(crate) fn padded(x: &[f32], at: usize, len: usize) -> [f32; PANEL] {
+/// The first `len` values, then zeros.
+#[inline(always)]
+fn padded(x: &[f32], len: usize) -> [f32; PANEL] {
     let mut row = [0.0; PANEL];
-    for (row, &x) in row.iter_mut().zip(x.iter().skip(at).take(len)) {
+    for (row, &x) in row.iter_mut().zip(x.iter().take(len)) {
         *row = x;
     }
     row
@@ -67,10 +139,11 @@ pub(crate) fn padded(x: &[f32], at: usize, len: usize) -> [f32; PANEL] {
 ///
 /// # Safety
 /// `at + 16 <= x.len()`.
-#[inline]
-pub(crate) unsafe fn row_at(x: &[f32], at: usize) -> &[f32; PANEL] {
+#[inline(always)]
+unsafe fn row_at(x: &[f32], at: usize) -> &[f32; PANEL] {
     debug_assert!(at + PANEL <= x.len());
-    // SAFETY: the caller's; any f32 is aligned as a row is.
+    // SAFETY: in bounds by the caller's promise; an array of f32 is aligned
+    // like an f32.
     unsafe { &*x.as_ptr().add(at).cast() }
 }
 
@@ -78,8 +151,8 @@ pub(crate) unsafe fn row_at(x: &[f32], at: usize) -> &[f32; PANEL] {
 ///
 /// # Safety
 /// `at + 16 <= x.len()`.
-#[inline]
-pub(crate) unsafe fn row_at_mut(x: &mut [f32], at: usize) -> &mut [f32; PANEL] {
+#[inline(always)]
+unsafe fn row_at_mut(x: &mut [f32], at: usize) -> &mut [f32; PANEL] {
     debug_assert!(at + PANEL <= x.len());
     // SAFETY: as in `row_at`.
     unsafe { &mut *x.as_mut_ptr().add(at).cast() }

@@ -1,143 +1,273 @@
-//! AVX2 with FMA and F16C: two registers per panel, two per row block of int8
-//! weights.
+//! AVX2 with FMA and F16C: two registers per row of f32, two per row block of
+//! int8 weights.
 
 use core::arch::x86_64::*;
 
-use super::int8::{self, linear_i8_kernels};
-use super::prefetch;
-use crate::layout::ROWS;
-use crate::simd::attention::transpose;
-use crate::simd::prelude::*;
+use super::avx512::{Avx512, Vnni};
+use super::int8::{self, Block, Product, Words, linear_i8, linear_i8_f32};
+use super::{Level, known, prefetch};
+use crate::layout::PANEL;
+use crate::simd::attention::attention;
+use crate::simd::conv::{conv2d_f16, conv2d_f32};
+use crate::simd::linear::{linear_f16, linear_f32};
+use crate::simd::norm::loops;
+use crate::simd::{Isa, Simd, Square};
+use crate::table::Kernels;
 
-/// Needs AVX2, FMA and F16C.
 pub(super) static KERNELS: Kernels = Kernels {
     name: "avx2",
-    linear_f32,
-    linear_f16,
-    conv2d_f32,
-    conv2d_f16,
-    linear_i8,
-    linear_i8_f32,
-    attention,
-    norm: NORM,
+    // Eight sums hide the latency of one.
+    linear_f32: linear_f32::<Avx2, 4>,
+    linear_f16: linear_f16::<Avx2, 4>,
+    // Six columns of two registers leave room for a row of weights and an input.
+    // Four where sums are short and most of the time is spent between tiles.
+    conv2d_f32: conv2d_f32::<Avx2, 1, 6, 4>,
+    conv2d_f16: conv2d_f16::<Avx2, 1, 6, 4>,
+    linear_i8: linear_i8::<Avx2, 4>,
+    linear_i8_f32: linear_i8_f32::<Avx2, 4>,
+    attention: attention::<Avx2, 4, 2, 4>,
+    norm: loops::<Avx2, 2>(),
 };
 
-type Row = [__m256; 2];
+/// Proves that the CPU has AVX2, FMA and F16C: only `known` makes a value.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
 
-// Eight sums hide the latency of one.
-linear_kernels!("avx2,fma,f16c", 4, 3 2 1);
-// Six columns of two registers leave room for a row of weights and an input.
-// Four where sums are short and most of the time goes by between tiles.
-conv2d_kernels!("avx2,fma,f16c", 1, 4, 6, 5 4 3 2);
-math_rows!("avx2,fma,f16c", 2);
-attention_kernel!("avx2,fma,f16c", 4, 4);
-norm_kernels!("avx2,fma,f16c");
+impl Isa for Avx2 {
+    #[inline(always)]
+    fn known() -> Option<Self> {
+        known(Level::Avx2).then_some(Self(()))
+    }
 
-/// Instructions of half a row as functions of whole ones.
-macro_rules! halves {
-    ($($name:ident: $instruction:ident,)+) => {$(
-        #[inline]
-        #[target_feature(enable = "avx2,fma")]
-        fn $name(a: Row, b: Row) -> Row {
-            [$instruction(a[0], b[0]), $instruction(a[1], b[1])]
+    #[inline(always)]
+    fn run<T>(self, kernel: impl FnOnce(Self) -> T) -> T {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn run<T>(isa: Avx2, kernel: impl FnOnce(Avx2) -> T) -> T {
+            kernel(isa)
         }
-    )+};
+        // SAFETY: `self` proves that the CPU has these features.
+        unsafe { run(self, kernel) }
+    }
 }
 
-halves! {
-    add: _mm256_add_ps,
-    sub: _mm256_sub_ps,
-    mul: _mm256_mul_ps,
-    div: _mm256_div_ps,
-    max: _mm256_max_ps,
-    min: _mm256_min_ps,
+/// Whatever has AVX-512 has AVX2, see [`Level`].
+impl From<Avx512> for Avx2 {
+    #[inline(always)]
+    fn from(_: Avx512) -> Self {
+        Self(())
+    }
 }
 
+/// Whatever has VNNI has AVX2, see [`Level`].
+impl From<Vnni> for Avx2 {
+    #[inline(always)]
+    fn from(_: Vnni) -> Self {
+        Self(())
+    }
+}
+
+impl Simd for Avx2 {
+    type Row = [__m256; 2];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Row {
+        // SAFETY: `self` proves that the CPU has AVX.
+        [unsafe { _mm256_set1_ps(x) }; 2]
+    }
+
+    #[inline(always)]
+    fn load(self, row: &[f32; PANEL]) -> Self::Row {
+        let (low, high) = halves(row);
+        // SAFETY: `self` proves AVX; each half of a row is 32 bytes.
+        unsafe { [_mm256_loadu_ps(low), _mm256_loadu_ps(high)] }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, row: &[u16; PANEL]) -> Self::Row {
+        let (low, high) = halves(row);
+        // SAFETY: `self` proves AVX and F16C; each half of a row is 16 bytes.
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast()));
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, row: &mut [f32; PANEL], value: Self::Row) {
+        let (low, high) = row.split_at_mut(PANEL / 2);
+        // SAFETY: `self` proves AVX; each half of a row is 32 bytes.
+        unsafe {
+            _mm256_storeu_ps(low.as_mut_ptr(), value[0]);
+            _mm256_storeu_ps(high.as_mut_ptr(), value[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Row, b: Self::Row, c: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves FMA.
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn exp2_of_rounded(self, x: Self::Row) -> Self::Row {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_castps_si256(x[0]), bias);
+            let high = _mm256_add_epi32(_mm256_castps_si256(x[1]), bias);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
+            ]
+        }
+    }
+
+    /// By halves.
+    #[inline(always)]
+    fn sum(self, row: Self::Row) -> f32 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let eight = _mm256_add_ps(row[0], row[1]);
+            let (low, high) = (
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let four = _mm_add_ps(low, high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    /// In registers, by quarters of eight rows and columns.
+    #[inline(always)]
+    fn transpose(self, rows: &Square) -> Square {
+        let mut columns = [[0.0; PANEL]; PANEL];
+        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let from: &[_; 8] = &rows.as_chunks().0[i];
+            let to: &mut [_; 8] = &mut columns.as_chunks_mut().0[j];
+            // SAFETY: `self` proves AVX.
+            unsafe { transpose(from, j, to, i) };
+        }
+        columns
+    }
+
+    #[inline(always)]
+    fn prefetch<W>(self, row: &[W; PANEL]) {
+        prefetch(row);
+    }
+}
+
+/// Where the two halves of a row begin.
+#[inline(always)]
+fn halves<W>(row: &[W; PANEL]) -> (*const W, *const W) {
+    let (low, high) = row.split_at(PANEL / 2);
+    (low.as_ptr(), high.as_ptr())
+}
+
+/// Half `from_half` of eight rows becomes half `to_half` of eight columns.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
-fn fma(a: Row, b: Row, c: Row) -> Row {
-    [
-        _mm256_fmadd_ps(a[0], b[0], c[0]),
-        _mm256_fmadd_ps(a[1], b[1], c[1]),
-    ]
+#[target_feature(enable = "avx")]
+fn transpose(
+    rows: &[[f32; PANEL]; 8],
+    from_half: usize,
+    columns: &mut [[f32; PANEL]; 8],
+    to_half: usize,
+) {
+    let mut a = [_mm256_setzero_ps(); 8];
+    for (a, row) in a.iter_mut().zip(rows) {
+        let half: &[_; 8] = &row.as_chunks().0[from_half];
+        // SAFETY: eight f32 are 32 bytes.
+        *a = unsafe { _mm256_loadu_ps(half.as_ptr()) };
+    }
+    // Pairs of rows, then quads: `a[4g + c]` becomes columns c and c + 4 of rows
+    // 4g to 4g + 3.
+    for g in [0, 4] {
+        let (p, q) = (
+            _mm256_unpacklo_ps(a[g], a[g + 1]),
+            _mm256_unpackhi_ps(a[g], a[g + 1]),
+        );
+        let (r, s) = (
+            _mm256_unpacklo_ps(a[g + 2], a[g + 3]),
+            _mm256_unpackhi_ps(a[g + 2], a[g + 3]),
+        );
+        a[g] = _mm256_shuffle_ps::<0b01_00_01_00>(p, r);
+        a[g + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(p, r);
+        a[g + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(q, s);
+        a[g + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(q, s);
+    }
+    for c in 0..4 {
+        let halves = [
+            _mm256_permute2f128_ps::<0x20>(a[c], a[c + 4]),
+            _mm256_permute2f128_ps::<0x31>(a[c], a[c + 4]),
+        ];
+        for (column, half) in [c, c + 4].into_iter().zip(halves) {
+            let to: &mut [_; 8] = &mut columns[column].as_chunks_mut().0[to_half];
+            // SAFETY: eight f32 are 32 bytes.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), half) };
+        }
+    }
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn power(x: Row) -> Row {
-    let bias = _mm256_set1_epi32(127);
-    x.map(|x| {
-        let n = _mm256_add_epi32(_mm256_castps_si256(x), bias);
-        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
-    })
-}
+impl Product for Avx2 {
+    type Inputs = Words;
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn zero() -> Row {
-    [_mm256_setzero_ps(); 2]
-}
+    #[inline(always)]
+    fn prepare<'a>(self, x: &[i8], scratch: &'a mut [i16]) -> (&'a [Words], i32) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { int8::widen(x, scratch) }
+    }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn broadcast(x: &f32) -> Row {
-    [_mm256_set1_ps(*x); 2]
-}
-
-/// The sum of all lanes, by halves.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn total(sum: Row) -> f32 {
-    let eight = _mm256_add_ps(sum[0], sum[1]);
-    let four = _mm_add_ps(
-        _mm256_castps256_ps128(eight),
-        _mm256_extractf128_ps::<1>(eight),
-    );
-    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load_f16(row: &[u16; PANEL]) -> Row {
-    let (low, high) = split(row);
-    // SAFETY: each half of a row is 16 bytes.
-    let (low, high) = unsafe { (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast())) };
-    [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn save(row: &mut [f32; PANEL], sum: Row) {
-    // SAFETY: half a row is 32 bytes.
-    unsafe {
-        _mm256_storeu_ps(row.as_mut_ptr(), sum[0]);
-        _mm256_storeu_ps(row.as_mut_ptr().add(PANEL / 2), sum[1]);
+    #[inline(always)]
+    fn dot<const N: usize>(self, weights: &[Block], x: &[Words]) -> [__m256i; N] {
+        // SAFETY: `self` proves AVX2.
+        unsafe { dot(weights, x) }
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(row: &[f32; PANEL]) -> Row {
-    let (low, high) = split(row);
-    // SAFETY: each half of a row is 32 bytes.
-    unsafe { [_mm256_loadu_ps(low), _mm256_loadu_ps(high)] }
-}
-
-/// Where the two halves of a row begin.
-#[inline]
-fn split<W>(row: &[W; PANEL]) -> (*const W, *const W) {
-    let (low, high) = row.split_at(PANEL / 2);
-    (low.as_ptr(), high.as_ptr())
-}
-
-linear_i8_kernels!("avx2", 4, 3 2 1);
-
-use int8::{Words as Inputs, widen as prepare};
-
-/// The sums of `N` row blocks.
-#[target_feature(enable = "avx2")]
-fn dot<const N: usize>(weights: &[int8::Block], x: &[Inputs]) -> [__m256i; N] {
+fn dot<const N: usize>(weights: &[Block], x: &[Words]) -> [__m256i; N] {
     let mut sums = [[_mm256_setzero_si256(); 2]; N];
     if weights.len() == N * x.len() {
         for (k, x_k) in x.iter().enumerate() {

@@ -6,9 +6,10 @@
 
 use core::arch::x86_64::*;
 
+use super::avx2::Avx2;
 use crate::layout::{COLUMNS, ROWS};
-use crate::simd::even;
-use crate::table::Requantize;
+use crate::simd::{Isa, enter, even};
+use crate::table::{Finish, LinearI8, Requantize};
 
 /// Eight rows of eight inputs.
 pub(super) type Block = [u8; ROWS * COLUMNS];
@@ -20,28 +21,22 @@ pub(super) type Bytes = Quad;
 pub(super) type Words = [Quad; 2];
 
 /// What is left to do of a layer, or one pass of it.
-pub(super) struct Blocks<'a, P, Y> {
+struct Blocks<'a, P, Y> {
     /// `[row blocks, column blocks]`.
-    pub(super) weights: &'a [Block],
+    weights: &'a [Block],
     /// `[row blocks]`.
-    pub(super) bias: &'a [[i32; ROWS]],
+    bias: &'a [[i32; ROWS]],
     /// `[row blocks]`, multipliers or scales.
-    pub(super) parameters: &'a [[P; ROWS]],
+    parameters: &'a [[P; ROWS]],
     /// Up to `row blocks · 8`.
-    pub(super) y: &'a mut [Y],
+    y: &'a mut [Y],
 }
 
 impl<'a, P, Y> Blocks<'a, P, Y> {
-    /// How many row blocks the next pass should have, see [`even`].
-    #[inline]
-    pub(super) fn pass(&self, most: usize) -> usize {
-        even(self.bias.len(), most)
-    }
-
     /// Splits off the next `n` row blocks of `columns` blocks each, if there
     /// are that many.
     #[inline]
-    pub(super) fn take(&mut self, n: usize, columns: usize) -> Option<Blocks<'a, P, Y>> {
+    fn take(&mut self, n: usize, columns: usize) -> Option<Blocks<'a, P, Y>> {
         let outputs = self.y.len().min(n * ROWS);
         Some(Blocks {
             bias: self.bias.split_off(..n)?,
@@ -52,100 +47,146 @@ impl<'a, P, Y> Blocks<'a, P, Y> {
     }
 }
 
-/// The two int8 kernels of one instruction set, whose features are `$features`.
-///
-/// Expects `Inputs`, `prepare` and `dot` beside it; up to `$most` row blocks are walked
-/// side by side, or any number in `$fewer`.
-macro_rules! linear_i8_kernels {
-    ($features:literal, $most:literal, $($fewer:literal)+) => {
-        pub(super) fn linear_i8(
-            op: $crate::table::LinearI8<'_>,
-            requantize: $crate::table::Requantize<'_>,
-            y: &mut [i8],
-        ) {
-            #[target_feature(enable = $features)]
-            fn linear(
-                op: $crate::table::LinearI8<'_>,
-                requantize: $crate::table::Requantize<'_>,
-                y: &mut [i8],
-            ) {
-                walk(
-                    op,
-                    requantize.multipliers,
-                    y,
-                    |sums, multipliers| int8::requantize(sums, multipliers, &requantize),
-                    |y, value| *y = value,
-                );
-            }
-            // SAFETY: this function is reachable only through tables that
-            // `available` hands out where the CPU has their features.
-            unsafe { linear(op, requantize, y) }
-        }
+/// An instruction set with products of int8 weights and inputs, and with AVX2
+/// for all else.
+pub(super) trait Product: Isa + Into<Avx2> {
+    /// Eight prepared inputs.
+    type Inputs;
 
-        pub(super) fn linear_i8_f32(
-            op: $crate::table::LinearI8<'_>,
-            scales: &[f32],
-            finish: $crate::table::Finish,
-            y: &mut [f32],
-        ) {
-            #[target_feature(enable = $features)]
-            fn linear(
-                op: $crate::table::LinearI8<'_>,
-                scales: &[f32],
-                finish: $crate::table::Finish,
-                y: &mut [f32],
-            ) {
-                walk(op, scales, y, |sums, scales| int8::dequantize(sums, scales), |y, value| {
-                    *y = finish.apply(*y, value)
-                });
-            }
-            // SAFETY: as for `linear_i8`.
-            unsafe { linear(op, scales, finish, y) }
-        }
+    /// Prepared inputs, padded with zeros to whole blocks, and what the `+ 128`
+    /// of weights adds to every sum.
+    fn prepare<'a>(self, x: &[i8], scratch: &'a mut [i16]) -> (&'a [Self::Inputs], i32);
 
-        #[target_feature(enable = $features)]
-        fn walk<P, Y: Copy + Default>(
-            op: $crate::table::LinearI8<'_>,
-            parameters: &[P],
-            y: &mut [Y],
-            convert: impl Fn(__m256i, &[P; ROWS]) -> [Y; ROWS] + Copy,
-            write: impl Fn(&mut Y, Y) + Copy,
-        ) {
-            let (x, excess) = prepare(op.x, op.scratch);
-            let mut blocks = int8::Blocks {
-                weights: op.weights.as_chunks().0,
-                bias: op.bias.as_chunks().0,
-                parameters: parameters.as_chunks().0,
-                y,
-            };
-            loop {
-                let pass = match blocks.pass($most) {
-                    $($fewer => pass::<_, _, $fewer>(&mut blocks, x, excess, convert, write),)+
-                    _ => pass::<_, _, $most>(&mut blocks, x, excess, convert, write),
-                };
-                if pass.is_none() {
-                    return;
-                }
-            }
-        }
-
-        /// The next `N` row blocks. None where none are left.
-        #[target_feature(enable = $features)]
-        fn pass<P, Y: Copy + Default, const N: usize>(
-            blocks: &mut int8::Blocks<'_, P, Y>,
-            x: &[Inputs],
-            excess: i32,
-            convert: impl Fn(__m256i, &[P; ROWS]) -> [Y; ROWS],
-            write: impl Fn(&mut Y, Y),
-        ) -> Option<()> {
-            let pass = blocks.take(N, x.len())?;
-            let sums = dot::<N>(pass.weights, x);
-            int8::finish(sums, excess, pass, convert, write);
-            Some(())
-        }
-    };
+    /// The sums of `N` row blocks.
+    fn dot<const N: usize>(self, weights: &[Block], x: &[Self::Inputs]) -> [__m256i; N];
 }
-pub(super) use linear_i8_kernels;
+
+/// How accumulators become outputs.
+trait Epilogue {
+    /// What an output has of its own.
+    type Parameter;
+    type Output: Copy + Default;
+
+    fn convert(
+        &self,
+        avx2: Avx2,
+        sums: __m256i,
+        parameters: &[Self::Parameter; ROWS],
+    ) -> [Self::Output; ROWS];
+
+    fn write(&self, y: &mut Self::Output, value: Self::Output);
+}
+
+impl Epilogue for Requantize<'_> {
+    type Parameter = i32;
+    type Output = i8;
+
+    #[inline(always)]
+    fn convert(&self, _avx2: Avx2, sums: __m256i, multipliers: &[i32; ROWS]) -> [i8; ROWS] {
+        // SAFETY: `_avx2` proves AVX2.
+        unsafe { requantize(sums, multipliers, self) }
+    }
+
+    #[inline(always)]
+    fn write(&self, y: &mut i8, value: i8) {
+        *y = value;
+    }
+}
+
+impl Epilogue for Finish {
+    type Parameter = f32;
+    type Output = f32;
+
+    #[inline(always)]
+    fn convert(&self, _avx2: Avx2, sums: __m256i, scales: &[f32; ROWS]) -> [f32; ROWS] {
+        // SAFETY: `_avx2` proves AVX2.
+        unsafe { dequantize(sums, scales) }
+    }
+
+    #[inline(always)]
+    fn write(&self, y: &mut f32, value: f32) {
+        *y = self.apply(*y, value);
+    }
+}
+
+/// A layer with int8 outputs on instruction set `I`, up to `MOST` (at most 8)
+/// row blocks at a time.
+pub(super) fn linear_i8<I: Product, const MOST: usize>(
+    mut op: LinearI8<'_>,
+    requantize: Requantize<'_>,
+    y: &mut [i8],
+) {
+    enter(
+        #[inline(always)]
+        |isa: I| walk::<I, _, MOST>(isa, &mut op, requantize.multipliers, &requantize, y),
+    );
+}
+
+/// [`linear_i8`] with f32 outputs.
+pub(super) fn linear_i8_f32<I: Product, const MOST: usize>(
+    mut op: LinearI8<'_>,
+    scales: &[f32],
+    finish: Finish,
+    y: &mut [f32],
+) {
+    enter(
+        #[inline(always)]
+        |isa: I| walk::<I, _, MOST>(isa, &mut op, scales, &finish, y),
+    );
+}
+
+#[inline(always)]
+fn walk<I: Product, E: Epilogue, const MOST: usize>(
+    isa: I,
+    op: &mut LinearI8<'_>,
+    parameters: &[E::Parameter],
+    epilogue: &E,
+    y: &mut [E::Output],
+) {
+    const { assert!(MOST <= 8) };
+    let (x, excess) = isa.prepare(op.x, op.scratch);
+    let blocks = &mut Blocks {
+        weights: op.weights.as_chunks().0,
+        bias: op.bias.as_chunks().0,
+        parameters: parameters.as_chunks().0,
+        y,
+    };
+    loop {
+        let pass = match even(blocks.bias.len(), MOST) {
+            8 if MOST >= 8 => pass::<I, E, 8>(isa, blocks, x, excess, epilogue),
+            7 if MOST >= 7 => pass::<I, E, 7>(isa, blocks, x, excess, epilogue),
+            6 if MOST >= 6 => pass::<I, E, 6>(isa, blocks, x, excess, epilogue),
+            5 if MOST >= 5 => pass::<I, E, 5>(isa, blocks, x, excess, epilogue),
+            4 if MOST >= 4 => pass::<I, E, 4>(isa, blocks, x, excess, epilogue),
+            3 if MOST >= 3 => pass::<I, E, 3>(isa, blocks, x, excess, epilogue),
+            2 if MOST >= 2 => pass::<I, E, 2>(isa, blocks, x, excess, epilogue),
+            _ => pass::<I, E, 1>(isa, blocks, x, excess, epilogue),
+        };
+        if pass.is_none() {
+            return;
+        }
+    }
+}
+
+/// The next `N` row blocks, in a function of their own. None where none are left.
+#[inline(always)]
+fn pass<I: Product, E: Epilogue, const N: usize>(
+    isa: I,
+    blocks: &mut Blocks<'_, E::Parameter, E::Output>,
+    x: &[I::Inputs],
+    excess: i32,
+    epilogue: &E,
+) -> Option<()> {
+    isa.run(
+        #[inline(always)]
+        |isa| {
+            let pass = blocks.take(N, x.len())?;
+            let sums = isa.dot::<N>(pass.weights, x);
+            finish(isa.into(), sums, excess, pass, epilogue);
+            Some(())
+        },
+    )
+}
 
 /// `x` as bytes, padded with zeros to whole blocks, and what 128 added to
 /// every weight adds to every sum.
@@ -214,37 +255,39 @@ pub(super) fn lane(quad: &Quad) -> i64 {
 }
 
 /// Turns the sums of a pass into accumulators and those into outputs.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn finish<const N: usize, P, Y: Copy + Default>(
+#[inline(always)]
+fn finish<const N: usize, E: Epilogue>(
+    avx2: Avx2,
     sums: [__m256i; N],
     excess: i32,
-    pass: Blocks<'_, P, Y>,
-    convert: impl Fn(__m256i, &[P; ROWS]) -> [Y; ROWS],
-    write: impl Fn(&mut Y, Y),
+    pass: Blocks<'_, E::Parameter, E::Output>,
+    epilogue: &E,
 ) {
-    let excess = _mm256_set1_epi32(excess);
-    let mut values = [[Y::default(); ROWS]; N];
+    let mut values = [[E::Output::default(); ROWS]; N];
     let parameters = pass.bias.iter().zip(pass.parameters);
     for ((values, sums), (bias, parameters)) in values.iter_mut().zip(sums).zip(parameters) {
-        // SAFETY: eight i32 are 32 bytes.
-        let bias = unsafe { _mm256_loadu_si256(bias.as_ptr().cast()) };
-        let sums = _mm256_add_epi32(_mm256_sub_epi32(sums, excess), bias);
-        *values = convert(sums, parameters);
+        // SAFETY: `avx2` proves AVX2.
+        let sums = unsafe { accumulators(sums, excess, bias) };
+        *values = epilogue.convert(avx2, sums, parameters);
     }
     for (y, &value) in pass.y.iter_mut().zip(values.as_flattened()) {
-        write(y, value);
+        epilogue.write(y, value);
     }
+}
+
+/// The sums of a row block without their excess, plus the bias.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn accumulators(sums: __m256i, excess: i32, bias: &[i32; ROWS]) -> __m256i {
+    // SAFETY: eight i32 are 32 bytes.
+    let bias = unsafe { _mm256_loadu_si256(bias.as_ptr().cast()) };
+    _mm256_add_epi32(_mm256_sub_epi32(sums, _mm256_set1_epi32(excess)), bias)
 }
 
 /// [`Requantize::apply`] for eight accumulators.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn requantize(
-    sums: __m256i,
-    multipliers: &[i32; ROWS],
-    rule: &Requantize<'_>,
-) -> [i8; ROWS] {
+fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -> [i8; ROWS] {
     // SAFETY: eight i32 are 32 bytes.
     let multipliers = unsafe { _mm256_loadu_si256(multipliers.as_ptr().cast()) };
     let half = _mm256_set1_epi64x(1 << 31);
@@ -273,7 +316,7 @@ pub(super) fn requantize(
 /// Eight accumulators times their scales.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn dequantize(sums: __m256i, scales: &[f32; ROWS]) -> [f32; ROWS] {
+fn dequantize(sums: __m256i, scales: &[f32; ROWS]) -> [f32; ROWS] {
     let mut values = [0.0; ROWS];
     // SAFETY: eight f32 are 32 bytes, on both sides.
     unsafe {

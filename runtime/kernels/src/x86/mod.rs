@@ -1,44 +1,72 @@
 //! x86-64: which tables this CPU runs.
 //!
-//! Owns detection without std, and the one door to the tables: they are
-//! private, and [`available`] hands out only those whose instructions the CPU
-//! and the operating system support. That makes their safe functions sound.
+//! Owns detection without std. [`available`] hands out the tables whose
+//! instructions the CPU and the operating system support; after that,
+//! [`Isa::known`](crate::simd::Isa::known) gives values of their types.
 
 mod avx2;
 mod avx512;
 mod int8;
 
 use core::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T0, _mm_prefetch, _xgetbv};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::layout::PANEL;
 use crate::table::Kernels;
 
-/// Slowest first; every table needs the features of all before it.
+/// Slowest first, in the order of [`Level`].
 static TABLES: [&Kernels; 3] = [&avx2::KERNELS, &avx512::KERNELS, &avx512::VNNI_KERNELS];
 
 /// The tables that this CPU runs, slowest first.
 pub(crate) fn available() -> &'static [&'static Kernels] {
-    TABLES.get(..count()).unwrap_or(&[])
+    let tables = level() - Level::Baseline as u8;
+    TABLES.get(..tables.into()).unwrap_or(&[])
 }
 
-/// How many of [`TABLES`] this CPU runs, found out once.
-fn count() -> usize {
-    const UNKNOWN: usize = usize::MAX;
-    static COUNT: AtomicUsize = AtomicUsize::new(UNKNOWN);
-    // Relaxed: the number stands for itself, and racing threads find the same.
-    match COUNT.load(Ordering::Relaxed) {
-        UNKNOWN => {
-            let count = detect();
-            COUNT.store(count, Ordering::Relaxed);
-            count
+/// What a CPU has: everything up to one of these.
+#[derive(Clone, Copy)]
+enum Level {
+    /// What the target has.
+    Baseline = 1,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ.
+    Avx512,
+    /// AVX-512 VNNI.
+    Avx512Vnni,
+}
+
+/// The [`Level`] of this CPU as a number, 0 where it is not known yet.
+///
+/// All accesses are relaxed: no other data depends on it, and racing threads
+/// detect the same.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+/// The [`Level`] of this CPU as a number, detected once.
+#[inline]
+fn level() -> u8 {
+    match LEVEL.load(Ordering::Relaxed) {
+        0 => {
+            let level = detect() as u8;
+            LEVEL.store(level, Ordering::Relaxed);
+            level
         }
-        count => count,
+        level => level,
     }
 }
 
+/// Whether this CPU is known to have everything up to `wanted`.
+///
+/// Does not detect it, so that a kernel's entry stays short: whoever has a table
+/// has it from [`available`].
+#[inline(always)]
+fn known(wanted: Level) -> bool {
+    LEVEL.load(Ordering::Relaxed) >= wanted as u8
+}
+
 /// Asks CPUID what the CPU has, and XCR0 which registers the system saves.
-fn detect() -> usize {
+#[cold]
+fn detect() -> Level {
     const FMA_OSXSAVE_AVX_F16C: u32 = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;
     const AVX2: u32 = 1 << 5;
     const AVX512_F_DQ_BW_VL: u32 = 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31;
@@ -48,25 +76,29 @@ fn detect() -> usize {
 
     let has = |register: u32, bits: u32| register & bits == bits;
     if __cpuid(0).eax < 7 || !has(__cpuid(1).ecx, FMA_OSXSAVE_AVX_F16C) {
-        return 0;
+        return Level::Baseline;
     }
     // SAFETY: OSXSAVE is set, so XGETBV exists, and XCR0 always does.
     let saved = unsafe { _xgetbv(0) };
     let leaf = __cpuid_count(7, 0);
     if !has(leaf.ebx, AVX2) || saved & XMM_YMM != XMM_YMM {
-        return 0;
+        return Level::Baseline;
     }
     if !has(leaf.ebx, AVX512_F_DQ_BW_VL) || saved & MASKS_ZMM != MASKS_ZMM {
-        return 1;
+        return Level::Avx2;
     }
-    if has(leaf.ecx, AVX512_VNNI) { 3 } else { 2 }
+    if has(leaf.ecx, AVX512_VNNI) {
+        Level::Avx512Vnni
+    } else {
+        Level::Avx512
+    }
 }
 
 /// Asks for the row that is needed six inputs after this one.
 ///
 /// For weights beyond the second cache: the hardware's own prefetch stops at
 /// the end of every page, and each panel lies in pages of its own.
-#[inline]
+#[inline(always)]
 fn prefetch<W>(row: &[W; PANEL]) {
     const AHEAD: usize = 6;
     let ahead = core::ptr::from_ref(row).wrapping_add(AHEAD);
@@ -89,18 +121,22 @@ pub(crate) fn widest<O>(run: impl FnOnce(O), operands: O) {
     fn avx512<O>(run: impl FnOnce(O), operands: O) {
         run(operands)
     }
-    match count() {
-        0 => run(operands),
-        // SAFETY: the CPU has the features of the first table.
-        1 => unsafe { avx2(run, operands) },
-        // SAFETY: the CPU has the features of the second table.
-        _ => unsafe { avx512(run, operands) },
+    let level = level();
+    if level >= Level::Avx512 as u8 {
+        // SAFETY: this level has these features.
+        unsafe { avx512(run, operands) }
+    } else if level >= Level::Avx2 as u8 {
+        // SAFETY: this level has this feature.
+        unsafe { avx2(run, operands) }
+    } else {
+        run(operands)
     }
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use crate::simd::Isa;
 
     /// The standard library asks the same questions in its own way.
     #[test]
@@ -116,5 +152,11 @@ mod tests {
         let vnni = avx512 && std::is_x86_feature_detected!("avx512vnni");
         let expected = usize::from(avx2) + usize::from(avx512) + usize::from(vnni);
         assert_eq!(super::available().len(), expected);
+        let values = [
+            super::avx2::Avx2::known().is_some(),
+            super::avx512::Avx512::known().is_some(),
+            super::avx512::Vnni::known().is_some(),
+        ];
+        assert_eq!(values, [avx2, avx512, vnni]);
     }
 }
