@@ -2,7 +2,8 @@
 //!
 //! Stable Rust shows the DSP extension of Cortex-M in no cfg, so this script
 //! assembles one of its instructions for the very target and flags of the build
-//! and sets `quell_dsp` where that works. Other targets pay nothing for it.
+//! and sets `quell_dsp` where that works. Other targets pay nothing for it. It also sets
+//! `quell_one_table` where a program needs no tables to choose from.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -17,8 +18,14 @@ pub fn probe() {
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-check-cfg=cfg(quell_dsp)");
+    println!("cargo::rustc-check-cfg=cfg(quell_dsp, quell_one_table)");
     let target = env::var("TARGET").unwrap_or_default();
+    // A microcontroller is what its target says; only the suite compares tables.
+    let bare = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none");
+    let compares = env::var_os("CARGO_FEATURE_CONFORMANCE").is_some();
+    if bare && !compares && !target.starts_with("aarch64") {
+        println!("cargo::rustc-cfg=quell_one_table");
+    }
     // Where the probe itself cannot run, the scalar kernels serve.
     if target.starts_with("thumb") && assembles(&target).unwrap_or(false) {
         println!("cargo::rustc-cfg=quell_dsp");

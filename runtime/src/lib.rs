@@ -83,7 +83,8 @@ pub const fn guided_arena_bytes(file: &[u8]) -> usize {
 /// let model = quell::Model::<OPS>::open_for(MODEL)?;
 /// ```
 ///
-/// What a program asks for besides is added: [`EDITING`], [`DDPM`], [`CLASSIFIER`].
+/// What a program asks for besides is added: [`GUIDANCE`], [`EDITING`],
+/// [`DDPM`], [`CLASSIFIER`].
 ///
 /// # Panics
 /// As [`arena_bytes`].
@@ -93,6 +94,8 @@ pub const fn required(file: &[u8]) -> u64 {
 
 /// For `Model::<OPS>`: the program starts from images, interpolates, inpaints.
 pub const EDITING: u64 = OpSet::EDITING.bits();
+/// For `Model::<OPS>`: the program guides runs by the class.
+pub const GUIDANCE: u64 = OpSet::GUIDANCE.bits();
 /// For `Model::<OPS>`: the program samples by DDPM, or inverts DDIM.
 pub const DDPM: u64 = OpSet::DDPM.bits();
 /// For `Model::<OPS>`: the program guides runs by a classifier.

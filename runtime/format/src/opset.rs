@@ -22,7 +22,7 @@ impl OpSet {
     pub const QUANTILE: Self = Self(1 << 52);
     /// The network predicts variances.
     pub const LEARNED_VARIANCE: Self = Self(1 << 53);
-    /// There is a null class, so that runs can be guided by the class.
+    /// A program guides runs by the class. No file needs it.
     pub const GUIDANCE: Self = Self(1 << 54);
 
     /// A program edits: it starts from images, interpolates between seeds, inpaints. No

@@ -12,10 +12,11 @@ use crate::simd::int8::{Block, DotI8, linear_i8, linear_i8_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd};
-use crate::table::Kernels;
+use crate::table::{Entries, Kernels};
 
-pub(crate) static KERNELS: Kernels = Kernels {
-    name: "neon",
+pub(crate) static KERNELS: Kernels = Kernels::new("neon", ENTRIES);
+
+const ENTRIES: Entries = Entries {
     linear_f32: linear_f32::<Neon, 4>,
     linear_f16: linear_f16::<Neon, 4>,
     // Six columns of four registers leave room for a row of weights and an input;

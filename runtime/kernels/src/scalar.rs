@@ -5,10 +5,11 @@
 
 use crate::layout::{COLUMNS, PANEL, ROWS, bias_of};
 use crate::norm;
-use crate::table::{Conv2d, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+use crate::table::{Conv2d, Entries, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
 
-pub(crate) static KERNELS: Kernels = Kernels {
-    name: "scalar",
+pub(crate) static KERNELS: Kernels = Kernels::new("scalar", ENTRIES);
+
+pub(crate) const ENTRIES: Entries = Entries {
     linear_f32,
     linear_f16,
     conv2d_f32,

@@ -174,9 +174,20 @@ impl Finish {
 }
 
 /// The kernels of one instruction set.
+///
+/// A program for a microcontroller has one table, which the target decides. Its calls go
+/// straight to the functions, so that the linker drops what nothing calls; only with the
+/// `conformance` feature are there tables to choose from.
 pub struct Kernels {
     /// Name of the instruction set, as users know it: `scalar`, `avx2`, …
     pub name: &'static str,
+    #[cfg(not(quell_one_table))]
+    pub(crate) entries: Entries,
+}
+
+/// What a table has.
+#[derive(Clone, Copy)]
+pub(crate) struct Entries {
     pub(crate) linear_f32: fn(LinearF32<'_>, Finish, &mut [f32]),
     pub(crate) linear_f16: fn(LinearF16<'_>, Finish, &mut [f32]),
     pub(crate) conv2d_f32: fn(Conv2d<'_, f32>, Finish, &mut [f32]),
@@ -186,6 +197,12 @@ pub struct Kernels {
     pub(crate) attention: fn(Attention<'_>),
     pub(crate) norm: norm::Loops,
 }
+
+/// The only table of the program.
+#[cfg(all(quell_one_table, quell_dsp))]
+const ONLY: Entries = crate::arm::ENTRIES;
+#[cfg(all(quell_one_table, not(quell_dsp)))]
+const ONLY: Entries = crate::scalar::ENTRIES;
 
 /// Returns from the kernel where the operands do not fit each other.
 macro_rules! require {
@@ -198,7 +215,29 @@ macro_rules! require {
 }
 
 impl Kernels {
-    /// The portable reference.
+    #[cfg(not(quell_one_table))]
+    pub(crate) const fn new(name: &'static str, entries: Entries) -> Self {
+        Self { name, entries }
+    }
+
+    #[cfg(quell_one_table)]
+    pub(crate) const fn new(name: &'static str, _: Entries) -> Self {
+        Self { name }
+    }
+
+    #[cfg(not(quell_one_table))]
+    #[inline(always)]
+    fn entries(&self) -> &Entries {
+        &self.entries
+    }
+
+    #[cfg(quell_one_table)]
+    #[inline(always)]
+    fn entries(&self) -> &Entries {
+        &ONLY
+    }
+
+    /// The portable reference; where a program has one table, that one.
     pub fn scalar() -> &'static Kernels {
         &crate::scalar::KERNELS
     }
@@ -227,7 +266,7 @@ impl Kernels {
     pub fn linear_f32(&self, op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
         let outputs = layout::pad(y.len(), layout::PANEL);
         require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
-        (self.linear_f32)(op, finish, y)
+        (self.entries().linear_f32)(op, finish, y)
     }
 
     /// `y = W·x + b` (or `y += …`) with f16 weights; `y` is `[outputs]`.
@@ -235,7 +274,7 @@ impl Kernels {
     pub fn linear_f16(&self, op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
         let outputs = layout::pad(y.len(), layout::PANEL);
         require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
-        (self.linear_f16)(op, finish, y)
+        (self.entries().linear_f16)(op, finish, y)
     }
 
     /// 2-D convolution (or `y += …`) with f32 weights; `y` is `[out_height,
@@ -246,7 +285,7 @@ impl Kernels {
     pub fn conv2d_f32(&self, op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
         let (shape, weights) = (op.shape, op.weights.len());
         require!(shape.is_known() && shape.fits(weights, op.bias.len(), op.x.len(), y.len()));
-        (self.conv2d_f32)(op, finish, y)
+        (self.entries().conv2d_f32)(op, finish, y)
     }
 
     /// [`Kernels::conv2d_f32`] with f16 weights.
@@ -254,14 +293,14 @@ impl Kernels {
     pub fn conv2d_f16(&self, op: Conv2d<'_, u16>, finish: Finish, y: &mut [f32]) {
         let (shape, weights) = (op.shape, op.weights.len());
         require!(shape.is_known() && shape.fits(weights, op.bias.len(), op.x.len(), y.len()));
-        (self.conv2d_f16)(op, finish, y)
+        (self.entries().conv2d_f16)(op, finish, y)
     }
 
     /// int8 linear layer with int8 outputs; `y` is `[outputs]`.
     #[inline]
     pub fn linear_i8(&self, op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
         require!(fits_i8(&op, y.len()) && requantize.multipliers.len() == op.bias.len());
-        (self.linear_i8)(op, requantize, y)
+        (self.entries().linear_i8)(op, requantize, y)
     }
 
     /// int8 linear layer with f32 outputs: `y[o] = f32(acc[o])·scales[o]` (or
@@ -269,14 +308,14 @@ impl Kernels {
     #[inline]
     pub fn linear_i8_f32(&self, op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
         require!(fits_i8(&op, y.len()) && scales.len() == op.bias.len());
-        (self.linear_i8_f32)(op, scales, finish, y)
+        (self.entries().linear_i8_f32)(op, scales, finish, y)
     }
 
     /// `softmax(Q·Kᵀ / sqrt(d))·V`, `d` channels a head, in the queries' place.
     #[inline]
     pub fn attention(&self, op: Attention<'_>) {
         require!(op.sizes().is_some());
-        (self.attention)(op)
+        (self.entries().attention)(op)
     }
 
     /// Group normalization, then SiLU where `silu`; `y` is `[pixels, channels]`.
@@ -318,7 +357,7 @@ impl Kernels {
                 .iter()
                 .all(|part| part.len().is_multiple_of(pixels.max(1)))
         );
-        let done = op.prepare(&self.norm, parts, pixels, table);
+        let done = op.prepare(&self.entries().norm, parts, pixels, table);
         debug_assert!(done.is_some() || image == 0);
     }
 
@@ -334,7 +373,7 @@ impl Kernels {
             if let (Some(op), Some(y)) =
                 (Normal::of(table, before, width, silu), y.get_mut(before..))
             {
-                (self.norm.normalise)(op, Some(x), y, channels);
+                (self.entries().norm.normalise)(op, Some(x), y, channels);
             }
             before += width;
         }
@@ -345,7 +384,7 @@ impl Kernels {
         let channels = table.len() / 2;
         require!(x.len().is_multiple_of(channels.max(1)));
         if let Some(op) = Normal::of(table, 0, channels, silu) {
-            (self.norm.normalise)(op, None, x, channels);
+            (self.entries().norm.normalise)(op, None, x, channels);
         }
     }
 }

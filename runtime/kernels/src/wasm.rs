@@ -14,12 +14,13 @@ use crate::simd::int8::{Block, DotI8, linear_i8, linear_i8_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd};
-use crate::table::Kernels;
+use crate::table::{Entries, Kernels};
 
 // Engines have sixteen registers on x86-64: two or three sums of four, a row of
 // weights, an input.
-pub(crate) static KERNELS: Kernels = Kernels {
-    name: "simd128",
+pub(crate) static KERNELS: Kernels = Kernels::new("simd128", ENTRIES);
+
+const ENTRIES: Entries = Entries {
     linear_f32: linear_f32::<Simd128, 1>,
     linear_f16: linear_f16::<Simd128, 1>,
     conv2d_f32: conv2d_f32::<Simd128, 1, 2, 2>,

@@ -277,7 +277,6 @@ fn check_program<const OPS: u64>(request: &Request<'_>) -> Result<(), RequestErr
     let edits =
         request.noise != Noise::Seed || request.start != Start::Noise || request.inpaint.is_some();
     let ddpm = matches!(request.sampler, Sampler::Ddpm | Sampler::DdimInverse);
-    let guided = request.guidance.is_active();
     for (needed, set, what) in [
         (edits, OpSet::EDITING, "EDITING"),
         (ddpm, OpSet::DDPM, "DDPM"),
@@ -291,10 +290,7 @@ fn check_program<const OPS: u64>(request: &Request<'_>) -> Result<(), RequestErr
             return Err(RequestError::Program(what));
         }
     }
-    match guided && !has::<OPS>(OpSet::GUIDANCE) {
-        true => Err(RequestError::NullClass),
-        false => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_editing(request: &Request<'_>, elements: usize) -> Result<(), RequestError> {

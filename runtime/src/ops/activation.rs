@@ -8,6 +8,7 @@ use quell_kernels::{cast, elementwise};
 use super::{
     Call, Operands, Operation, Place, Work, elements, floats, function_needs, has, require, rows,
 };
+use crate::arena::disjoint;
 use crate::validate::PlanError;
 
 pub(crate) struct Activation {
@@ -49,9 +50,8 @@ impl<'m> Operation<'m> for Activation {
         let output = rows(&self.output, self.channels, &units)?;
         if self.input != self.output {
             let input = rows(&self.input, self.channels, &units)?;
-            arena.get(input.clone())?;
-            arena.get(output.clone())?;
-            arena.copy_within(input, output.start);
+            let [x, y] = disjoint(arena, [input, output.clone()])?;
+            y.copy_from_slice(x);
         }
         apply::<OPS>(self.function, cast::numbers_mut(arena.get_mut(output)?)?);
         Some(())

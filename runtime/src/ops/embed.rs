@@ -3,12 +3,10 @@
 use core::ops::Range;
 
 use half::f16;
-use quell_format::{self as format, Index, OpSet, WeightType};
+use quell_format::{self as format, Index, WeightType};
 use quell_kernels::{Finish, cast};
 
-use super::{
-    Call, Known, Operands, Operation, Place, Weights, Work, elements, floats, has, require,
-};
+use super::{Call, Known, Operands, Operation, Place, Weights, Work, elements, floats, require};
 use crate::validate::PlanError;
 
 pub(crate) struct Embed<'m> {
@@ -66,10 +64,6 @@ impl<'m> Operation<'m> for Embed<'m> {
         require(rows > 0 && fits, PlanError::Rows)
     }
 
-    fn needs(&self) -> OpSet {
-        self.table.needs()
-    }
-
     fn timesteps(&self) -> Option<u32> {
         match self.index {
             Index::Timestep => u32::try_from(self.rows()).ok(),
@@ -102,12 +96,11 @@ impl<'m> Operation<'m> for Embed<'m> {
                     *y = self.finish.apply(*y, w);
                 }
             }
-            Weights::F16(table) if has::<OPS>(OpSet::weights(WeightType::F16)) => {
+            Weights::F16(table) => {
                 for (y, &w) in y.iter_mut().zip(table.get(row)?) {
                     *y = self.finish.apply(*y, f16::from_bits(w).to_f32());
                 }
             }
-            Weights::F16(_) => return None,
         }
         Some(())
     }

@@ -6,25 +6,26 @@ use quell_format::{Schedule, Spacing};
 /// schedule (an offset or a step count too large). May be asked for any `i`, so
 /// no list of timesteps is ever stored.
 pub(crate) fn timestep(schedule: &Schedule, steps: u32, i: u32) -> Option<u32> {
-    let total = u64::from(schedule.timesteps);
-    let (steps, left) = (u64::from(steps), u64::from(steps.checked_sub(i)?));
+    // At most 65,535 timesteps, so that products of two fit.
+    let total = schedule.timesteps;
+    let left = steps.checked_sub(i)?;
     if steps == 0 || left == 0 || steps > total {
         return None;
     }
     let t = match schedule.spacing {
-        Spacing::Leading => (left - 1) * (total / steps) + u64::from(schedule.steps_offset),
+        Spacing::Leading => ((left - 1) * (total / steps)).saturating_add(schedule.steps_offset),
         Spacing::Trailing => divide_half_even(total * left, steps).checked_sub(1)?,
         Spacing::Linspace if steps == 1 => 0,
         Spacing::Linspace => divide_half_even((total - 1) * (left - 1), steps - 1),
     };
-    u32::try_from(t).ok().filter(|_| t < total)
+    (t < total).then_some(t)
 }
 
 /// `a / b`, rounded to the nearest integer, half to even, as numpy rounds.
-fn divide_half_even(a: u64, b: u64) -> u64 {
+fn divide_half_even(a: u32, b: u32) -> u32 {
     let (quotient, rest) = (a / b, a % b);
-    let up = 2 * rest > b || (2 * rest == b && !quotient.is_multiple_of(2));
-    quotient + u64::from(up)
+    let up = rest > b - rest || (rest == b - rest && !quotient.is_multiple_of(2));
+    quotient + u32::from(up)
 }
 
 #[cfg(test)]

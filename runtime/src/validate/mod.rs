@@ -31,6 +31,9 @@ pub use table::TableError;
 /// How many times the weight section all named slabs together may be long.
 const NAMED: u64 = 4;
 
+/// Most training timesteps: products of two fit 32 bits.
+const MOST_TIMESTEPS: u32 = 65_535;
+
 /// What is wrong with an operator, a graph, or what the file says once.
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -467,7 +470,6 @@ fn head(file: &File<'_>, survey: &mut Survey) -> Result<(), PlanError> {
     }
     let needs = &mut survey.needs;
     for (needed, set) in [
-        (head.null_class.is_some(), OpSet::GUIDANCE),
         (head.schedule.variance.is_learned(), OpSet::LEARNED_VARIANCE),
         (file.header().tables > 0, OpSet::TABLES),
     ] {
@@ -479,6 +481,7 @@ fn head(file: &File<'_>, survey: &mut Survey) -> Result<(), PlanError> {
 }
 
 fn schedule(file: &File<'_>, survey: &mut Survey, schedule: &Schedule) -> Result<(), PlanError> {
+    require(schedule.timesteps <= MOST_TIMESTEPS, E::Schedule)?;
     name(file, survey, schedule.alphas_cumprod)?;
     let slab = file.slabs().get(schedule.alphas_cumprod).ok_or(E::Slab)?;
     let alphas: &[f32] = cast::numbers(slab).ok_or(E::Slab)?;

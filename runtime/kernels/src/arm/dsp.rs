@@ -62,7 +62,7 @@ const BATCH: usize = 4;
 
 pub(super) fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
     let Some(words) = words(op.x, op.weights, op.scratch) else {
-        return (scalar::KERNELS.linear_i8)(op, requantize, y);
+        return (scalar::ENTRIES.linear_i8)(op, requantize, y);
     };
     let layer = Layer {
         inputs: Inputs::widen(op.x, words),
@@ -78,7 +78,7 @@ pub(super) fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i
 
 pub(super) fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
     let Some(words) = words(op.x, op.weights, op.scratch) else {
-        return (scalar::KERNELS.linear_i8_f32)(op, scales, finish, y);
+        return (scalar::ENTRIES.linear_i8_f32)(op, scales, finish, y);
     };
     let layer = Layer {
         inputs: Inputs::widen(op.x, words),

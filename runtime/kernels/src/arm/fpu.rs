@@ -19,7 +19,7 @@ pub(super) fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
 pub(super) fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
     // Multiple loads need words on word boundaries; the runtime's weights are.
     if !op.weights.as_ptr().cast::<u32>().is_aligned() {
-        return (scalar::KERNELS.linear_f16)(op, finish, y);
+        return (scalar::ENTRIES.linear_f16)(op, finish, y);
     }
     panels(op.weights, op.bias, op.x, finish, y, panel_f16)
 }

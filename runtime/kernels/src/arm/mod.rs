@@ -8,22 +8,23 @@ mod dsp;
 #[cfg(target_abi = "eabihf")]
 pub(crate) mod fpu;
 
-use crate::table::Kernels;
+use crate::table::{Entries, Kernels};
 
-pub(crate) static DSP: Kernels = Kernels {
-    name: "dsp",
+pub(crate) static DSP: Kernels = Kernels::new("dsp", ENTRIES);
+
+pub(crate) const ENTRIES: Entries = Entries {
     #[cfg(target_abi = "eabihf")]
     linear_f32: fpu::linear_f32,
     #[cfg(target_abi = "eabihf")]
     linear_f16: fpu::linear_f16,
     #[cfg(not(target_abi = "eabihf"))]
-    linear_f32: crate::scalar::KERNELS.linear_f32,
+    linear_f32: crate::scalar::ENTRIES.linear_f32,
     #[cfg(not(target_abi = "eabihf"))]
-    linear_f16: crate::scalar::KERNELS.linear_f16,
-    conv2d_f32: crate::scalar::KERNELS.conv2d_f32,
-    conv2d_f16: crate::scalar::KERNELS.conv2d_f16,
+    linear_f16: crate::scalar::ENTRIES.linear_f16,
+    conv2d_f32: crate::scalar::ENTRIES.conv2d_f32,
+    conv2d_f16: crate::scalar::ENTRIES.conv2d_f16,
     linear_i8: dsp::linear_i8,
     linear_i8_f32: dsp::linear_i8_f32,
-    attention: crate::scalar::KERNELS.attention,
-    norm: crate::norm::LOOPS,
+    attention: crate::scalar::ENTRIES.attention,
+    norm: crate::scalar::ENTRIES.norm,
 };

@@ -7,21 +7,18 @@ use crate::attention::Attention;
 use crate::layout::{COLUMNS, ROWS, bias_of, pad};
 use crate::math;
 use crate::norm::Normal;
-use crate::scalar::{KERNELS as SCALAR, accumulators};
-use crate::table::{Conv2d, ConvShape, Finish, Kernels, LinearF32, LinearI8, Requantize};
+use crate::scalar::{ENTRIES as SCALAR, accumulators};
+use crate::table::{Conv2d, ConvShape, Entries, Finish, Kernels, LinearF32, LinearI8, Requantize};
 
 /// What the suite says of the scalar table with some kernels replaced.
-fn verdict(broken: impl FnOnce(&mut Kernels)) -> Result<u32, Failure> {
-    let mut table = Kernels {
-        name: "broken",
-        ..SCALAR
-    };
-    broken(&mut table);
+fn verdict(broken: impl FnOnce(&mut Entries)) -> Result<u32, Failure> {
+    let mut table = Kernels::new("broken", SCALAR);
+    broken(&mut table.entries);
     check(&table, &mut |_| ())
 }
 
 #[track_caller]
-fn assert_caught(kernel: &str, what: fn(What) -> bool, broken: impl FnOnce(&mut Kernels)) {
+fn assert_caught(kernel: &str, what: fn(What) -> bool, broken: impl FnOnce(&mut Entries)) {
     let failure = verdict(broken).expect_err("the suite missed it");
     assert_eq!(failure.kernel, kernel);
     assert!(what(failure.what), "{failure}");

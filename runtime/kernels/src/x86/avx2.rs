@@ -12,10 +12,11 @@ use crate::simd::conv::{conv2d_f16, conv2d_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd, Square};
-use crate::table::Kernels;
+use crate::table::{Entries, Kernels};
 
-pub(super) static KERNELS: Kernels = Kernels {
-    name: "avx2",
+pub(super) static KERNELS: Kernels = Kernels::new("avx2", ENTRIES);
+
+const ENTRIES: Entries = Entries {
     // Eight sums hide the latency of one.
     linear_f32: linear_f32::<Avx2, 4>,
     linear_f16: linear_f16::<Avx2, 4>,

@@ -13,19 +13,19 @@ use crate::simd::conv::{conv2d_f16, conv2d_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd, Square};
-use crate::table::Kernels;
+use crate::table::{Entries, Kernels};
 
-pub(super) static KERNELS: Kernels = TABLE;
+pub(super) static KERNELS: Kernels = Kernels::new("avx512", ENTRIES);
 
-pub(super) static VNNI_KERNELS: Kernels = Kernels {
-    name: "avx512vnni",
+pub(super) static VNNI_KERNELS: Kernels = Kernels::new("avx512vnni", VNNI_ENTRIES);
+
+const VNNI_ENTRIES: Entries = Entries {
     linear_i8: linear_i8::<Vnni, 8>,
     linear_i8_f32: linear_i8_f32::<Vnni, 8>,
-    ..TABLE
+    ..ENTRIES
 };
 
-const TABLE: Kernels = Kernels {
-    name: "avx512",
+const ENTRIES: Entries = Entries {
     linear_f32: linear_f32::<Avx512, 8>,
     linear_f16: linear_f16::<Avx512, 8>,
     // Fourteen columns: half of a common row, and with two registers per window
