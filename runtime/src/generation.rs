@@ -117,6 +117,7 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
     }
 
     /// A run before its first step, everything checked, the sample not yet made.
+    #[inline(never)]
     fn checked(
         session: &'s mut Session<'a, OPS>,
         request: Request<'s>,
@@ -148,6 +149,7 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
     }
 
     /// The first sample.
+    #[inline(never)]
     fn begin(&mut self) {
         let scale = self.table.map_or(1.0, |table| table.noise_scale);
         let level = self.level_before(self.walk.next);
@@ -267,7 +269,7 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
     }
 
     /// A part of the current phase; whether it is done.
-    #[inline]
+    #[inline(never)]
     fn run_phase(
         &mut self,
         plan: &Plan,
@@ -349,7 +351,7 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
     }
 
     /// Step `index`; `None` behind the last.
-    #[inline]
+    #[inline(never)]
     fn plan(&self, index: u32) -> Option<Plan> {
         if index >= self.calls_in_all() {
             return None;
@@ -383,7 +385,7 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
         Row::from_bytes(rows.get(start..)?)
     }
 
-    #[inline]
+    #[inline(never)]
     fn move_computed(&mut self, coefficients: &Coefficients, arrival: Level) {
         let clip = self.session.model().head().schedule.clip;
         // RePaint's two parts share their noise, as they do in diffusers.

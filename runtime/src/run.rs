@@ -144,7 +144,7 @@ impl<'m> Program<'_, 'm> {
                     cursor.unit = ran.unit;
                     Some(ran.done)
                 });
-                debug_assert!(done.is_some(), "{}: validated, but fails", operator.name);
+                debug_assert!(done.is_some(), "{:?}: validated, but fails", operator.name);
                 if done == Some(false) {
                     return false;
                 }

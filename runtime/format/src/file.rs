@@ -9,7 +9,7 @@ use heapless::Vec;
 use thiserror::Error;
 
 use crate::header::MOST_GRAPHS;
-use crate::wire::{Field, Reader, write_bytes};
+use crate::wire::{Field, Name, Reader, write_bytes};
 use crate::{GraphHead, Head, Header, HeaderError, Kind, OpSet, Role, Slab, SolverTable, Tensor};
 
 /// Why bytes are not a readable file.
@@ -60,6 +60,7 @@ impl<'a> File<'a> {
     /// file's stated length is ignored.
     ///
     /// `known` is what the caller can execute: a file that requires more is refused.
+    #[inline(never)]
     pub fn parse(bytes: &'a [u8], known: OpSet) -> Result<Self, FormatError> {
         let header = Header::parse(bytes)?;
         let bytes = bytes.get(..header.file_len as usize);
@@ -168,7 +169,7 @@ impl<'a> Graph<'a> {
     pub const EMPTY: Graph<'static> = Graph {
         head: GraphHead {
             role: Role::Network,
-            name: "",
+            name: Name::EMPTY,
             context: false,
             output: 0,
             operators: 0,
@@ -276,7 +277,7 @@ pub struct Operator<'a> {
     /// Version of the kind; a reader refuses later ones than it knows.
     pub version: u8,
     /// Dotted path, as in the checkpoint: `blocks.0.fc1`.
-    pub name: &'a str,
+    pub name: Name<'a>,
     /// Tensors that it reads.
     pub inputs: List<'a>,
     /// Tensors that it defines: 1, or 2 where it has a workspace.

@@ -1,5 +1,6 @@
 //! What a file says once, and what each of its graphs says once.
 
+use crate::wire::Name;
 use crate::{Schedule, wire};
 
 /// A part of the weight section.
@@ -17,7 +18,7 @@ wire::record!(Slab { offset, len });
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Head<'a> {
     /// Name of the architecture, for people.
-    pub model: &'a str,
+    pub model: Name<'a>,
     /// Classes that a caller may ask for; 0 for an unconditional model.
     pub classes: u32,
     /// The row of class embeddings that means "no class", if there is one.
@@ -74,7 +75,7 @@ pub struct GraphHead<'a> {
     /// What it is for.
     pub role: Role,
     /// Name of the architecture, for people.
-    pub name: &'a str,
+    pub name: Name<'a>,
     /// Whether tensor 1 is a second input, which the caller writes; tensor 0 is the
     /// input.
     pub context: bool,

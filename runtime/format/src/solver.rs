@@ -6,7 +6,7 @@
 //! numbers in the same table.
 
 use crate::Slab;
-use crate::wire::{self, Field, Reader};
+use crate::wire::{self, Field, Name, Reader};
 
 /// Most vectors that a solver can keep from call to call.
 pub const SLOTS: usize = 4;
@@ -15,9 +15,9 @@ pub const SLOTS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SolverTable<'a> {
     /// The solver's name: `dpmsolver++`.
-    pub solver: &'a str,
+    pub solver: Name<'a>,
     /// Its options, as given to the converter: `solver_order=3,use_karras_sigmas`.
-    pub options: &'a str,
+    pub options: Name<'a>,
     /// Steps that were asked for. Heun's take two calls each, but the last.
     pub steps: u32,
     /// Denoiser calls: rows of the table.
@@ -46,9 +46,9 @@ impl SolverTable<'_> {
     /// Whether a user who asks for `name` means this: the solver alone, or with all
     /// its options behind a comma.
     pub fn is_named(&self, name: &str) -> bool {
-        match name.strip_prefix(self.solver) {
+        match name.strip_prefix(self.solver.as_str()) {
             Some("") => true,
-            Some(rest) => rest.strip_prefix(',') == Some(self.options),
+            Some(rest) => rest.strip_prefix(',') == Some(self.options.as_str()),
             None => false,
         }
     }
@@ -272,8 +272,8 @@ mod tests {
     #[test]
     fn names_are_a_solver_or_all_of_it() {
         let table = SolverTable {
-            solver: "euler",
-            options: "use_karras_sigmas",
+            solver: "euler".into(),
+            options: "use_karras_sigmas".into(),
             steps: 4,
             calls: 4,
             order: 1,

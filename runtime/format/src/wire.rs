@@ -163,13 +163,47 @@ impl Field<'_> for f32 {
     }
 }
 
-impl<'a> Field<'a> for &'a str {
+/// A name, for people. Whether it is UTF-8 is found out by whoever shows it: a device
+/// does not.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Name<'a>(&'a [u8]);
+
+impl<'a> Name<'a> {
+    /// No name.
+    pub const EMPTY: Name<'static> = Name(&[]);
+
+    /// The name; empty where it is not UTF-8.
+    pub fn as_str(&self) -> &'a str {
+        core::str::from_utf8(self.0).unwrap_or("")
+    }
+}
+
+impl<'a> From<&'a str> for Name<'a> {
+    fn from(name: &'a str) -> Self {
+        Self(name.as_bytes())
+    }
+}
+
+impl core::fmt::Debug for Name<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl core::fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl<'a> Field<'a> for Name<'a> {
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Option<Self> {
-        core::str::from_utf8(reader.bytes()?).ok()
+        reader.bytes().map(Self)
     }
 
     fn write(&self, out: &mut impl Extend<u8>) {
-        write_bytes(self.as_bytes(), out);
+        write_bytes(self.0, out);
     }
 }
 
@@ -272,7 +306,7 @@ mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
-    use std::{string::String, vec::Vec};
+    use std::{borrow::ToOwned, string::String, vec::Vec};
 
     fn written<'a>(value: &impl Field<'a>) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -292,7 +326,7 @@ mod tests {
             bytes.extend(written(&c));
             bytes.extend(written(&d));
             bytes.extend(written(&e));
-            bytes.extend(written(&&f[..]));
+            bytes.extend(written(&Name::from(&f[..])));
             bytes.extend(written(&g));
             bytes.extend(written(&h));
             let value = (a, b, c, d, e, &f[..], g, h);
@@ -303,7 +337,7 @@ mod tests {
             prop_assert_eq!(reader.read(), Some(c));
             prop_assert_eq!(reader.read(), Some(d));
             prop_assert_eq!(reader.read::<f32>().map(f32::to_bits), Some(e.to_bits()));
-            prop_assert_eq!(reader.read(), Some(&f[..]));
+            prop_assert_eq!(reader.read::<Name<'_>>().map(|name| name.as_str().to_owned()), Some(f));
             prop_assert_eq!(reader.read(), Some(g));
             prop_assert_eq!(reader.read(), Some(h));
             prop_assert!(reader.is_empty());

@@ -366,8 +366,10 @@ pub(super) fn table<'m, const OPS: u64>(
     model: &Model<'m, OPS>,
     request: &Request<'_>,
 ) -> Result<Option<SolverTable<'m>>, RequestError> {
-    let Sampler::Table(index) = request.sampler else {
-        return check_computed(model, request).map(|()| None);
+    let index = match request.sampler {
+        Sampler::Table(index) if has::<OPS>(OpSet::TABLES) => index,
+        Sampler::Table(index) => return Err(RequestError::Table { index, carried: 0 }),
+        _ => return check_computed(model, request).map(|()| None),
     };
     let table = model.tables().nth(index as usize);
     let table = table.ok_or(RequestError::Table {

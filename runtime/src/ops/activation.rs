@@ -20,7 +20,7 @@ pub(crate) struct Activation {
 }
 
 impl<'m> Operation<'m> for Activation {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::Activation { function } = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);

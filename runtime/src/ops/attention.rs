@@ -21,7 +21,7 @@ pub(crate) struct Attention {
 }
 
 impl<'m> Operation<'m> for Attention {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::Attention { heads } = op.attributes()?;
         let (query, key, value) = (op.input(0)?, op.input(1)?, op.input(2)?);

@@ -21,7 +21,7 @@ pub(crate) struct Conv1d<'m> {
 }
 
 impl<'m> Operation<'m> for Conv1d<'m> {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Conv1d = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);

@@ -42,7 +42,7 @@ impl Conv2d<'_> {
 }
 
 impl<'m> Operation<'m> for Conv2d<'m> {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Conv2d = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);

@@ -23,7 +23,7 @@ pub(crate) struct Scale {
 }
 
 impl<'m> Operation<'m> for Scale {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Scale = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
@@ -87,7 +87,7 @@ pub(crate) struct Add {
 }
 
 impl<'m> Operation<'m> for Add {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (a, b, y) = (op.input(0)?, op.input(1)?, &op.output);
         same_place(&a, y)?;

@@ -28,7 +28,7 @@ impl Embed<'_> {
 }
 
 impl<'m> Operation<'m> for Embed<'m> {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Embed = op.attributes()?;
         let columns = elements(&op.output)? as usize;

@@ -21,7 +21,7 @@ pub(crate) struct ActivationBackward {
 }
 
 impl<'m> Operation<'m> for ActivationBackward {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::ActivationBackward { function } = op.attributes()?;
         let (x, g, y) = (op.input(0)?, op.input(1)?, &op.output);
@@ -68,7 +68,7 @@ pub(crate) struct ClassScore {
 }
 
 impl<'m> Operation<'m> for ClassScore {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;

@@ -101,7 +101,7 @@ impl GroupNorm<'_> {
 }
 
 impl<'m> Operation<'m> for GroupNorm<'m> {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::GroupNorm = op.attributes()?;
         let (first, y) = (op.input(0)?, &op.output);

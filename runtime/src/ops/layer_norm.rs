@@ -17,7 +17,7 @@ pub(crate) struct LayerNorm {
 }
 
 impl<'m> Operation<'m> for LayerNorm {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::LayerNorm { epsilon } = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);

@@ -78,7 +78,7 @@ impl<'m> Linear<'m> {
 }
 
 impl<'m> Operation<'m> for Linear<'m> {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Linear = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);

@@ -16,7 +16,7 @@ pub(crate) struct GlobalAveragePool {
 }
 
 impl<'m> Operation<'m> for GlobalAveragePool {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(y.shape == [1, 1, x.channels()], PlanError::Shape)?;
@@ -48,7 +48,7 @@ pub(crate) struct Broadcast {
 }
 
 impl<'m> Operation<'m> for Broadcast {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == y.channels(), PlanError::Shape)?;

@@ -19,7 +19,7 @@ pub(crate) struct Quantize<'m> {
 }
 
 impl<'m> Operation<'m> for Quantize<'m> {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(y.element == Element::I8, PlanError::Type)?;

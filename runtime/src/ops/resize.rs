@@ -64,7 +64,7 @@ impl Pair {
 pub(crate) struct Upsample(Pair);
 
 impl<'m> Operation<'m> for Upsample {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         Pair::of(&op.input(0)?, &op.output, false).map(Self)
     }
@@ -86,7 +86,7 @@ impl<'m> Operation<'m> for Upsample {
 pub(crate) struct ZeroInsertion(Pair);
 
 impl<'m> Operation<'m> for ZeroInsertion {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         Pair::of(&op.input(0)?, &op.output, false).map(Self)
     }
@@ -108,7 +108,7 @@ impl<'m> Operation<'m> for ZeroInsertion {
 pub(crate) struct AveragePool(Pair);
 
 impl<'m> Operation<'m> for AveragePool {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         Pair::of(&op.output, &op.input(0)?, true).map(Self)
     }
@@ -136,7 +136,7 @@ pub(crate) struct DepthToSpace {
 }
 
 impl<'m> Operation<'m> for DepthToSpace {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         let [four_heights, width, channels] = x.shape;

@@ -17,7 +17,7 @@ pub(crate) struct Transpose {
 }
 
 impl<'m> Operation<'m> for Transpose {
-    #[inline]
+    #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::Transpose { to_planar } = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);

@@ -124,6 +124,7 @@ pub(crate) struct Survey {
 /// Checks a whole file.
 ///
 /// Where not `strict`, stated costs are not compared with the true ones.
+#[inline(never)]
 pub(crate) fn file<const OPS: u64>(file: &File<'_>, strict: bool) -> Result<Survey, OpenError> {
     let mut survey = Survey {
         strict,
@@ -147,7 +148,7 @@ pub(crate) fn file<const OPS: u64>(file: &File<'_>, strict: bool) -> Result<Surv
         pass.run::<OPS>()?;
     }
     head(file, &mut survey).map_err(OpenError::Head)?;
-    table::check(file, &mut survey)?;
+    table::check::<OPS>(file, &mut survey)?;
     costs(file, &survey).map_err(OpenError::Head)?;
     Ok(survey)
 }
@@ -164,6 +165,7 @@ struct Pass<'p, 'm> {
 }
 
 impl<'m> Pass<'_, 'm> {
+    #[inline(never)]
     fn run<const OPS: u64>(&mut self) -> Result<(), OpenError> {
         let graph = self.index;
         let of_graph = |error| OpenError::Graph { graph, error };
@@ -210,6 +212,7 @@ impl<'m> Pass<'_, 'm> {
         Ok(())
     }
 
+    #[inline(never)]
     fn operator<const OPS: u64>(
         &mut self,
         i: u16,
