@@ -218,7 +218,7 @@ impl Assembled {
     ) -> Result<Vec<u8>> {
         let network = source.network;
         let head = Head {
-            model: &network.architecture,
+            model: network.architecture[..].into(),
             classes: network.classes,
             null_class: network.null_class,
             schedule: self.schedule,
@@ -260,8 +260,8 @@ impl Assembled {
         let spec = &table.spec;
         let rows: Vec<u8> = table.rows.iter().flat_map(|row| row.to_bytes()).collect();
         Ok(format::SolverTable {
-            solver: &spec.sampler,
-            options: &spec.options,
+            solver: spec.sampler[..].into(),
+            options: spec.options[..].into(),
             steps: spec.steps,
             calls: table.rows.len() as u32,
             order: order(table),

@@ -197,7 +197,7 @@ impl Graph {
         let operators = u16::try_from(self.operators.len());
         let head = GraphHead {
             role: self.role,
-            name: &self.name,
+            name: self.name[..].into(),
             context: self.context,
             output: self.output,
             operators: operators.context("more than 65535 operators")?,
@@ -226,7 +226,7 @@ fn operator(instruction: &Instruction, numbers: &[u16]) -> Vec<u8> {
     let operator = Operator {
         kind: instruction.kind,
         version: instruction.kind.version(),
-        name: &instruction.name,
+        name: instruction.name[..].into(),
         inputs: List::new(&inputs),
         outputs: 1 + u8::from(instruction.workspace.is_some()),
         slabs: List::new(&slabs),

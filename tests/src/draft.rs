@@ -2,7 +2,7 @@
 //! no converter writes.
 
 use anyhow::{Context, Result};
-use quell::format::wire::{Field, write_bytes};
+use quell::format::wire::{Field, Name, write_bytes};
 use quell::format::{
     Attributes, File, GraphHead, Head, Header, Kind, List, OpSet, Operator, SLAB_ALIGN, Slab,
     SolverTable, Tensor, checksum,
@@ -42,7 +42,7 @@ pub struct DraftOperator<'a> {
     /// Version of the kind.
     pub version: u8,
     /// Its name.
-    pub name: &'a str,
+    pub name: Name<'a>,
     /// Tensors that it reads.
     pub inputs: Vec<u16>,
     /// How many it defines.

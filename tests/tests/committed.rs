@@ -146,7 +146,7 @@ fn guidance_moves_pictures_towards_the_class() -> Result<()> {
 fn seen(judge: &mut quell::Session<'_>, class: u32) -> Result<usize> {
     let mut logits = Vec::new();
     judge.denoise_with(0, Some(class), |layer, values| {
-        if let ("output", quell::Values::F32(values)) = (layer.name, values) {
+        if let ("output", quell::Values::F32(values)) = (layer.name.as_str(), values) {
             logits = values.to_vec();
         }
     })?;

@@ -59,7 +59,7 @@ impl Row {
     fn of(entry: &Entry<'_>) -> Self {
         let tensors = entry.inputs().chain([entry.output]).chain(entry.workspace);
         Self {
-            name: escaped(entry.operator.name),
+            name: escaped(entry.operator.name.as_str()),
             kind: entry.operator.kind.name(),
             types: types(entry),
             input: entry.inputs().next().map(|tensor| dimensions(&tensor)),
@@ -166,7 +166,12 @@ fn report(model: &Model<'_>) -> Result<String> {
     let mut text = String::new();
     for graph in inspect::graphs(model) {
         let head = graph.head();
-        writeln!(text, "{} ({})\n", head.role.name(), escaped(head.name))?;
+        writeln!(
+            text,
+            "{} ({})\n",
+            head.role.name(),
+            escaped(head.name.as_str())
+        )?;
         writeln!(text, "{}\n", table(model, head.role))?;
         writeln!(
             text,
@@ -181,7 +186,11 @@ fn report(model: &Model<'_>) -> Result<String> {
     let mut line = |name: &str, value: String| writeln!(text, "{name:<12}{value}");
     line(
         "model",
-        format!("{}, {} weights", escaped(head.model), header.tier.name()),
+        format!(
+            "{}, {} weights",
+            escaped(head.model.as_str()),
+            header.tier.name()
+        ),
     )?;
     line("role", model.role().name().to_owned())?;
     line("sample", shape(header.shape))?;
@@ -277,7 +286,7 @@ fn to_json(model: &Model<'_>) -> Value {
     let (header, head) = (model.header(), model.head());
     let timed = model.role() != Role::Network;
     json!({
-        "model": head.model,
+        "model": head.model.as_str(),
         "role": model.role().name(),
         "weights": header.tier.name(),
         "shape": header.shape,
@@ -296,7 +305,7 @@ fn to_json(model: &Model<'_>) -> Value {
         "required": header.required.kinds().map(Kind::name).collect::<Vec<_>>(),
         "solvers": model.tables().map(|t| json!({
             "name": spec(&t),
-            "solver": t.solver,
+            "solver": t.solver.as_str(),
             "steps": t.steps,
             "calls": t.calls,
             "slots": t.slots,
@@ -310,7 +319,7 @@ fn to_json(model: &Model<'_>) -> Value {
         })),
         "graphs": inspect::graphs(model).iter().map(|graph| json!({
             "role": graph.head().role.name(),
-            "name": graph.head().name,
+            "name": graph.head().name.as_str(),
             "macs": graph.head().macs,
             "largest_slice": graph.head().largest_slice,
             "operators": operators(model, graph.head().role),
@@ -322,7 +331,7 @@ fn operators(model: &Model<'_>, role: Role) -> Vec<Value> {
     let row = |entry: Entry<'_>| {
         let row = Row::of(&entry);
         json!({
-            "name": entry.operator.name,
+            "name": entry.operator.name.as_str(),
             "kind": row.kind,
             "types": row.types,
             "inputs": entry.inputs().map(|tensor| tensor.shape).collect::<Vec<_>>(),

@@ -102,8 +102,8 @@ fn thousands(n: u64) -> String {
 
 /// What was asked of `quell convert`: `euler:10,use_karras_sigmas`.
 fn spec(table: &SolverTable<'_>) -> String {
-    let (solver, steps) = (escaped(table.solver), table.steps);
-    match table.options {
+    let (solver, steps) = (escaped(table.solver.as_str()), table.steps);
+    match table.options.as_str() {
         "" => format!("{solver}:{steps}"),
         options => format!("{solver}:{steps},{}", escaped(options)),
     }

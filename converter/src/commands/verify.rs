@@ -116,7 +116,7 @@ fn specs(model: &Model<'_>) -> Result<Vec<Spec>> {
 
 /// What was chosen then.
 fn choice(model: &Model<'_>) -> Choice {
-    let part = Part::of_model(model.head().model);
+    let part = Part::of_model(model.head().model.as_str());
     let [_, rows, columns] = match part {
         Some(Part::Decoder) => model.output_shape(),
         Some(Part::Encoder) | None => model.header().shape,
@@ -131,7 +131,7 @@ fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {
     let ours = compiled.placed.program.instructions.iter();
     let ours = ours.map(|instruction| (instruction.name.as_str(), instruction.kind));
     let theirs = inspect::operators(model, model.role()).map(|entry| entry.operator);
-    ours.eq(theirs.map(|operator| (operator.name, operator.kind)))
+    ours.eq(theirs.map(|operator| (operator.name.as_str(), operator.kind)))
 }
 
 /// Error of one operation over all calls.
@@ -361,7 +361,7 @@ impl Comparison<'_> {
             };
             let [largest, relative] = cells;
             table.add_row([
-                escaped(entry.operator.name),
+                escaped(entry.operator.name.as_str()),
                 entry.operator.kind.name().to_owned(),
                 largest,
                 relative,
