@@ -14,6 +14,9 @@ pub struct NoiseSchedule {
     /// ᾱ for `t = 0..T`, before rounding to f32; the last one may be 0. For flow
     /// matching see [`quell::format::Schedule::alphas_cumprod`].
     pub alphas_cumprod: Vec<f64>,
+    /// The same without `rescale_betas_zero_snr`, where that is set: for the
+    /// samplers whose diffusers classes do not know the field.
+    pub unrescaled: Option<Vec<f64>>,
     /// What the network predicts.
     pub prediction: Prediction,
     /// Variance of a DDPM step.
@@ -35,6 +38,7 @@ impl NoiseSchedule {
     pub fn none() -> Self {
         Self {
             alphas_cumprod: Vec::new(),
+            unrescaled: None,
             prediction: Prediction::Epsilon,
             variance: Variance::FixedSmall,
             spacing: Spacing::Leading,
@@ -59,19 +63,30 @@ impl NoiseSchedule {
     /// diffusers made these from the configuration; but the betas have the
     /// class's own.
     pub fn new(class: &str, options: Options) -> Result<Self> {
-        let flow = schedulers::is_flow(class)?;
+        let flow = schedulers::is_flow(class, &options)?;
         let n = options.integer("num_train_timesteps", 1000)? as usize;
-        ensure!((1..=65_536).contains(&n), "`num_train_timesteps` is {n}");
+        ensure!(
+            (1..=65_536).contains(&n),
+            "`num_train_timesteps` is {n}; expected 1 to 65536"
+        );
         let prediction = match flow {
             true => Prediction::Flow,
             false => prediction(&options)?,
         };
-        let alphas_cumprod = match flow {
-            true => flow_alphas(n),
+        let (alphas_cumprod, unrescaled) = match flow {
+            true => {
+                // A solver that is for both has fields of diffusion in its configuration.
+                if options.flag("use_flow_sigmas", false)? {
+                    options.ignore(&["beta_start", "beta_end", "beta_schedule", "trained_betas"]);
+                    options.ignore(&["rescale_betas_zero_snr", "lambda_min_clipped"]);
+                }
+                (flow_alphas(n), None)
+            }
             false => diffusion_alphas(class, &options, n, prediction)?,
         };
         let schedule = Self {
             alphas_cumprod,
+            unrescaled,
             prediction,
             variance: variance(&options)?,
             spacing: schedulers::spacing(&options, "leading")?,
@@ -81,6 +96,7 @@ impl NoiseSchedule {
             options,
         };
         schedulers::check(&schedule, class)?;
+        schedule.options.refuse_unused(class)?;
         Ok(schedule)
     }
 }
@@ -137,36 +153,53 @@ fn flow_alphas(n: usize) -> Vec<f64> {
     (0..n).map(alpha).collect()
 }
 
+/// ᾱ, and ᾱ before `rescale_betas_zero_snr` where that is set.
 fn diffusion_alphas(
     class: &str,
     options: &Options,
     n: usize,
     prediction: Prediction,
-) -> Result<Vec<f64>> {
-    let mut alphas = cumulate(&betas(class, options, n)?)?;
-    if options.flag("rescale_betas_zero_snr", false)? {
-        ensure!(
-            prediction != Prediction::Epsilon && n > 1,
-            "`rescale_betas_zero_snr` leaves no signal at the last timestep, so \
-             `prediction_type` must be sample or v_prediction"
-        );
-        alphas = without_terminal_signal(&alphas);
+) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+    let alphas = cumulate(&betas(class, options, n)?)?;
+    if !options.flag("rescale_betas_zero_snr", false)? {
+        check(&alphas)?;
+        return Ok((alphas, None));
     }
-    check(&alphas)?;
-    Ok(alphas)
+    ensure!(
+        prediction != Prediction::Epsilon && n > 1,
+        "`rescale_betas_zero_snr` is true, which leaves no signal at the last timestep; expected \
+         `prediction_type` sample or v_prediction with it"
+    );
+    let rescaled = without_terminal_signal(&alphas);
+    check(&rescaled)?;
+    Ok((rescaled, Some(alphas)))
 }
 
 fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
     let (start, end, shape) = match class {
         "LCMScheduler" | "TCDScheduler" => (0.00085, 0.012, "scaled_linear"),
-        "HeunDiscreteScheduler" => (0.00085, 0.012, "linear"),
+        "HeunDiscreteScheduler" | "KDPM2DiscreteScheduler" | "KDPM2AncestralDiscreteScheduler" => {
+            (0.00085, 0.012, "linear")
+        }
         _ => (1e-4, 0.02, "linear"),
     };
     let start = options.number("beta_start", start)?;
     let end = options.number("beta_end", end)?;
-    let words = ["linear", "scaled_linear", "squaredcos_cap_v2"];
+    let words = [
+        "linear",
+        "scaled_linear",
+        "squaredcos_cap_v2",
+        "sigmoid",
+        "laplace",
+        "exp",
+    ];
     let shape = options.word("beta_schedule", shape, &words)?;
     if let Some(betas) = options.numbers("trained_betas")? {
+        ensure!(
+            betas.len() == n,
+            "`trained_betas` has {} numbers; expected one for each of {n} `num_train_timesteps`",
+            betas.len()
+        );
         return Ok(betas);
     }
     let line = |from: f64, to: f64| {
@@ -176,17 +209,34 @@ fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
     Ok(match shape.as_str() {
         "linear" => line(start, end).collect(),
         "scaled_linear" => line(start.sqrt(), end.sqrt()).map(|b| b * b).collect(),
+        // Xu et al. 2022, as in GeoDiff's code.
+        "sigmoid" => line(-6.0, 6.0)
+            .map(|x| start + (end - start) / (1.0 + (-x).exp()))
+            .collect(),
+        "laplace" => of_share(n, laplace),
+        "exp" => of_share(n, |t| (-12.0 * t).exp()),
         // Nichol & Dhariwal 2021, equation 17.
-        _ => {
-            let bar = |t: usize| {
-                let angle = (t as f64 / n as f64 + 0.008) / 1.008;
-                (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
-            };
-            (0..n)
-                .map(|t| (1.0 - bar(t + 1) / bar(t)).min(0.999))
-                .collect()
-        }
+        _ => of_share(n, |t| {
+            let angle = (t + 0.008) / 1.008;
+            (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
+        }),
     })
+}
+
+/// The betas that leave `bar` of the signal, a function of the share of all steps.
+fn of_share(n: usize, bar: impl Fn(f64) -> f64) -> Vec<f64> {
+    let at = |t: usize| bar(t as f64 / n as f64);
+    (0..n)
+        .map(|t| (1.0 - at(t + 1) / at(t)).min(0.999))
+        .collect()
+}
+
+/// The signal that is left where λ has a Laplace distribution (Hang & Gu 2024).
+fn laplace(t: f64) -> f64 {
+    let from_middle = 0.5 - t;
+    let half = 0.5 * (1.0 - 2.0 * from_middle.abs() + 1e-6).ln();
+    let snr = (-half * from_middle.signum()).exp();
+    (snr / (1.0 + snr)).sqrt()
 }
 
 fn cumulate(betas: &[f64]) -> Result<Vec<f64>> {
@@ -259,7 +309,11 @@ mod tests {
     fn unknown_values_are_named() {
         for (json, name) in [
             (r#"{"prediction_type": "x"}"#, "prediction_type"),
-            (r#"{"beta_schedule": "sigmoid"}"#, "beta_schedule"),
+            (r#"{"beta_schedule": "odd"}"#, "beta_schedule"),
+            (
+                r#"{"trained_betas": [0.1]}"#,
+                "`trained_betas` has 1 numbers",
+            ),
             (
                 r#"{"thresholding": true, "sample_max_value": 2.0}"#,
                 "thresholding",

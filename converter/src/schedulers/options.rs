@@ -47,7 +47,7 @@ impl Options {
         };
         match value.as_f64() {
             Some(number) => Ok(Some(number)),
-            None => bail!("`{name}` is `{value}`, expected a number"),
+            None => bail!("`{name}` is `{value}`; expected a number"),
         }
     }
 
@@ -58,7 +58,7 @@ impl Options {
         };
         match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
             Some(number) => Ok(number),
-            None => bail!("`{name}` is `{value}`, expected a whole number"),
+            None => bail!("`{name}` is `{value}`; expected a whole number"),
         }
     }
 
@@ -67,7 +67,7 @@ impl Options {
         match self.take(name) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => bail!("`{name}` is `{value}`, expected true or false"),
+            Some(value) => bail!("`{name}` is `{value}`; expected true or false"),
         }
     }
 
@@ -80,7 +80,7 @@ impl Options {
         let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect());
         match numbers {
             Some(numbers) => Ok(Some(numbers)),
-            None => bail!("`{name}` is `{value}`, expected a list of numbers"),
+            None => bail!("`{name}` is `{value}`; expected a list of numbers"),
         }
     }
 
@@ -89,14 +89,19 @@ impl Options {
         let value = match self.take(name) {
             None => default,
             Some(Value::String(word)) => word,
-            Some(value) => bail!("`{name}` is `{value}`, expected {}", list(allowed)),
+            Some(value) => bail!("`{name}` is `{value}`; expected {}", list(allowed)),
         };
         ensure!(
             allowed.contains(&value),
-            "`{name}` is `{value}`, expected {}",
+            "`{name}` is `{value}`; expected {}",
             list(allowed)
         );
         Ok(value.to_owned())
+    }
+
+    /// Whether a field has this word.
+    pub(super) fn says(&self, name: &str, word: &str) -> bool {
+        self.take(name).and_then(Value::as_str) == Some(word)
     }
 
     /// Features that are not there: refused where they are asked for.
@@ -104,7 +109,7 @@ impl Options {
         for name in names {
             match self.take(name) {
                 None | Some(Value::Bool(false)) => {}
-                Some(_) => bail!("`{name}` is not supported"),
+                Some(value) => bail!("`{name}` is `{value}`; expected false or null"),
             }
         }
         Ok(())

@@ -32,18 +32,23 @@ fn what_is_not_supported_is_named() {
             json!("dpmsolver"),
         ),
         ("DPMSolverMultistepScheduler", "solver_order", json!(4)),
-        ("DPMSolverMultistepScheduler", "use_lu_lambdas", json!(true)),
         (
             "DPMSolverMultistepScheduler",
             "prediction_type",
             json!("flow_prediction"),
         ),
+        ("UniPCMultistepScheduler", "use_flow_sigmas", json!(true)),
         (
             "EulerDiscreteScheduler",
             "interpolation_type",
             json!("log_linear"),
         ),
-        ("EulerDiscreteScheduler", "use_beta_sigmas", json!(true)),
+        ("EulerDiscreteScheduler", "use_beta_sigmas", json!(1)),
+        ("EulerDiscreteScheduler", "trained_betas", json!([0.1, 0.2])),
+        ("KDPM2DiscreteScheduler", "prediction_type", json!("sample")),
+        ("PNDMScheduler", "prediction_type", json!("sample")),
+        ("DEISMultistepScheduler", "solver_order", json!(4)),
+        ("DPMSolverSinglestepScheduler", "solver_order", json!(0)),
         (
             "EulerAncestralDiscreteScheduler",
             "prediction_type",
@@ -56,14 +61,10 @@ fn what_is_not_supported_is_named() {
             "timestep_spacing",
             json!("linspace"),
         ),
-        (
-            "FlowMatchEulerDiscreteScheduler",
-            "use_dynamic_shifting",
-            json!(true),
-        ),
+        ("FlowMatchHeunDiscreteScheduler", "shift", json!(0)),
         ("LCMScheduler", "original_inference_steps", json!(5000)),
         ("TCDScheduler", "mystery", json!(1)),
-        ("PNDMScheduler", "_class_name", json!(null)),
+        ("EDMEulerScheduler", "_class_name", json!(null)),
     ] {
         let error = schedule(class, json!({ field: value })).unwrap_err();
         let error = format!("{error:#}");
@@ -86,7 +87,8 @@ fn what_cannot_be_run_is_named() {
         "euler:10,eta=1",
         "`eta` is not an option of euler",
     );
-    refused(ddpm, json!({}), "pndm:10", "dpmsolver++");
+    refused(ddpm, json!({}), "ipndm:10", "dpmsolver++");
+    refused(ddpm, json!({}), "pndm:10", "skip_prk_steps");
     refused(ddpm, json!({}), "ddim:1001", "1000 timesteps");
     refused(ddpm, json!({}), "flow-euler:4", "diffusion models");
     refused(
@@ -103,9 +105,69 @@ fn what_cannot_be_run_is_named() {
     );
     refused(ddpm, json!({}), "lcm:60", "original_inference_steps");
     refused(ddpm, json!({}), "unipc:4,lower_order_final=false", "finite");
-    // Third order of the stochastic form: not in the paper.
-    let spec = "dpmsolver++:9,algorithm_type=sde-dpmsolver++,solver_order=3";
-    refused(ddpm, json!({}), spec, "solver_order");
+    let spec = "unipc:4,predict_x0=false";
+    refused(ddpm, json!({}), spec, "final_sigmas_type");
+    let two = "euler:4,use_karras_sigmas,use_beta_sigmas";
+    refused(ddpm, json!({}), two, "use_karras_sigmas");
+    let upside_down = "dpmsolver++:4,use_karras_sigmas,sigma_max=0.001";
+    refused(ddpm, json!({}), upside_down, "sigma_max");
+    let flow = "FlowMatchEulerDiscreteScheduler";
+    let dynamic = json!({ "use_dynamic_shifting": true });
+    refused(flow, dynamic, "flow-euler:4", "mu=1.15");
+    refused(flow, json!({}), "flow-euler:4,mu=1", "use_dynamic_shifting");
+    refused(flow, json!({}), "dpmsolver++:4", "use_flow_sigmas");
+}
+
+/// What a class of diffusers ignores has no effect; what it honours has, whichever
+/// class wrote the file.
+#[test]
+fn fields_act_as_in_diffusers() {
+    let base = json!({ "prediction_type": "v_prediction" });
+    let mut rescaled = base.clone();
+    rescaled["rescale_betas_zero_snr"] = json!(true);
+    let rows =
+        |fields: &Value, spec: &str| run("DDIMScheduler", fields.clone(), spec).unwrap().rows;
+    for spec in [
+        "heun:4",
+        "kdpm2:4",
+        "lms:4",
+        "deis:4",
+        "dpmsolver-singlestep:4",
+    ] {
+        assert_eq!(rows(&base, spec), rows(&rescaled, spec), "{spec}");
+    }
+    for spec in ["ddim:4", "euler:4", "dpmsolver++:4", "unipc:4"] {
+        assert_ne!(rows(&base, spec), rows(&rescaled, spec), "{spec}");
+    }
+    let bounded = json!({ "sigma_max": 40.0, "sigma_min": 0.05, "use_karras_sigmas": true });
+    let karras = json!({ "use_karras_sigmas": true });
+    let euler = |fields: &Value, spec: &str| {
+        run("EulerDiscreteScheduler", fields.clone(), spec)
+            .unwrap()
+            .rows
+    };
+    for spec in [
+        "dpmsolver++:4",
+        "unipc:4",
+        "deis:4",
+        "dpmsolver-singlestep:4",
+        "kdpm2:4",
+    ] {
+        assert_ne!(euler(&bounded, spec), euler(&karras, spec), "{spec}");
+    }
+    assert_eq!(euler(&bounded, "lms:4"), euler(&karras, "lms:4"));
+}
+
+/// The network's own variance is no reason to refuse a file whose runs visit other
+/// timesteps than multiples from 0.
+#[test]
+fn learned_variances_go_with_any_timesteps() {
+    for fields in [
+        json!({ "variance_type": "learned_range", "timestep_spacing": "trailing" }),
+        json!({ "variance_type": "learned", "steps_offset": 1 }),
+    ] {
+        schedule("DDPMScheduler", fields).unwrap();
+    }
 }
 
 /// A trajectory's options come first, then the configuration's, then defaults.
