@@ -143,7 +143,7 @@ fn second_inputs_are_given() {
         &["x.npy", "16 elements"],
     );
     refused(
-        &["sample", &model, "-o", &output],
+        &["sample", &model, "--npy", &output],
         &["x.quell", "--context"],
     );
     let int8 = ["convert", &unet, "-o", &model];
@@ -169,6 +169,7 @@ fn conversions_that_cannot_be() {
     stdout(&["convert", &unet, "-o", out, "--weights", "f32"]);
     let sample = folder.path().join("x.npy");
     quell_converter::output::npy(&sample, &[vec![0.0; 64]], [1, 8, 8]).unwrap();
-    let call = ["run", out, "--sample", sample.to_str().unwrap(), "-o", out];
+    let sample = sample.to_str().unwrap();
+    let call = ["run", out, "--sample", sample, "-o", sample];
     refused(&call, &["x.quell", "--timestep 0..20"]);
 }

@@ -10,7 +10,7 @@ use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
 use quell_converter::schedulers::Spec;
 use quell_converter::{compile, output};
 
-use super::{Calibration, print, progress, thousands};
+use super::{Calibration, print_beside, progress, thousands};
 
 /// Compile a checkpoint folder into a .quell file.
 #[derive(clap::Args)]
@@ -26,17 +26,18 @@ pub(crate) struct Args {
     /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/); an
     /// autoencoder's (flat, or in vae/) has no scheduler_config.json
     checkpoint: PathBuf,
-    /// File to write
-    #[arg(short, long)]
+    /// File to write; - is standard output
+    #[arg(short, long, value_name = "QUELL")]
     output: PathBuf,
     /// Type of the weights
     #[arg(long, value_enum, default_value = "int8")]
     weights: Weights,
     /// A run that the file is to carry; repeatable. DDPM and DDIM need none
     ///
-    /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, euler, euler-ancestral, heun,
-    /// unipc, lcm, tcd or flow-euler. Options are named as in diffusers; one without
-    /// a value is true. What is not given is taken from scheduler_config.json.
+    /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, dpmsolver-singlestep, unipc,
+    /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
+    /// flow-euler or flow-heun. Options are named as in diffusers; one without a value
+    /// is true. What is not given is taken from scheduler_config.json.
     #[arg(long = "trajectory", value_name = "NAME:STEPS[,OPTION=VALUE]")]
     trajectories: Vec<Spec>,
     /// Which half of an autoencoder
@@ -88,6 +89,7 @@ impl From<Weights> for Tier {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
+    output::check(&args.output, "quell")?;
     let choice = Choice {
         part: args.part.map(Part::from),
         size: args.size,
@@ -108,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
     output::bytes(&args.output, &compiled.bytes)?;
     let arena_bytes = Header::parse(&compiled.bytes)?.arena_bytes;
-    print(&format!(
+    let report = format!(
         "{}: {} bytes, {} weights, arena {} bytes, {} MACs per call ({:.1} s)\n",
         args.output.display(),
         thousands(compiled.bytes.len() as u64),
@@ -116,5 +118,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         thousands(u64::from(arena_bytes)),
         thousands(compiled.graph.macs()),
         start.elapsed().as_secs_f64(),
-    ))
+    );
+    print_beside([args.output.as_path()], &report)
 }

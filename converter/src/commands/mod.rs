@@ -8,11 +8,13 @@ pub(crate) mod sample;
 pub(crate) mod verify;
 
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use quell::format::Trajectory;
 use quell_converter::calibrate::Settings;
+use quell_converter::output;
 
 /// How int8 activations are calibrated.
 #[derive(clap::Args)]
@@ -52,6 +54,16 @@ fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
+}
+
+/// Prints what there is to say about output that goes to these places: to standard
+/// error where one of them is standard output.
+fn print_beside<'p>(outputs: impl IntoIterator<Item = &'p Path>, text: &str) -> Result<()> {
+    if outputs.into_iter().any(output::is_stdout) {
+        eprint!("{text}");
+        return Ok(());
+    }
+    print(text)
 }
 
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -32,13 +32,14 @@ pub(crate) struct Args {
     /// all samples
     #[arg(long, value_name = "NPY")]
     context: Option<PathBuf>,
-    /// Where the outputs go: f32 array [n, c, h, w]
+    /// Where the outputs go: f32 array [n, c, h, w]; - is standard output
     #[arg(short, long, value_name = "NPY")]
     output: PathBuf,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
+    output::check(&args.output, "npy")?;
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
     check(args, &model).with_context(name)?;

@@ -2,7 +2,7 @@
 
 mod edit;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +12,7 @@ use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
 
 use self::edit::{Edit, EditArgs, GuidanceArgs};
-use super::{print, progress, spec};
+use super::{print_beside, progress, spec};
 
 /// Generate samples, as a picture and as an array.
 ///
@@ -59,10 +59,10 @@ pub(crate) struct Args {
     /// Number of samples; the default is 16, or what --noise or --image holds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     count: Option<u32>,
-    /// Picture to write
+    /// Picture to write; - is standard output
     #[arg(short, long, value_name = "PNG")]
     output: Option<PathBuf>,
-    /// Array to write: f32 [n, c, h, w]
+    /// Array to write: f32 [n, c, h, w]; - is standard output
     #[arg(long, value_name = "NPY")]
     npy: Option<PathBuf>,
     /// Initial noise instead of the seed's: f32 [n, c, h, w]
@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.output.is_some() || args.npy.is_some(),
         "nothing to write: give --output grid.png, --npy raw.npy, or both"
     );
+    check_outputs(args)?;
     let file = ModelFile::read(&args.model)?;
     let model = file
         .model()
@@ -237,19 +238,23 @@ impl Run<'_> {
                     .map(|(a, b)| f64::from(a - b).abs())
             });
             let elements = drawn.samples.len() * self.model.elements();
-            print(&format!(
+            self.print(&format!(
                 "reconstructed to {:.3} % of the range, on average over all pixels\n",
                 errors.sum::<f64>() / elements as f64 * 50.0
             ))?;
         }
         let per_step = drawn.elapsed.as_secs_f64() * 1e3 / f64::from(drawn.calls.max(1));
-        print(&format!(
+        self.print(&format!(
             "{} samples, {} steps each, {per_step:.3} ms per step ({}), digest {:016x}\n",
             self.count,
             drawn.calls / self.count,
             self.model.kernels().name,
             quell::digest(&drawn.samples.concat()),
         ))
+    }
+
+    fn print(&self, text: &str) -> Result<()> {
+        print_beside(outputs(self.args), text)
     }
 
     fn write(&self, drawn: &Drawn) -> Result<()> {
@@ -271,6 +276,25 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Where something is to be written.
+fn outputs(args: &Args) -> impl Iterator<Item = &Path> {
+    args.output.iter().chain(&args.npy).map(PathBuf::as_path)
+}
+
+/// Refuses what could not be written before anything is drawn.
+fn check_outputs(args: &Args) -> Result<()> {
+    for (path, extension) in [(&args.output, "png"), (&args.npy, "npy")] {
+        if let Some(path) = path {
+            output::check(path, extension)?;
+        }
+    }
+    ensure!(
+        outputs(args).filter(|path| output::is_stdout(path)).count() < 2,
+        "--output and --npy are standard output; expected one of them at most"
+    );
+    Ok(())
 }
 
 /// What a model with a second input is to see there: one for all samples, or one
