@@ -22,7 +22,7 @@ pub fn images(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
             false => vec![picture(path, shape, value)?],
         };
         if matches!(shape[0], 1 | 3) {
-            let outside = |x: f32| !(x.abs() <= 1.0 + SLACK);
+            let outside = |x: f32| !(-1.0 - SLACK..=1.0 + SLACK).contains(&x);
             refuse(
                 &images,
                 shape,

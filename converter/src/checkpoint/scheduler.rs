@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use quell::format::{Limit, Prediction, Spacing, Variance};
+use serde_json::{Map, Value};
 
 use super::config;
 use crate::schedulers::{self, Options};
@@ -31,6 +32,8 @@ pub struct NoiseSchedule {
     pub clip: Option<f32>,
     /// All fields of the configuration: the defaults of trajectories.
     pub options: Options,
+    /// What whoever converts should know.
+    pub notes: Vec<String>,
 }
 
 impl NoiseSchedule {
@@ -45,7 +48,8 @@ impl NoiseSchedule {
             steps_offset: 0,
             set_alpha_to_one: false,
             clip: None,
-            options: Options::new(serde_json::Map::new()),
+            options: Options::new(Map::new()),
+            notes: Vec::new(),
         }
     }
 
@@ -56,6 +60,22 @@ impl NoiseSchedule {
         schedule.with_context(|| path.display().to_string())
     }
 
+    /// The schedule of a configuration that the sampler `name` is to use, whichever
+    /// class wrote it. As in diffusers, fields that it does not know are ignored; they
+    /// are noted.
+    pub fn of_sampler(name: &str, fields: Map<String, Value>) -> Result<Self> {
+        let class = schedulers::class(name)?;
+        let mut schedule = Self::unchecked(class, Options::new(fields))?;
+        let ignored = schedule.options.all_untaken();
+        if !ignored.is_empty() {
+            let ignored = ignored.join("`, `");
+            schedule.notes = vec![format!(
+                "{class} ignores `{ignored}` of scheduler_config.json"
+            )];
+        }
+        Ok(schedule)
+    }
+
     /// The schedule of a configuration of this class, whose every field some
     /// sampler must understand.
     ///
@@ -63,6 +83,15 @@ impl NoiseSchedule {
     /// diffusers made these from the configuration; but the betas have the
     /// class's own.
     pub fn new(class: &str, options: Options) -> Result<Self> {
+        let schedule = Self::unchecked(class, options)?;
+        schedule.options.refuse_unused(class)?;
+        Ok(schedule)
+    }
+
+    fn unchecked(class: &str, options: Options) -> Result<Self> {
+        options.check_types()?;
+        // Fields of old files that say nothing.
+        options.ignore(&["tensor_format", "timestep_values"]);
         let flow = schedulers::is_flow(class, &options)?;
         let n = options.integer("num_train_timesteps", 1000)? as usize;
         ensure!(
@@ -94,16 +123,29 @@ impl NoiseSchedule {
             set_alpha_to_one: options.flag("set_alpha_to_one", true)?,
             clip: clip(&options)?,
             options,
+            notes: Vec::new(),
         };
         schedulers::check(&schedule, class)?;
-        schedule.options.refuse_unused(class)?;
         Ok(schedule)
     }
 }
 
 fn prediction(options: &Options) -> Result<Prediction> {
     let words = ["epsilon", "sample", "v_prediction"];
-    let word = options.word("prediction_type", "epsilon", &words)?;
+    // Before there was `prediction_type`.
+    let of_noise = options.flag_or_null("predict_epsilon")?;
+    let default = if of_noise == Some(false) {
+        "sample"
+    } else {
+        "epsilon"
+    };
+    let word = options.word("prediction_type", default, &words)?;
+    if let Some(of_noise) = of_noise {
+        ensure!(
+            word == default,
+            "`predict_epsilon` is {of_noise}; expected none with `prediction_type` {word}"
+        );
+    }
     Ok(match word.as_str() {
         "sample" => Prediction::Sample,
         "v_prediction" => Prediction::Velocity,
@@ -136,9 +178,10 @@ fn clip(options: &Options) -> Result<Option<f32>> {
         Limit::Clip(range) => Ok(Some(range)),
         // Between 1 and 1.
         Limit::Quantile { max: 1.0, .. } => Ok(Some(1.0)),
-        Limit::Quantile { .. } => bail!(
-            "`thresholding` with `sample_max_value` above 1 is for trajectories alone: leave it \
-             out here and write --trajectory NAME:STEPS,thresholding,sample_max_value=…"
+        Limit::Quantile { max, .. } => bail!(
+            "`sample_max_value` is {max}; expected 1 with `thresholding`, which is for trajectories \
+             alone otherwise: leave it out here and write \
+             --trajectory NAME:STEPS,thresholding,sample_max_value=…"
         ),
     }
 }
@@ -160,9 +203,10 @@ fn diffusion_alphas(
     n: usize,
     prediction: Prediction,
 ) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
-    let alphas = cumulate(&betas(class, options, n)?)?;
+    let (betas, fields) = betas(class, options, n)?;
+    let alphas = cumulate(&betas, &fields)?;
+    check(&alphas, &fields)?;
     if !options.flag("rescale_betas_zero_snr", false)? {
-        check(&alphas)?;
         return Ok((alphas, None));
     }
     ensure!(
@@ -171,11 +215,12 @@ fn diffusion_alphas(
          `prediction_type` sample or v_prediction with it"
     );
     let rescaled = without_terminal_signal(&alphas);
-    check(&rescaled)?;
+    check(&rescaled, &fields)?;
     Ok((rescaled, Some(alphas)))
 }
 
-fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
+/// The betas, and the fields that say so.
+fn betas(class: &str, options: &Options, n: usize) -> Result<(Vec<f64>, String)> {
     let (start, end, shape) = match class {
         "LCMScheduler" | "TCDScheduler" => (0.00085, 0.012, "scaled_linear"),
         "HeunDiscreteScheduler" | "KDPM2DiscreteScheduler" | "KDPM2AncestralDiscreteScheduler" => {
@@ -200,13 +245,15 @@ fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
             "`trained_betas` has {} numbers; expected one for each of {n} `num_train_timesteps`",
             betas.len()
         );
-        return Ok(betas);
+        return Ok((betas, "`trained_betas`".to_owned()));
     }
+    let fields =
+        format!("`beta_start` is {start}, `beta_end` is {end}, `beta_schedule` is {shape}");
     let line = |from: f64, to: f64| {
         let last = (n.max(2) - 1) as f64;
         (0..n).map(move |t| from + (to - from) * t as f64 / last)
     };
-    Ok(match shape.as_str() {
+    let betas = match shape.as_str() {
         "linear" => line(start, end).collect(),
         "scaled_linear" => line(start.sqrt(), end.sqrt()).map(|b| b * b).collect(),
         // Xu et al. 2022, as in GeoDiff's code.
@@ -220,7 +267,8 @@ fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
             let angle = (t + 0.008) / 1.008;
             (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
         }),
-    })
+    };
+    Ok((betas, fields))
 }
 
 /// The betas that leave `bar` of the signal, a function of the share of all steps.
@@ -239,18 +287,18 @@ fn laplace(t: f64) -> f64 {
     (snr / (1.0 + snr)).sqrt()
 }
 
-fn cumulate(betas: &[f64]) -> Result<Vec<f64>> {
+/// ᾱ; `fields` says where the betas come from.
+fn cumulate(betas: &[f64], fields: &str) -> Result<Vec<f64>> {
     let mut product = 1.0;
     let mut alphas = Vec::with_capacity(betas.len());
     for (t, &beta) in betas.iter().enumerate() {
         ensure!(
             beta > 0.0 && beta < 1.0,
-            "β at timestep {t} is {beta}, expected 0 < β < 1"
+            "{fields}: β at timestep {t} is {beta}; expected 0 < β < 1"
         );
         product *= 1.0 - beta;
         alphas.push(product);
     }
-    ensure!(!alphas.is_empty(), "the schedule has no timesteps");
     Ok(alphas)
 }
 
@@ -263,11 +311,11 @@ fn without_terminal_signal(alphas: &[f64]) -> Vec<f64> {
 }
 
 /// The file stores f32, and every step divides by differences of these.
-fn check(alphas: &[f64]) -> Result<()> {
+fn check(alphas: &[f64], fields: &str) -> Result<()> {
     let distinct = alphas.windows(2).all(|a| a[0] as f32 > a[1] as f32);
     ensure!(
         distinct && (alphas[0] as f32) < 1.0,
-        "β is too small to tell timesteps apart in f32"
+        "{fields}: β is too small to tell timesteps apart in f32; expected larger ones"
     );
     Ok(())
 }

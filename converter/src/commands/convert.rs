@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use quell::format::{Header, Tier};
-use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
+use quell::format::{Header, Prediction, Tier};
+use quell_converter::checkpoint::{Checkpoint, Part, Size};
 use quell_converter::schedulers::Spec;
 use quell_converter::{compile, output};
 
-use super::{Calibration, print_beside, progress, thousands};
+use super::{Calibration, Source, print_beside, progress, thousands, warn};
 
 /// Compile a checkpoint folder into a .quell file.
 #[derive(clap::Args)]
@@ -20,6 +20,7 @@ Examples:
   quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4
   quell convert checkpoint/ -o model.quell --trajectory dpmsolver++:8,use_karras_sigmas \\
     --trajectory euler:10 --trajectory ddim:20,eta=0.5
+  quell convert run/ --subfolder unet_ema --scheduler ddim -o model.quell
   quell convert vae/ --part decoder --size 64x64 -o decoder.quell --weights f16")]
 pub(crate) struct Args {
     /// Folder with config.json, scheduler_config.json and
@@ -51,6 +52,8 @@ pub(crate) struct Args {
     /// config.json says; those that an autoencoder's encoder reads or its decoder makes
     #[arg(long, value_name = "HxW")]
     size: Option<Size>,
+    #[command(flatten)]
+    source: Source,
     #[command(flatten)]
     calibration: Calibration,
 }
@@ -90,11 +93,16 @@ impl From<Weights> for Tier {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     output::check(&args.output, "quell")?;
-    let choice = Choice {
-        part: args.part.map(Part::from),
-        size: args.size,
-    };
+    let choice = args.source.choice(args.part.map(Part::from), args.size);
     let checkpoint = Checkpoint::open_as(&args.checkpoint, &args.trajectories, &choice)?;
+    checkpoint.schedule.notes.iter().for_each(|note| warn(note));
+    let flow = checkpoint.schedule.prediction == Prediction::Flow;
+    if flow && checkpoint.trajectories.is_empty() {
+        warn(
+            "the file carries no trajectory, and a flow-matching model is sampled by nothing else: \
+             add --trajectory flow-euler:20, for example",
+        );
+    }
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
     let compiled = compile::compile(

@@ -8,12 +8,13 @@ pub(crate) mod sample;
 pub(crate) mod verify;
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use quell::format::Trajectory;
 use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::{Choice, Part, Size};
 use quell_converter::output;
 
 /// How int8 activations are calibrated.
@@ -39,6 +40,41 @@ impl Calibration {
             runs: self.calibration_runs,
         }
     }
+}
+
+/// Which files of a checkpoint's folder.
+#[derive(clap::Args)]
+pub(crate) struct Source {
+    /// Variant of the weights: fp16 of diffusion_pytorch_model.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Where the network lies below the folder, as unet_ema or checkpoint-500/unet
+    ///
+    /// Otherwise it is looked for in the folder itself and in unet/ (vae/ with --part);
+    /// the scheduler in the folder, in scheduler/ and in ../scheduler/.
+    #[arg(long, value_name = "FOLDER")]
+    subfolder: Option<PathBuf>,
+    /// A scheduler (ddim, euler, ...) instead of the class that scheduler_config.json
+    /// names, or where there is no such file
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
+}
+
+impl Source {
+    fn choice(&self, part: Option<Part>, size: Option<Size>) -> Choice {
+        Choice {
+            part,
+            size,
+            variant: self.variant.clone(),
+            subfolder: self.subfolder.clone(),
+            scheduler: self.scheduler.clone(),
+        }
+    }
+}
+
+/// Says on standard error what is not wrong but worth knowing.
+fn warn(text: &str) {
+    eprintln!("warning: {text}");
 }
 
 /// A progress bar on standard error; hidden where that is no terminal.

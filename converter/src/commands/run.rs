@@ -23,10 +23,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NPY")]
     sample: PathBuf,
     /// Timestep, 0 up to the number of training timesteps; not for plain networks
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     timestep: Option<u32>,
     /// Class, where the model has classes
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     class: Option<u32>,
     /// Second input, where the model has one: f32 array [n, ...], or [1, ...] for
     /// all samples

@@ -43,15 +43,15 @@ pub(crate) struct Args {
     steps: Option<u32>,
     /// How a step is taken: ddim or ddpm, or a trajectory that the file carries
     ///
-    /// By its sampler (euler), or by all of it (euler,use_karras_sigmas); `quell
-    /// inspect` lists them. The default is ddim, for flow matching the first one.
+    /// By its sampler (euler), with its options (euler,use_karras_sigmas) or by all of it
+    /// (ddim:10), as `quell inspect` lists them. The default is ddim, for flow matching the first one.
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
     /// Noise that ddim adds: 0 is deterministic, 1 as noisy as DDPM
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     eta: f32,
     /// Class of all samples, where the model has classes
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     class: Option<u32>,
     /// Tell a model that has classes none
     #[arg(long, conflicts_with = "class")]
@@ -344,8 +344,13 @@ fn request(args: &Args, model: &Model<'_>) -> Result<Request> {
         ..Request::default()
     };
     let ddim = Sampler::Ddim { eta: args.eta };
-    let named = |name: &str| trajectory(args, model, |t| t.is_named(name), name);
-    match args.sampler.as_deref() {
+    // A name, with all options, or all of it as `quell inspect` lists it.
+    let named = |name: &str| {
+        let wanted = |t: &Trajectory<'_>| t.is_named(name) || spec(t) == name;
+        trajectory(args, model, wanted, name)
+    };
+    let asked = args.sampler.as_ref().map(|name| name.to_lowercase());
+    match asked.as_deref() {
         Some("ddpm") => Ok(computed(Sampler::Ddpm, schedule.timesteps)),
         None if schedule.prediction == Prediction::Flow => {
             trajectory(args, model, |_| true, "trajectory")

@@ -13,7 +13,7 @@ use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference::{self, Inputs};
 use quell_converter::schedulers::Spec;
 
-use super::{Calibration, print, progress, spec};
+use super::{Calibration, Source, print, progress, spec};
 
 /// Hold a model against the checkpoint that it was made from.
 ///
@@ -44,6 +44,8 @@ pub(crate) struct Args {
     #[arg(long)]
     tolerance: Option<f64>,
     #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
     calibration: Calibration,
 }
 
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
-    let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(&model))?;
+    let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(args, &model))?;
     let tier = model.header().tier;
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
@@ -114,16 +116,14 @@ fn specs(model: &Model<'_>) -> Result<Vec<Spec>> {
 }
 
 /// What was chosen then.
-fn choice(model: &Model<'_>) -> Choice {
+fn choice(args: &Args, model: &Model<'_>) -> Choice {
     let part = Part::of_model(model.head().model);
     let [_, rows, columns] = match part {
         Some(Part::Decoder) => model.output_shape(),
         Some(Part::Encoder) | None => model.header().shape,
     };
-    Choice {
-        part,
-        size: Some(Size::Sides([rows, columns])),
-    }
+    let size = Size::Sides([rows, columns]);
+    args.source.choice(part, Some(size))
 }
 
 fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {

@@ -220,7 +220,7 @@ impl Run<'_> {
         let found = alphas.get(time as usize).filter(|_| time >= 0.0);
         found.copied().with_context(|| {
             format!(
-                "timestep {time} is outside of 0..{}: too many steps, or `steps_offset`",
+                "the number of steps and `steps_offset` ask for timestep {time}; expected one of 0..{}",
                 alphas.len()
             )
         })
@@ -332,6 +332,7 @@ fn trajectory(
          timesteps"
     );
     let options = schedule.options.overlaid(&spec.fields);
+    options.check_types()?;
     let table = (sampler.table)(&Run {
         sampler,
         schedule,

@@ -237,7 +237,7 @@ impl Shift {
             "`mu` shifts by a factor of {factor}; expected a finite one above 0"
         );
         let terminal = options.number_or_null("shift_terminal")?;
-        let terminal = terminal.filter(|&terminal| terminal != 0.0 && !run.probe);
+        let terminal = terminal.filter(|&terminal| terminal != 0.0);
         if let Some(terminal) = terminal {
             let inside = (0.0..1.0).contains(&terminal);
             ensure!(inside, "`shift_terminal` is {terminal}; expected 0 to 1");
@@ -245,7 +245,8 @@ impl Shift {
         Ok(Self {
             factor,
             dynamic,
-            terminal,
+            // A single step cannot be stretched.
+            terminal: terminal.filter(|_| !run.probe),
         })
     }
 

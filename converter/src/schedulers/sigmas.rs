@@ -164,7 +164,7 @@ pub(super) fn at(sigmas: &[f64], time: f64) -> Result<f64> {
     let low = sigmas.get(below as usize).filter(|_| time >= 0.0);
     let Some(&low) = low else {
         bail!(
-            "timestep {time} is outside of 0..{}: too many steps, or `steps_offset`",
+            "the number of steps and `steps_offset` ask for timestep {time}; expected one of 0..{}",
             sigmas.len()
         );
     };

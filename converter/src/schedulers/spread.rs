@@ -25,10 +25,10 @@ impl Spread {
             ("use_exponential_sigmas", Self::Exponential),
             ("use_beta_sigmas", Self::Beta),
         ] {
-            if options.flag(name, false)? {
-                if let Some((other, _)) = chosen.replace((name, spread)) {
-                    bail!("`{name}` is true; expected false with `{other}`");
-                }
+            if options.flag(name, false)?
+                && let Some((other, _)) = chosen.replace((name, spread))
+            {
+                bail!("`{name}` is true; expected false with `{other}`");
             }
         }
         Ok(chosen.map(|(_, spread)| spread))

@@ -66,7 +66,9 @@ fn what_is_not_supported_is_named() {
         ("TCDScheduler", "mystery", json!(1)),
         ("EDMEulerScheduler", "_class_name", json!(null)),
     ] {
-        let error = schedule(class, json!({ field: value })).unwrap_err();
+        let error = schedule(class, json!({ field: value }))
+            .map(drop)
+            .unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains(field), "{class}: {error}");
     }
@@ -168,6 +170,140 @@ fn learned_variances_go_with_any_timesteps() {
     ] {
         schedule("DDPMScheduler", fields).unwrap();
     }
+}
+
+/// Every field of every class, with a value of a wrong type, whether it has an effect
+/// there or not.
+#[test]
+fn wrong_types_are_named() {
+    for sampler in &SAMPLERS {
+        for name in options::KINDS.iter().flat_map(|(_, names)| *names) {
+            for wrong in [json!({ "a": 1 }), json!([["x"]])] {
+                let error = schedule(sampler.class, json!({ *name: wrong.clone() }))
+                    .map(drop)
+                    .unwrap_err();
+                let error = format!("{error:#}");
+                let said = format!("`{name}` is `{wrong}`; expected");
+                assert!(error.contains(&said), "{}: {error}", sampler.class);
+            }
+        }
+    }
+}
+
+/// Every field that can have a wrong value, in a class that it acts on.
+#[test]
+fn wrong_values_are_named() {
+    let karras = json!({ "use_karras_sigmas": true });
+    let threshold = json!({ "thresholding": true });
+    let flow = json!({ "use_flow_sigmas": true, "prediction_type": "flow_prediction" });
+    let none = json!({});
+    for (field, value, class, others) in [
+        (
+            "algorithm_type",
+            json!("x"),
+            "DPMSolverMultistepScheduler",
+            &none,
+        ),
+        ("beta_end", json!(2.0), "DDPMScheduler", &none),
+        ("beta_schedule", json!("x"), "DDPMScheduler", &none),
+        ("beta_start", json!(0.0), "DDPMScheduler", &none),
+        ("clip_sample_range", json!(0), "DDIMScheduler", &none),
+        (
+            "dynamic_thresholding_ratio",
+            json!(1.5),
+            "DDPMScheduler",
+            &none,
+        ),
+        ("eta", json!(2), "TCDScheduler", &none),
+        (
+            "final_sigmas_type",
+            json!("x"),
+            "EulerDiscreteScheduler",
+            &none,
+        ),
+        ("flow_shift", json!(0), "DPMSolverMultistepScheduler", &flow),
+        (
+            "interpolation_type",
+            json!("x"),
+            "EulerDiscreteScheduler",
+            &none,
+        ),
+        (
+            "lambda_min_clipped",
+            json!(50),
+            "DPMSolverMultistepScheduler",
+            &none,
+        ),
+        ("num_train_timesteps", json!(0), "DDPMScheduler", &none),
+        ("original_inference_steps", json!(0), "LCMScheduler", &none),
+        (
+            "predict_epsilon",
+            json!(true),
+            "DDPMScheduler",
+            &json!({ "prediction_type": "sample" }),
+        ),
+        ("prediction_type", json!("x"), "DDPMScheduler", &none),
+        ("sample_max_value", json!(0.5), "DDPMScheduler", &none),
+        ("sample_max_value", json!(2), "DDPMScheduler", &threshold),
+        ("shift", json!(-1), "FlowMatchEulerDiscreteScheduler", &none),
+        (
+            "shift_terminal",
+            json!(1.5),
+            "UniPCMultistepScheduler",
+            &flow,
+        ),
+        ("sigma_max", json!(0), "EulerDiscreteScheduler", &karras),
+        ("sigma_min", json!(-1), "UniPCMultistepScheduler", &karras),
+        ("solver_order", json!(0), "UniPCMultistepScheduler", &none),
+        ("solver_type", json!("x"), "DEISMultistepScheduler", &none),
+        ("steps_offset", json!(5000), "DDIMScheduler", &none),
+        (
+            "time_shift_type",
+            json!("x"),
+            "FlowMatchEulerDiscreteScheduler",
+            &none,
+        ),
+        (
+            "timestep_spacing",
+            json!("x"),
+            "LMSDiscreteScheduler",
+            &none,
+        ),
+        ("timestep_type", json!("x"), "EulerDiscreteScheduler", &none),
+        (
+            "trained_betas",
+            json!([0.5, 2]),
+            "DDPMScheduler",
+            &json!({ "num_train_timesteps": 2 }),
+        ),
+        (
+            "use_dynamic_shifting",
+            json!(true),
+            "DEISMultistepScheduler",
+            &none,
+        ),
+        ("variance_type", json!("x"), "DDPMScheduler", &none),
+    ] {
+        let mut fields = others.clone();
+        fields[field] = value;
+        let error = format!("{:#}", schedule(class, fields).map(drop).unwrap_err());
+        let named = error.contains(&format!("`{field}`")) && error.contains("expected");
+        assert!(named, "{class}, {field}: {error}");
+    }
+}
+
+/// Metadata of the first releases of diffusers.
+#[test]
+fn old_fields_are_understood() {
+    let old = json!({
+        "tensor_format": "pt", "timestep_values": null, "predict_epsilon": false,
+    });
+    let of = |fields: Value| schedule("DDPMScheduler", fields).unwrap().prediction;
+    assert_eq!(of(old), Prediction::Sample);
+    assert_eq!(
+        of(json!({ "timestep_values": [1, 2] })),
+        Prediction::Epsilon
+    );
 }
 
 /// A trajectory's options come first, then the configuration's, then defaults.
