@@ -150,7 +150,8 @@ impl Whole {
     fn of(self, time: f64) -> f64 {
         match self {
             Self::Nearest => time.round_ties_even(),
-            // The ends are whole, but for the last digits.
+            // The ends are whole, but for the last digits. diffusers, in f32, cuts off a
+            // whole timestep there for some schedules and not for others.
             Self::Below => (time + 1e-4).floor(),
         }
     }

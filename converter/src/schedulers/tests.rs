@@ -90,7 +90,8 @@ fn what_cannot_be_run_is_named() {
         "`eta` is not an option of euler",
     );
     refused(ddpm, json!({}), "ipndm:10", "dpmsolver++");
-    refused(ddpm, json!({}), "pndm:10", "skip_prk_steps");
+    refused(ddpm, json!({}), "pndm:3", "skip_prk_steps");
+    refused(ddpm, json!({}), "unipc:9,solver_order=5", "solver_order");
     refused(ddpm, json!({}), "ddim:1001", "1000 timesteps");
     refused(ddpm, json!({}), "flow-euler:4", "diffusion models");
     refused(

@@ -2,7 +2,7 @@
 //! further call.
 
 use anyhow::{Result, ensure};
-use quell::format::{Limit, Prediction};
+use quell::format::{Limit, Prediction, SLOTS};
 
 use super::multistep::{self, Kind, Path};
 use super::sigmas::{self, Level};
@@ -10,7 +10,8 @@ use super::table::{Call, Mix, Table, clean, epsilon};
 use super::{Run, threshold};
 
 struct Solver {
-    /// `solver_order`: slots 0.. keep as many clean samples, one the sample before.
+    /// `solver_order`: slots 0.. keep as many clean samples, one the sample before, if
+    /// there is one left.
     order: usize,
     /// `solver_type: bh1`, B(h) = h; else B(h) = e^h − 1.
     bh1: bool,
@@ -26,8 +27,8 @@ struct Solver {
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     let order = run.options.integer("solver_order", 2)? as usize;
     ensure!(
-        (1..=3).contains(&order),
-        "`solver_order` is {order}; expected 1 to 3: a run keeps at most four vectors"
+        (1..=SLOTS).contains(&order),
+        "`solver_order` is {order}; expected 1 to {SLOTS}: a run keeps as many vectors"
     );
     // The types of DPM-Solver++ and DEIS stand for bh2, as in diffusers.
     let words = ["bh1", "bh2", "midpoint", "heun", "logrho"];
@@ -64,7 +65,10 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
             x0: clean(run.schedule.prediction, level.signal, level.noise),
             next: solver.predicted(i, before, sample),
             noise: 0.0,
-            saves: vec![(i % order, solver.estimate(i)), (order, sample)],
+            saves: match order < SLOTS {
+                true => vec![(i % order, solver.estimate(i)), (order, sample)],
+                false => vec![(i % order, solver.estimate(i))],
+            },
         });
     }
     let limit = threshold(run.options)?;
@@ -72,7 +76,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         noise_scale: 1.0,
         // In diffusers thresholding is x₀'s alone.
         limit: if solver.of_clean { limit } else { Limit::None },
-        slots: order + 1,
+        slots: SLOTS.min(order + 1),
         calls,
     })
 }
@@ -107,10 +111,20 @@ impl Solver {
 
     /// From the corrected sample at level i to level i + 1: UniP.
     fn predicted(&self, i: usize, order: usize, sample: Mix) -> Mix {
-        let clean = |back: usize| match back {
+        self.extrapolated(i, order, sample, |back| match back {
             0 => self.estimate(i),
             _ => Mix::slot((i - back) % self.order),
-        };
+        })
+    }
+
+    /// UniP with `clean(k)` for what call i − k predicted.
+    fn extrapolated(
+        &self,
+        i: usize,
+        order: usize,
+        sample: Mix,
+        clean: impl Fn(usize) -> Mix,
+    ) -> Mix {
         let update = self.update(i, order);
         let weights = match order {
             // Independent of the step sizes, as the authors choose it.
@@ -124,6 +138,17 @@ impl Solver {
         })
     }
 
+    /// The corrected sample at level i − 1: in a slot, or, where none is left, from
+    /// what has become of it, x.
+    fn before(&self, i: usize, order: usize) -> Mix {
+        if self.order < SLOTS {
+            return Mix::slot(self.order);
+        }
+        let clean = |back: usize| Mix::slot((i - 1 - back) % self.order);
+        let rest = self.extrapolated(i - 1, order, Mix::default(), clean);
+        (Mix::X - rest) * (1.0 / self.update(i - 1, order).kept)
+    }
+
     /// The sample at level i again, now that the clean sample there is known,
     /// UniC; `order` is that of the step which led there.
     fn corrected(&self, i: usize, order: usize) -> Mix {
@@ -133,7 +158,7 @@ impl Solver {
             1 => vec![0.5],
             _ => solve(&update.ratios, &update.right),
         };
-        let start = update.start(Mix::slot(self.order), clean(0));
+        let start = update.start(self.before(i, order), clean(0));
         let differences = (1..order).zip(&update.ratios).zip(&weights);
         let sum = differences.fold(start, |sum, ((back, ratio), weight)| {
             sum - (clean(back) - clean(0)) * (weight / ratio * update.step)
@@ -192,8 +217,8 @@ impl Update {
     }
 }
 
-/// Solves `Σ_k ratios[k]^j · w[k] = right[j]`, a Vandermonde system of at most
-/// three unknowns, by elimination.
+/// Solves `Σ_k ratios[k]^j · w[k] = right[j]`, a Vandermonde system of a few unknowns,
+/// by elimination.
 fn solve(ratios: &[f64], right: &[f64]) -> Vec<f64> {
     let n = ratios.len();
     let row = |j: usize| {
