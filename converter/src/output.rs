@@ -45,6 +45,17 @@ pub fn pixel(x: f32) -> u8 {
     ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8
 }
 
+/// Refuses samples that no picture can show.
+pub fn check_channels(path: &Path, shape: [u32; 3]) -> Result<()> {
+    let [channels, ..] = shape;
+    ensure!(
+        channels == 1 || channels == 3,
+        "{}: the samples have {channels} channels; expected 1 or 3 for a picture: use --npy",
+        path.display()
+    );
+    Ok(())
+}
+
 /// Samples `[c, h, w]` (1 or 3 channels) side by side, `columns` in a row, each
 /// pixel enlarged `scale` times, as a PNG.
 pub fn grid(
@@ -54,12 +65,8 @@ pub fn grid(
     columns: u32,
     scale: u32,
 ) -> Result<()> {
+    check_channels(path, shape)?;
     let [channels, height, width] = shape;
-    ensure!(
-        channels == 1 || channels == 3,
-        "{}: a picture has 1 or 3 channels, the samples have {channels}; use --npy",
-        path.display()
-    );
     let rows = (samples.len() as u32).div_ceil(columns);
     let gap = 2;
     let (cell_w, cell_h) = (width * scale + gap, height * scale + gap);

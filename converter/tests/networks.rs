@@ -150,6 +150,32 @@ fn second_inputs_are_given() {
     refused(&int8, &["context", "--weights f16"]);
 }
 
+/// Before anything is drawn: samples without a picture, and another model's
+/// checkpoint before it is calibrated.
+#[test]
+fn cheap_checks_come_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (unet, model) = (golden("unet2d/21"), at("x.quell"));
+    stdout(&["convert", &unet, "--weights", "f32", "-o", &model]);
+    let more = ["--count", "60000", "--steps", "20"];
+    refused(
+        &[&["sample", &model, "-o", &at("grid.png")][..], &more].concat(),
+        &["grid.png", "4 channels", "--npy"],
+    );
+    let int8 = models().join("mlp-int8.quell");
+    refused(
+        &[
+            "verify",
+            int8.to_str().unwrap(),
+            &unet,
+            "--calibration-runs",
+            "10000",
+        ],
+        &["was not made from"],
+    );
+}
+
 #[test]
 fn conversions_that_cannot_be() {
     let folder = tempfile::tempdir().unwrap();

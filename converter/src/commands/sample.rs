@@ -98,6 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.model.display(),
         purpose.name()
     );
+    if let Some(path) = &args.output {
+        output::check_channels(path, model.header().shape)?;
+    }
     let noise = match &args.noise {
         Some(path) => Some(input::samples(path, model.header().shape)?),
         None => None,

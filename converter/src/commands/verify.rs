@@ -54,6 +54,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let file = ModelFile::read(&args.model)?;
     let model = file.model().with_context(name)?;
     let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(args, &model))?;
+    ensure!(
+        resembles(&model, &checkpoint),
+        "{}: was not made from {}: another network, size or number of timesteps",
+        args.model.display(),
+        args.checkpoint.display()
+    );
     let tier = model.header().tier;
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
@@ -124,6 +130,18 @@ fn choice(args: &Args, model: &Model<'_>) -> Choice {
     };
     let size = Size::Sides([rows, columns]);
     args.source.choice(part, Some(size))
+}
+
+/// What can be seen without compiling, which may take minutes.
+fn resembles(model: &Model<'_>, checkpoint: &Checkpoint) -> bool {
+    let (head, network) = (model.head(), &checkpoint.network);
+    let timed = network.purpose != Purpose::Plain;
+    let timesteps = checkpoint.schedule.alphas_cumprod.len() as u32;
+    head.model == network.architecture
+        && model.header().shape == network.shape
+        && model.output_shape() == network.output_shape
+        && (head.classes, head.null_class) == (network.classes, network.null_class)
+        && (!timed || head.schedule.timesteps == timesteps)
 }
 
 fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {
