@@ -278,6 +278,7 @@ CASES = [
     ("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", 6, {}, {}),
     ("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", 5, KARRAS | V, {}),
     ("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", 5, LEADING | COSINE, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, COSINE | TRAILING, {}),
     ("deis", "DEISMultistepScheduler", 8, {}, {}),
     ("deis", "DEISMultistepScheduler", 8, {"solver_order": 3} | V, {}),
     ("deis", "DEISMultistepScheduler", 16, {"solver_order": 3} | SCALED | TRAILING, {}),
@@ -311,6 +312,14 @@ FILES = [
     ("unipc", "UniPCMultistepScheduler", 8, {"solver_order": 3}, {}),
     ("tcd", "TCDScheduler", 4, {}, {"eta": 0.0}),
     ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, {"shift": 3.0}, {}),
+    ("pndm", "PNDMScheduler", 6, PLMS, {}),
+    ("pndm", "PNDMScheduler", 5, {}, {}),
+    ("lms", "LMSDiscreteScheduler", 6, KARRAS, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, V, {}),
+    ("deis", "DEISMultistepScheduler", 7, {"solver_order": 3}, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, {"solver_order": 3}, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, {"solver_order": 4}, {}),
+    ("flow-heun", "FlowMatchHeunDiscreteScheduler", 5, {"shift": 3.0}, {}),
 ]
 
 
