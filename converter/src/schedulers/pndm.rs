@@ -98,8 +98,9 @@ impl Transfer<'_, '_> {
     fn multistep(&self, times: &[f64], mut calls: Vec<Call>) -> Result<Vec<Call>> {
         let stride = self.stride as f64;
         let begins = calls.is_empty();
-        let mut kept = if begins { 0 } else { 3 };
+        let before = if begins { 0 } else { 3 };
         for (i, &time) in times.iter().enumerate() {
+            let kept = before + i;
             let goes_on = i + 1 < times.len();
             let weights = WEIGHTS[kept.min(3)].iter().enumerate();
             let output = weights.fold(Mix::default(), |sum, (back, &weight)| {
@@ -124,7 +125,6 @@ impl Transfer<'_, '_> {
                 let next = Mix::slot(SHARED) * of_x + mean * of_output;
                 calls.push(self.call(second, next, Vec::new())?);
             }
-            kept += 1;
         }
         Ok(calls)
     }
