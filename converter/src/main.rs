@@ -33,7 +33,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Without it, all that is lost is that Ctrl-C tidies up.
+    quell_converter::output::clean_up_on_signals().ok();
+    let result = match command {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),

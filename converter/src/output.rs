@@ -1,43 +1,26 @@
 //! Files that people and scripts look at: pictures and arrays.
 //!
-//! Everything is written beside its destination first and moved there when it
-//! is complete, so a full disk or Ctrl-C never leaves half a file.
+//! A file is written beside its destination first and moved there when it is
+//! complete, so a full disk or Ctrl-C never leaves half a file. Pipes and devices
+//! are written to, and `-` is standard output.
 
-use std::io::{BufWriter, Write};
+mod destination;
+
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use image::{GrayImage, ImageFormat, RgbImage};
 use npyz::WriterBuilder;
 
-/// Writes `path` by way of a temporary file in the same folder.
+use destination::Destination;
+pub use destination::{check, clean_up_on_signals, is_stdout};
+
+/// Writes `path` at once: whoever reads it sees all of it or what was there before.
 pub fn atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let name = || path.display().to_string();
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let file = tempfile::Builder::new()
-        .prefix(".quell-")
-        .tempfile_in(folder);
-    let mut file = file.with_context(name)?;
-    {
-        let mut writer = BufWriter::new(&mut file);
-        write(&mut writer).with_context(name)?;
-        writer.flush().with_context(name)?;
-    }
-    // As any other program would create it; temporary files are private.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(mode).with_context(name)?;
-    }
-    file.as_file().sync_all().with_context(name)?;
-    file.persist(path)
-        .map_err(|error| error.error)
-        .with_context(name)?;
-    Ok(())
+    let destination = Destination::of(path);
+    let written = destination.and_then(|destination| destination.write(write));
+    written.with_context(|| path.display().to_string())
 }
 
 /// Writes bytes.
@@ -62,6 +45,17 @@ pub fn pixel(x: f32) -> u8 {
     ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8
 }
 
+/// Refuses samples that no picture can show.
+pub fn check_channels(path: &Path, shape: [u32; 3]) -> Result<()> {
+    let [channels, ..] = shape;
+    ensure!(
+        channels == 1 || channels == 3,
+        "{}: the samples have {channels} channels; expected 1 or 3 for a picture: use --npy",
+        path.display()
+    );
+    Ok(())
+}
+
 /// Samples `[c, h, w]` (1 or 3 channels) side by side, `columns` in a row, each
 /// pixel enlarged `scale` times, as a PNG.
 pub fn grid(
@@ -71,12 +65,8 @@ pub fn grid(
     columns: u32,
     scale: u32,
 ) -> Result<()> {
+    check_channels(path, shape)?;
     let [channels, height, width] = shape;
-    ensure!(
-        channels == 1 || channels == 3,
-        "{}: a picture has 1 or 3 channels, the samples have {channels}; use --npy",
-        path.display()
-    );
     let rows = (samples.len() as u32).div_ceil(columns);
     let gap = 2;
     let (cell_w, cell_h) = (width * scale + gap, height * scale + gap);

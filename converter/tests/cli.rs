@@ -200,8 +200,8 @@ fn unknown_configurations_are_refused_by_name() {
         (
             "scheduler_config.json",
             "beta_schedule",
-            Value::from("sigmoid"),
-            "`sigmoid`",
+            Value::from("even"),
+            "`even`",
         ),
         (
             "scheduler_config.json",

@@ -143,11 +143,37 @@ fn second_inputs_are_given() {
         &["x.npy", "16 elements"],
     );
     refused(
-        &["sample", &model, "-o", &output],
+        &["sample", &model, "--npy", &output],
         &["x.quell", "--context"],
     );
     let int8 = ["convert", &unet, "-o", &model];
     refused(&int8, &["context", "--weights f16"]);
+}
+
+/// Before anything is drawn: samples without a picture, and another model's
+/// checkpoint before it is calibrated.
+#[test]
+fn cheap_checks_come_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (unet, model) = (golden("unet2d/21"), at("x.quell"));
+    stdout(&["convert", &unet, "--weights", "f32", "-o", &model]);
+    let more = ["--count", "60000", "--steps", "20"];
+    refused(
+        &[&["sample", &model, "-o", &at("grid.png")][..], &more].concat(),
+        &["grid.png", "4 channels", "--npy"],
+    );
+    let int8 = models().join("mlp-int8.quell");
+    refused(
+        &[
+            "verify",
+            int8.to_str().unwrap(),
+            &unet,
+            "--calibration-runs",
+            "10000",
+        ],
+        &["was not made from"],
+    );
 }
 
 #[test]
@@ -169,6 +195,7 @@ fn conversions_that_cannot_be() {
     stdout(&["convert", &unet, "-o", out, "--weights", "f32"]);
     let sample = folder.path().join("x.npy");
     quell_converter::output::npy(&sample, &[vec![0.0; 64]], [1, 8, 8]).unwrap();
-    let call = ["run", out, "--sample", sample.to_str().unwrap(), "-o", out];
+    let sample = sample.to_str().unwrap();
+    let call = ["run", out, "--sample", sample, "-o", sample];
     refused(&call, &["x.quell", "--timestep 0..20"]);
 }

@@ -23,7 +23,7 @@ fn steps(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(model.header().macs));
             for kernels in Kernels::available() {
                 let mut arena = HostArena::new(&model);
-                let model = model.with_kernels(kernels);
+                let model = model.clone().with_kernels(kernels);
                 let mut session = model.session(arena.bytes_mut()).expect("fits");
                 Rng::new(1).fill(session.sample_mut());
                 let class = (model.head().classes > 0).then_some(3);

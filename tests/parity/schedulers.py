@@ -1,6 +1,6 @@
 """Whole trajectories of diffusers' schedulers, as goldens for quell's.
 
-    pip install diffusers torch numpy
+    pip install diffusers torch numpy scipy
     python3 tests/parity/schedulers.py        # rewrites tests/parity/schedulers/
 
 Every case is a scheduler_config.json, a trajectory as `quell convert --trajectory`
@@ -13,6 +13,7 @@ injected: call i gets `noise[i]`. Two kinds of network:
 """
 
 import json
+import math
 from pathlib import Path
 
 import diffusers
@@ -49,24 +50,37 @@ def mlp(network):
     return call
 
 
-def cosine_in_f64(scheduler):
-    """diffusers holds 1 - beta and the cumulated product in f32. Where this schedule
-    begins and ends, that alone moves sigma by up to 7e-4, more than the tolerance."""
-    bar = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-    alphas = np.cumprod(1 - np.minimum(1 - bar[1:] / bar[:-1], 0.999))
+def cosine(t):
+    return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def laplace(t):
+    half = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return math.sqrt(math.exp(half) / (1 + math.exp(half)))
+
+
+def in_f64(scheduler, bar, total):
+    """diffusers holds 1 - beta and the cumulated product in f32. Where these schedules
+    begin and end, that alone moves sigma by up to 7e-4, more than the tolerance."""
+    bars = np.array([bar(i / total) for i in range(total + 1)])
+    alphas = np.cumprod(1 - np.minimum(1 - bars[1:] / bars[:-1], 0.999))
     scheduler.alphas_cumprod = torch.from_numpy(alphas)
     if not scheduler.config.get("set_alpha_to_one", True):
         scheduler.initial_alpha_cumprod = scheduler.alphas_cumprod[0]
 
 
+IN_F64 = {"squaredcos_cap_v2": cosine, "laplace": laplace}
+
+
 def run(class_name, config, steps, call, model, initial):
     """Network inputs of every call, and the end result."""
-    scheduler = getattr(diffusers, class_name)(**config)
-    if config.get("beta_schedule") == "squaredcos_cap_v2":
-        cosine_in_f64(scheduler)
-    step_arguments = {k: v for k, v in call.items() if k == "eta"}
-    scheduler.set_timesteps(steps)
+    # As for a file that another class has written: unknown fields are kept, and some are used.
+    scheduler = getattr(diffusers, class_name).from_config(config)
     total = config.get("num_train_timesteps", T)
+    if config.get("beta_schedule") in IN_F64:
+        in_f64(scheduler, IN_F64[config["beta_schedule"]], total)
+    step_arguments = {k: v for k, v in call.items() if k == "eta"}
+    scheduler.set_timesteps(steps, **{k: v for k, v in call.items() if k == "mu"})
     index = 0
 
     def injected(shape, **_):
@@ -108,6 +122,18 @@ LEADING = {"timestep_spacing": "leading"}
 TRAILING = {"timestep_spacing": "trailing"}
 LINSPACE = {"timestep_spacing": "linspace"}
 KARRAS = {"use_karras_sigmas": True}
+EXPONENTIAL = {"use_exponential_sigmas": True}
+BETA = {"use_beta_sigmas": True}
+LU = {"use_lu_lambdas": True}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+RANGE = {"sigma_min": 0.05, "sigma_max": 40.0}
+SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+DYNAMIC = {"use_dynamic_shifting": True}
+PLMS = {"skip_prk_steps": True}
+HEUN = {"solver_type": "heun"}
+
+
 
 CASES = [
     # name, class, steps, config, options of the call
@@ -189,6 +215,91 @@ CASES = [
     ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, {"shift_terminal": 0.1}, {}),
     ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, KARRAS, {}),
     ("flow-euler", "FlowMatchEulerDiscreteScheduler", 1, {}, {}),
+    # Other schedules of betas.
+    ("ddpm", "DDPMScheduler", 6, {"beta_schedule": "sigmoid"}, {}),
+    ("ddpm", "DDPMScheduler", 6, {"beta_schedule": "laplace"} | NO_CLIP, {}),
+    ("heun", "HeunDiscreteScheduler", 5, {"beta_schedule": "exp", "num_train_timesteps": 100} | LEADING | V, {}),
+    # diffusers' Heun ignores this field.
+    ("heun", "HeunDiscreteScheduler", 5, {"rescale_betas_zero_snr": True} | V, {}),
+    # Noise levels of their own, and their ends.
+    ("euler", "EulerDiscreteScheduler", 6, EXPONENTIAL, {}),
+    ("euler", "EulerDiscreteScheduler", 6, BETA | V, {}),
+    ("euler", "EulerDiscreteScheduler", 5, BETA | RANGE | LEADING, {}),
+    ("heun", "HeunDiscreteScheduler", 5, EXPONENTIAL | V, {}),
+    ("heun", "HeunDiscreteScheduler", 5, BETA, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, KARRAS | RANGE, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, KARRAS | COSINE | X0, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, LU | SCALED, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, EXPONENTIAL | RANGE | V, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, BETA | RANGE | SIGMA_MIN, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 8, FLOW, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 7, FLOW | SDE | {"solver_order": 3}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 8, SDE | {"solver_order": 3}, {}),
+    ("dpmsolver++", "DPMSolverMultistepScheduler", 6, {"solver_type": "bh2"}, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, KARRAS | RANGE | SIGMA_MIN, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, EXPONENTIAL | RANGE | V, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, BETA | RANGE | SIGMA_MIN, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, FLOW, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, FLOW | {"shift_terminal": 0.1} | SIGMA_MIN, {}),
+    ("unipc", "UniPCMultistepScheduler", 6, FLOW | DYNAMIC, {"mu": 0.8}),
+    ("unipc", "UniPCMultistepScheduler", 7, {"predict_x0": False} | SIGMA_MIN, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {"predict_x0": False, "solver_order": 3, "solver_type": "bh1"} | SIGMA_MIN | V, {}),
+    ("unipc", "UniPCMultistepScheduler", 6, {"predict_x0": False} | SIGMA_MIN | X0 | TRAILING, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, DYNAMIC, {"mu": 1.15}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, DYNAMIC | {"time_shift_type": "linear", "shift_terminal": 0.02}, {"mu": 1.5}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, {"invert_sigmas": True, "shift": 2.0}, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, EXPONENTIAL, {}),
+    ("flow-euler", "FlowMatchEulerDiscreteScheduler", 5, BETA, {}),
+    ("flow-heun", "FlowMatchHeunDiscreteScheduler", 5, {}, {}),
+    ("flow-heun", "FlowMatchHeunDiscreteScheduler", 6, {"shift": 3.0}, {}),
+    ("flow-heun", "FlowMatchHeunDiscreteScheduler", 1, {}, {}),
+    ("pndm", "PNDMScheduler", 8, PLMS, {}),
+    ("pndm", "PNDMScheduler", 6, PLMS | V | SCALED | {"steps_offset": 1}, {}),
+    ("pndm", "PNDMScheduler", 7, PLMS | TRAILING | {"set_alpha_to_one": True}, {}),
+    ("pndm", "PNDMScheduler", 2, PLMS, {}),
+    ("pndm", "PNDMScheduler", 1, PLMS, {}),
+    ("pndm", "PNDMScheduler", 8, {}, {}),
+    ("pndm", "PNDMScheduler", 5, V | SCALED | {"steps_offset": 1, "set_alpha_to_one": True}, {}),
+    ("pndm", "PNDMScheduler", 4, TRAILING, {}),
+    ("unipc", "UniPCMultistepScheduler", 9, {"solver_order": 4} | SCALED, {}),
+    ("unipc", "UniPCMultistepScheduler", 8, {"solver_order": 4, "predict_x0": False} | SIGMA_MIN | V, {}),
+    ("lms", "LMSDiscreteScheduler", 8, {}, {}),
+    ("lms", "LMSDiscreteScheduler", 7, KARRAS | V, {}),
+    ("lms", "LMSDiscreteScheduler", 6, LEADING | X0 | COSINE, {}),
+    ("lms", "LMSDiscreteScheduler", 6, EXPONENTIAL | RANGE | TRAILING | SCALED, {}),
+    # diffusers' LMS ignores the range where the levels are those of Karras et al.
+    ("lms", "LMSDiscreteScheduler", 6, KARRAS | RANGE, {}),
+    ("lms", "LMSDiscreteScheduler", 2, BETA, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 6, {}, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, KARRAS | V, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, LEADING | {"steps_offset": 1}, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, TRAILING | EXPONENTIAL | RANGE, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 2, BETA | SCALED, {}),
+    ("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", 6, {}, {}),
+    ("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", 5, KARRAS | V, {}),
+    ("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", 5, LEADING | COSINE, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, COSINE | TRAILING, {}),
+    ("deis", "DEISMultistepScheduler", 8, {}, {}),
+    ("deis", "DEISMultistepScheduler", 8, {"solver_order": 3} | V, {}),
+    ("deis", "DEISMultistepScheduler", 16, {"solver_order": 3} | SCALED | TRAILING, {}),
+    ("deis", "DEISMultistepScheduler", 6, {"solver_order": 1, "lower_order_final": False} | X0 | LEADING, {}),
+    ("deis", "DEISMultistepScheduler", 7, KARRAS | RANGE, {}),
+    ("deis", "DEISMultistepScheduler", 7, EXPONENTIAL | RANGE | {"algorithm_type": "dpmsolver++", "solver_type": "bh2"}, {}),
+    ("deis", "DEISMultistepScheduler", 7, FLOW, {}),
+    ("deis", "DEISMultistepScheduler", 6, THRESHOLD, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 8, {}, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 9, {"solver_order": 3, "lower_order_final": True}, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, {"solver_order": 3} | HEUN | V, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 8, {"solver_order": 3} | X0, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 6, {"solver_order": 1} | KARRAS | RANGE, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 6, {"solver_order": 3} | SIGMA_MIN, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, SIGMA_MIN | HEUN | SCALED, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, SDE, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, SDE | HEUN | {"solver_order": 3}, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, SDE | {"solver_order": 3} | KARRAS, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, FLOW | {"solver_order": 3}, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, {"lambda_min_clipped": -3.0, "timestep_spacing": "leading"} | COSINE, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 6, THRESHOLD, {}),
 ]
 
 # Without noise, for files whose network is the MLP.
@@ -201,6 +312,14 @@ FILES = [
     ("unipc", "UniPCMultistepScheduler", 8, {"solver_order": 3}, {}),
     ("tcd", "TCDScheduler", 4, {}, {"eta": 0.0}),
     ("flow-euler", "FlowMatchEulerDiscreteScheduler", 6, {"shift": 3.0}, {}),
+    ("pndm", "PNDMScheduler", 6, PLMS, {}),
+    ("pndm", "PNDMScheduler", 5, {}, {}),
+    ("lms", "LMSDiscreteScheduler", 6, KARRAS, {}),
+    ("kdpm2", "KDPM2DiscreteScheduler", 5, V, {}),
+    ("deis", "DEISMultistepScheduler", 7, {"solver_order": 3}, {}),
+    ("dpmsolver-singlestep", "DPMSolverSinglestepScheduler", 7, {"solver_order": 3}, {}),
+    ("unipc", "UniPCMultistepScheduler", 7, {"solver_order": 4}, {}),
+    ("flow-heun", "FlowMatchHeunDiscreteScheduler", 5, {"shift": 3.0}, {}),
 ]
 
 

@@ -23,6 +23,7 @@ fn choice(calls: &Calls, part: Part) -> Result<Choice> {
     Ok(Choice {
         part: Some(part),
         size: Some(Size::Sides([size[0], size[1]])),
+        ..Choice::default()
     })
 }
 
@@ -88,7 +89,12 @@ fn with_fields(number: &str, fields: &Value) -> Result<Checkpoint> {
 }
 
 fn open(folder: &Path, part: Option<Part>, size: Option<Size>) -> Result<Checkpoint> {
-    Checkpoint::open_as(folder, &[], &Choice { part, size })
+    let choice = Choice {
+        part,
+        size,
+        ..Choice::default()
+    };
+    Checkpoint::open_as(folder, &[], &choice)
 }
 
 #[test]
@@ -158,15 +164,22 @@ fn choices_are_needed_and_named() -> Result<()> {
     let part = Some(Part::Decoder);
     assert_names(open(tiny, None, size("16")?), &["--part decoder"]);
     assert_names(open(tiny, part, None), &["--size"]);
-    assert_names(open(tiny, part, size("18")?), &["18x18", "multiple of 4"]);
+    assert_names(open(tiny, part, size("18")?), &["18x18", "multiples of 4"]);
     assert_names(open(tiny, part, size("2048")?), &["2048x2048"]);
-    assert_names(open(kl, part, size("15")?), &["15x15", "multiple of 2"]);
+    assert_names(open(kl, part, size("15")?), &["15x15", "multiples of 2"]);
     // Its own.
     assert_eq!(open(kl, part, None)?.network.output_shape, [3, 16, 16]);
     let wide = open(kl, part, size("8x12")?)?.network;
     assert_eq!((wide.shape, wide.output_shape), ([2, 4, 6], [3, 8, 12]));
     let trajectories = [("euler:4").parse()?];
-    let result = Checkpoint::open_as(kl, &trajectories, &Choice { part, size: None });
+    let result = Checkpoint::open_as(
+        kl,
+        &trajectories,
+        &Choice {
+            part,
+            ..Choice::default()
+        },
+    );
     assert_names(result, &["--trajectory"]);
     // Of other networks.
     let unet = &folders("unet2d")?[0];

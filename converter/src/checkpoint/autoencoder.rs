@@ -10,7 +10,7 @@ mod tiny;
 
 use anyhow::{Context, Result, ensure};
 use quell::format::Role;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::images::{Feature, Images};
 use super::{Network, Part, Size, Tensors};
@@ -26,7 +26,7 @@ pub(super) fn is_autoencoder(class: &str) -> bool {
 /// Both halves are built, so that every tensor of the checkpoint is looked at.
 pub(super) fn network(
     class: &str,
-    fields: Value,
+    fields: Map<String, Value>,
     tensors: &Tensors,
     part: Option<Part>,
     size: Option<Size>,
@@ -96,7 +96,7 @@ fn latents(sides: [usize; 2], factor: usize, channels: usize) -> Result<Image> {
     let [height, width] = sides;
     ensure!(
         height.is_multiple_of(factor) && width.is_multiple_of(factor),
-        "`sample_size` (--size) {height}x{width} is not a multiple of {factor}, by which latents \
+        "`sample_size` (--size) is {height}x{width}; expected multiples of {factor}, by which latents \
          are smaller"
     );
     Ok(Image {
@@ -109,15 +109,24 @@ fn latents(sides: [usize; 2], factor: usize, channels: usize) -> Result<Image> {
 /// Channels of images or latents, as the configuration states them.
 fn check_channels(fields: &[(&str, usize)]) -> Result<()> {
     for (name, channels) in fields {
-        ensure!((1..=64).contains(channels), "`{name}` is {channels}");
+        ensure!(
+            (1..=64).contains(channels),
+            "`{name}` is {channels}; expected 1 to 64"
+        );
     }
     Ok(())
 }
 
 /// Channels and layers of each level of a network.
 fn check_levels(name: &str, channels: &[usize]) -> Result<()> {
-    ensure!(!channels.is_empty(), "`{name}` is empty");
+    ensure!(
+        !channels.is_empty(),
+        "`{name}` is []; expected one number or more"
+    );
     let sane = channels.iter().all(|c| (1..=1 << 16).contains(c));
-    ensure!(sane && channels.len() <= 8, "`{name}` is {channels:?}");
+    ensure!(
+        sane && channels.len() <= 8,
+        "`{name}` is {channels:?}; expected at most 8 numbers of 1 to 65536"
+    );
     Ok(())
 }

@@ -202,7 +202,7 @@ impl Blocks<'_> {
         let width = self.style.head_channels.unwrap_or(channels);
         ensure!(
             (1..=channels).contains(&width),
-            "`attention_head_dim` is {width}, but {name} has {channels} channels"
+            "`attention_head_dim` is {width}; expected 1 to the {channels} channels of {name}"
         );
         let heads = channels / width;
         let mut normed = x;
@@ -264,7 +264,7 @@ impl Blocks<'_> {
     ) -> Result<Feature> {
         ensure!(
             norm.groups > 0 && norm.channels.is_multiple_of(norm.groups),
-            "`norm_num_groups` {} does not divide the {} channels of {name}",
+            "`norm_num_groups` is {}; expected a divisor of the {} channels of {name}",
             norm.groups,
             norm.channels
         );
@@ -285,6 +285,6 @@ pub(super) fn act_fn(name: &str) -> Result<Function> {
         "gelu" => Function::Gelu,
         "mish" => Function::Mish,
         "relu" => Function::Relu,
-        other => bail!("`act_fn` is `{other}`, expected silu, swish, gelu, mish or relu"),
+        other => bail!("`act_fn` is `{other}`; expected silu, swish, gelu, mish or relu"),
     })
 }

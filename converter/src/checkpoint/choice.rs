@@ -1,19 +1,26 @@
-//! What a user states besides the folder: which part of an autoencoder, and the
-//! size of the images.
+//! What a user states besides the folder: which part of an autoencoder, the size of
+//! the images, and which of several files.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 /// What is to be made of a checkpoint, where it leaves a choice.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Choice {
     /// Of an autoencoder, and of nothing else.
     pub part: Option<Part>,
     /// Instead of the configuration's `sample_size`.
     pub size: Option<Size>,
+    /// The weights' variant: `fp16` of `diffusion_pytorch_model.fp16.safetensors`.
+    pub variant: Option<String>,
+    /// Where the network lies below the folder: `unet_ema`.
+    pub subfolder: Option<PathBuf>,
+    /// A sampler, instead of the class that scheduler_config.json names.
+    pub scheduler: Option<String>,
 }
 
 /// Half of an autoencoder.
@@ -66,7 +73,10 @@ impl Size {
     pub(super) fn sides(self) -> Result<[usize; 2]> {
         let sides = self.rows_and_columns();
         let sane = sides.iter().all(|side| (1..=1024).contains(side));
-        ensure!(sane, "`sample_size` {self} is not supported");
+        ensure!(
+            sane,
+            "`sample_size` is {self}; expected 1 to 1024 rows and columns"
+        );
         Ok(sides.map(|side| side as usize))
     }
 }

@@ -1,11 +1,11 @@
 //! `MLPClassic`: the oldest example there is. Pixels and t/T through plain
 //! linear layers with ReLU in between.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use quell::format::{Function, Role};
 use serde::Deserialize;
 
-use super::{Network, Tensors};
+use super::{Network, Tensors, config};
 use crate::graph::{Graph, Op};
 use crate::timesteps::Timesteps;
 
@@ -22,29 +22,32 @@ struct Config {
 }
 
 pub(super) fn network(
-    fields: serde_json::Value,
+    fields: serde_json::Map<String, serde_json::Value>,
     tensors: &Tensors,
     times: &Timesteps,
 ) -> Result<(usize, Network)> {
-    let config: Config = serde_json::from_value(fields)?;
+    let config: Config = config::parse(fields)?;
     ensure!(
         config.act_fn == "relu",
-        "`act_fn` is `{}`, expected `relu`",
+        "`act_fn` is `{}`; expected `relu`",
         config.act_fn
     );
     ensure!(
         config.num_class_embeds.is_none(),
-        "`num_class_embeds` must be null for MLPClassic"
+        "`num_class_embeds` is {:?}; expected null for MLPClassic",
+        config.num_class_embeds.unwrap_or_default()
     );
     ensure!(
         config.out_channels == config.in_channels,
-        "`out_channels` must equal `in_channels`"
+        "`out_channels` is {}; expected `in_channels`, {}",
+        config.out_channels,
+        config.in_channels
     );
     let (pixels, shape) = super::residual_mlp::shape(config.in_channels, config.sample_size)?;
     let timesteps = config.num_train_timesteps;
     ensure!(
         (1..=65_536).contains(&timesteps),
-        "`num_train_timesteps` is {timesteps}"
+        "`num_train_timesteps` is {timesteps}; expected 1 to 65536"
     );
 
     let mut graph = Graph::default();
@@ -62,9 +65,7 @@ pub(super) fn network(
         inputs = outputs;
     }
     let name = format!("layers.{}", config.hidden_sizes.len());
-    let (weight, bias) = tensors
-        .linear(&name, pixels, inputs)
-        .context("output layer")?;
+    let (weight, bias) = tensors.linear(&name, pixels, inputs)?;
     graph.linear(name, weight, bias, value);
     let network = Network {
         architecture: "MLPClassic".to_owned(),

@@ -9,6 +9,7 @@ mod blocks;
 mod choice;
 mod config;
 mod images;
+mod layout;
 mod mlp_classic;
 mod noisy_classifier;
 mod pipeline;
@@ -24,6 +25,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use quell::format::Role;
 use serde_json::{Map, Value};
+
+use layout::{Layout, Weights};
 
 pub use choice::{Choice, Part, Size};
 pub use scheduler::NoiseSchedule;
@@ -86,37 +89,38 @@ impl Checkpoint {
     /// [`Checkpoint::open_for`], where the checkpoint leaves a choice. An
     /// autoencoder may lie in the subfolder `vae/`, and needs no scheduler.
     pub fn open_as(folder: &Path, specs: &[Spec], choice: &Choice) -> Result<Self> {
-        if !folder.is_dir() {
-            bail!("{}: not a checkpoint folder", folder.display());
-        }
-        let subfolder = choice.part.map_or("unet", |_| "vae");
-        let config = find(folder, "config.json", subfolder)?;
-        let (class, fields) = config::read(&config)?;
-        let schedule = match autoencoder::is_autoencoder(&class) {
-            true => NoiseSchedule::none(),
-            false => NoiseSchedule::read(&find(folder, "scheduler_config.json", "scheduler")?)?,
+        let layout = Layout::find(folder, choice)?;
+        let (class, fields) = config::read(&layout.config)?;
+        let in_config = || layout.config.display().to_string();
+        let kind = kind(&class).with_context(in_config)?;
+        let schedule = match kind {
+            Kind::Plain => NoiseSchedule::none(),
+            Kind::Timed => schedule(&layout, &fields, choice)?,
         };
         ensure!(
-            specs.is_empty() || !schedule.alphas_cumprod.is_empty(),
+            specs.is_empty() || kind == Kind::Timed,
             "{}: an {class} is not sampled, so it carries no --trajectory",
-            config.display()
+            layout.config.display()
         );
         let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
         let trajectories = specs
             .iter()
             .map(|spec| schedulers::tabulate(&schedule, spec, &mut timesteps))
             .collect::<Result<_>>()?;
-        let weights = "diffusion_pytorch_model.safetensors";
-        let tensors = match find(folder, &format!("{weights}.index.json"), subfolder) {
-            Ok(index) => Tensors::read_shards(&index)?,
-            Err(_) => Tensors::read(&find(folder, weights, subfolder)?)?,
+        let tensors = match layout.weights(choice.variant.as_deref())? {
+            Weights::Index(index) => Tensors::read_shards(&index)?,
+            Weights::File(file) => Tensors::read(&file)?,
         };
         let network = network(&class, fields, &tensors, &timesteps, choice);
-        let network = network.with_context(|| config.display().to_string())?;
+        // A tensor's fault has its own file's name.
+        let network = network.map_err(|error| match error.is::<tensors::Fault>() {
+            true => error,
+            false => error.context(in_config()),
+        })?;
         tensors.refuse_unused()?;
-        check_outputs(&network, &schedule).with_context(|| config.display().to_string())?;
+        check_outputs(&network, &schedule).with_context(in_config)?;
         let decoder = match network.role {
-            Role::Denoiser => pipeline::decoder(folder, &network)?,
+            Role::Denoiser => pipeline::decoder(folder, choice, &network)?,
             _ => None,
         };
         Ok(Self {
@@ -160,6 +164,68 @@ impl Checkpoint {
     }
 }
 
+/// Whether a class of networks is called at timesteps.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Timed,
+    Plain,
+}
+
+/// The kind of a class; refuses those that quell does not know.
+fn kind(class: &str) -> Result<Kind> {
+    Ok(match class {
+        _ if autoencoder::is_autoencoder(class) => Kind::Plain,
+        "UNet2DModel" | "UNet1DModel" | "MLPClassic" | "ResidualMLP" | "NoisyClassifier" => {
+            Kind::Timed
+        }
+        _ => bail!("`_class_name` is `{class}`; expected {CLASSES}"),
+    })
+}
+
+const CLASSES: &str = "UNet2DModel, UNet1DModel, AutoencoderTiny, AutoencoderKL, MLPClassic, \
+     ResidualMLP or NoisyClassifier";
+
+/// The schedule of the scheduler's file, of the sampler that was chosen instead, or a
+/// guess.
+fn schedule(
+    layout: &Layout,
+    fields: &Map<String, Value>,
+    choice: &Choice,
+) -> Result<NoiseSchedule> {
+    match (&layout.scheduler, &choice.scheduler) {
+        (Some(path), None) => NoiseSchedule::read(path),
+        (Some(path), Some(name)) => {
+            let (_, fields) = config::read(path)?;
+            let schedule = NoiseSchedule::of_sampler(name, fields);
+            schedule.with_context(|| path.display().to_string())
+        }
+        (None, Some(name)) => NoiseSchedule::of_sampler(name, guessed(fields)),
+        (None, None) => {
+            let mut schedule = NoiseSchedule::of_sampler("ddpm", guessed(fields))?;
+            schedule.notes = vec![format!(
+                "{}: no scheduler_config.json, so the noise schedule is a guess (DDPM's betas). The \
+                 file is fit for quell run and bench; for sampling, convert with --scheduler NAME",
+                layout.config.display()
+            )];
+            Ok(schedule)
+        }
+    }
+}
+
+/// What the network's configuration says of a schedule.
+fn guessed(fields: &Map<String, Value>) -> Map<String, Value> {
+    let mut guess = Map::new();
+    if let Some(steps) = fields.get("num_train_timesteps") {
+        guess.insert("num_train_timesteps".to_owned(), steps.clone());
+    }
+    let channels = |name: &str| fields.get(name).and_then(Value::as_u64);
+    let (inputs, outputs) = (channels("in_channels"), channels("out_channels"));
+    if inputs.is_some() && outputs == inputs.map(|inputs| 2 * inputs) {
+        guess.insert("variance_type".to_owned(), "learned_range".into());
+    }
+    guess
+}
+
 fn network(
     class: &str,
     fields: Map<String, Value>,
@@ -167,7 +233,7 @@ fn network(
     timesteps: &Timesteps,
     choice: &Choice,
 ) -> Result<Network> {
-    let (fields, Choice { part, size }) = (Value::Object(fields), *choice);
+    let Choice { part, size, .. } = *choice;
     if autoencoder::is_autoencoder(class) {
         return autoencoder::network(class, fields, tensors, part, size);
     }
@@ -187,14 +253,11 @@ fn network(
         "UNet1DModel" => {
             unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
         }
-        other => bail!(
-            "`_class_name` is `{other}`; supported are UNet2DModel, UNet1DModel, \
-             AutoencoderTiny, AutoencoderKL, MLPClassic, ResidualMLP and NoisyClassifier"
-        ),
+        other => bail!("`_class_name` is `{other}`; expected {CLASSES}"),
     }?;
     if trained != timesteps.trained() {
         bail!(
-            "`num_train_timesteps` is {trained}, but the scheduler has {}",
+            "`num_train_timesteps` is {trained}; expected that of the scheduler, {}",
             timesteps.trained()
         );
     }
@@ -216,22 +279,11 @@ fn check_outputs(network: &Network, schedule: &NoiseSchedule) -> Result<()> {
     let [channels, ..] = network.shape;
     ensure!(
         network.role != Role::Denoiser || twice == schedule.variance.is_learned(),
-        "`out_channels` is {} for {channels} `in_channels`, which does not go with the \
-         `variance_type` of scheduler_config.json: twice as many for `learned` and \
-         `learned_range`, as many for all others",
-        network.output_shape[0]
+        "`out_channels` is {}; expected {} for {channels} `in_channels` and the `variance_type` of \
+         scheduler_config.json: twice as many for `learned` and `learned_range`, as many for all \
+         others",
+        network.output_shape[0],
+        if twice { channels } else { 2 * channels }
     );
     Ok(())
-}
-
-/// `file` in the folder itself, or in its subfolder.
-fn find(folder: &Path, file: &str, subfolder: &str) -> Result<PathBuf> {
-    let places = [folder.join(file), folder.join(subfolder).join(file)];
-    let found = places.iter().find(|path| path.is_file()).cloned();
-    found.with_context(|| {
-        format!(
-            "{}: neither {file} nor {subfolder}/{file} exists",
-            folder.display()
-        )
-    })
 }

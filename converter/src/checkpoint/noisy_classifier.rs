@@ -17,7 +17,7 @@ use quell::format::{Function, Role};
 use serde::Deserialize;
 
 use super::residual_mlp::shape;
-use super::{Network, Tensors};
+use super::{Network, Tensors, config};
 use crate::gradient;
 use crate::graph::{Conv2d, Graph, Image, Op, ValueId};
 use crate::timesteps::Timesteps;
@@ -35,11 +35,11 @@ struct Config {
 }
 
 pub(super) fn network(
-    fields: serde_json::Value,
+    fields: serde_json::Map<String, serde_json::Value>,
     tensors: &Tensors,
     times: &Timesteps,
 ) -> Result<(usize, Network)> {
-    let config: Config = serde_json::from_value(fields)?;
+    let config: Config = config::parse(fields)?;
     let function = check(&config)?;
     let (elements, shape) = shape(config.in_channels, config.sample_size)?;
     let mut graph = Graph::default();
@@ -80,7 +80,12 @@ pub(super) fn network(
 
 fn check(config: &Config) -> Result<Function> {
     let in_range = |name: &str, n: usize, range: std::ops::RangeInclusive<usize>| {
-        ensure!(range.contains(&n), "`{name}` is {n}");
+        ensure!(
+            range.contains(&n),
+            "`{name}` is {n}; expected {} to {}",
+            range.start(),
+            range.end()
+        );
         Ok(())
     };
     in_range("num_classes", config.num_classes, 2..=65_536)?;
@@ -91,16 +96,23 @@ fn check(config: &Config) -> Result<Function> {
     )?;
     in_range("time_features", config.time_features, 2..=65_536)?;
     let even = config.time_features.is_multiple_of(2);
-    ensure!(even, "`time_features` is odd");
+    let features = config.time_features;
+    ensure!(
+        even,
+        "`time_features` is {features}; expected an even number"
+    );
     let blocks = &config.block_out_channels;
-    ensure!(!blocks.is_empty(), "`block_out_channels` is empty");
+    ensure!(
+        !blocks.is_empty(),
+        "`block_out_channels` is []; expected one number or more"
+    );
     for &channels in blocks {
         in_range("block_out_channels", channels, 1..=4096)?;
     }
     match config.act_fn.as_str() {
         "relu" => Ok(Function::Relu),
         "silu" => Ok(Function::Silu),
-        other => anyhow::bail!("`act_fn` is `{other}`, expected `relu` or `silu`"),
+        other => anyhow::bail!("`act_fn` is `{other}`; expected `relu` or `silu`"),
     }
 }
 

@@ -9,23 +9,33 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-use super::{Network, Part, Size, Tensors, autoencoder, config, find};
+use super::layout::{Layout, Weights};
+use super::{Choice, Network, Part, Size, Tensors, autoencoder, config};
 use crate::graph::{Graph, Node, Op};
 
 /// Entries that are no network, or that need nothing here.
 const KNOWN: [&str; 3] = ["unet", "scheduler", "vae"];
 
 /// The decoder of the pipeline in `folder` for a denoiser of `latents`, if it is a
-/// latent pipeline.
-pub(super) fn decoder(folder: &Path, latents: &Network) -> Result<Option<Network>> {
+/// latent pipeline; in the variant of `choice`.
+pub(super) fn decoder(
+    folder: &Path,
+    choice: &Choice,
+    latents: &Network,
+) -> Result<Option<Network>> {
     let index = folder.join("model_index.json");
     if !index.is_file() {
         return Ok(None);
     }
-    read(folder, &index, latents).with_context(|| index.display().to_string())
+    read(folder, &index, choice, latents).with_context(|| index.display().to_string())
 }
 
-fn read(folder: &Path, index: &Path, latents: &Network) -> Result<Option<Network>> {
+fn read(
+    folder: &Path,
+    index: &Path,
+    choice: &Choice,
+    latents: &Network,
+) -> Result<Option<Network>> {
     let text = std::fs::read_to_string(index)?;
     let entries: Map<String, Value> = serde_json::from_str(&text)?;
     for (name, entry) in &entries {
@@ -45,17 +55,22 @@ fn read(folder: &Path, index: &Path, latents: &Network) -> Result<Option<Network
         autoencoder::is_autoencoder(class),
         "`vae` is {class}; supported are AutoencoderKL and AutoencoderTiny"
     );
-    let path = find(folder, "vae/config.json", "")?;
-    let (class, fields) = config::read(&path)?;
+    let choice = Choice {
+        part: Some(Part::Decoder),
+        subfolder: Some("vae".into()),
+        variant: choice.variant.clone(),
+        ..Choice::default()
+    };
+    let layout = Layout::find(folder, &choice)?;
+    let path = &layout.config;
+    let (class, fields) = config::read(path)?;
     let scaling = Scaling::of(&class, &fields).with_context(|| path.display().to_string())?;
     let size = image_size(&fields, latents.shape);
-    let weights = "vae/diffusion_pytorch_model.safetensors";
-    let tensors = match find(folder, &format!("{weights}.index.json"), "") {
-        Ok(index) => Tensors::read_shards(&index)?,
-        Err(_) => Tensors::read(&find(folder, weights, "")?)?,
+    let tensors = match layout.weights(choice.variant.as_deref())? {
+        Weights::Index(index) => Tensors::read_shards(&index)?,
+        Weights::File(file) => Tensors::read(&file)?,
     };
-    let part = Some(Part::Decoder);
-    let network = autoencoder::network(&class, Value::Object(fields), &tensors, part, Some(size));
+    let network = autoencoder::network(&class, fields, &tensors, choice.part, Some(size));
     let mut network = network.with_context(|| path.display().to_string())?;
     tensors.refuse_unused()?;
     if network.shape != latents.shape {

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use quell::format::{Function, Role};
 use serde::Deserialize;
 
-use super::{Network, Tensors};
+use super::{Network, Tensors, config};
 use crate::graph::{Graph, Matrix, Op, ValueId};
 use crate::timesteps::Timesteps;
 
@@ -26,11 +26,11 @@ struct Config {
 }
 
 pub(super) fn network(
-    fields: serde_json::Value,
+    fields: serde_json::Map<String, serde_json::Value>,
     tensors: &Tensors,
     times: &Timesteps,
 ) -> Result<(usize, Network)> {
-    let config: Config = serde_json::from_value(fields)?;
+    let config: Config = config::parse(fields)?;
     check(&config)?;
     let (pixels, shape) = shape(config.in_channels, config.sample_size)?;
     let hidden = config.hidden_size;
@@ -63,48 +63,56 @@ pub(super) fn network(
 fn check(config: &Config) -> Result<()> {
     ensure!(
         config.act_fn == "silu",
-        "`act_fn` is `{}`, expected `silu`",
+        "`act_fn` is `{}`; expected `silu`",
         config.act_fn
     );
     ensure!(
         config.out_channels == config.in_channels,
-        "`out_channels` must equal `in_channels`"
+        "`out_channels` is {}; expected `in_channels`, {}",
+        config.out_channels,
+        config.in_channels
     );
     let features = config.time_features;
     let even = features >= 2 && features.is_multiple_of(2) && features <= 65_536;
     ensure!(
         even,
-        "`time_features` is {features}, expected an even number"
+        "`time_features` is {features}; expected an even number of 2 to 65536"
     );
     let timesteps = config.num_train_timesteps;
     ensure!(
         (1..=65_536).contains(&timesteps),
-        "`num_train_timesteps` is {timesteps}"
+        "`num_train_timesteps` is {timesteps}; expected 1 to 65536"
     );
     let epsilon = config.norm_eps;
     ensure!(
         epsilon.is_finite() && epsilon > 0.0,
-        "`norm_eps` is {epsilon}"
+        "`norm_eps` is {epsilon}; expected more than 0"
     );
     for (name, size) in [
         ("hidden_size", config.hidden_size),
         ("cond_size", config.cond_size),
     ] {
-        ensure!((1..=1 << 20).contains(&size), "`{name}` is {size}");
+        ensure!(
+            (1..=1 << 20).contains(&size),
+            "`{name}` is {size}; expected 1 to 1048576"
+        );
     }
     ensure!(
         config.num_class_embeds != Some(0),
-        "`num_class_embeds` is 0, expected null or more"
+        "`num_class_embeds` is 0; expected null or more"
     );
     Ok(())
 }
 
 /// Elements and `[c, h, w]` of a square sample.
 pub(super) fn shape(channels: u32, size: u32) -> Result<(usize, [u32; 3])> {
-    let sane = (1..=16).contains(&channels) && (1..=1024).contains(&size);
     ensure!(
-        sane,
-        "`sample_size` {size} with `in_channels` {channels} is not supported"
+        (1..=16).contains(&channels),
+        "`in_channels` is {channels}; expected 1 to 16"
+    );
+    ensure!(
+        (1..=1024).contains(&size),
+        "`sample_size` is {size}; expected 1 to 1024"
     );
     Ok(((channels * size * size) as usize, [channels, size, size]))
 }

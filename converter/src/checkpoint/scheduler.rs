@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use quell::format::{Limit, Prediction, Spacing, Variance};
+use serde_json::{Map, Value};
 
 use super::config;
 use crate::schedulers::{self, Options};
@@ -14,6 +15,9 @@ pub struct NoiseSchedule {
     /// ᾱ for `t = 0..T`, before rounding to f32; the last one may be 0. For flow
     /// matching see [`quell::format::Schedule::alphas_cumprod`].
     pub alphas_cumprod: Vec<f64>,
+    /// The same without `rescale_betas_zero_snr`, where that is set: for the
+    /// samplers whose diffusers classes do not know the field.
+    pub unrescaled: Option<Vec<f64>>,
     /// What the network predicts.
     pub prediction: Prediction,
     /// Variance of a DDPM step.
@@ -28,6 +32,8 @@ pub struct NoiseSchedule {
     pub clip: Option<f32>,
     /// All fields of the configuration: the defaults of trajectories.
     pub options: Options,
+    /// What whoever converts should know.
+    pub notes: Vec<String>,
 }
 
 impl NoiseSchedule {
@@ -35,13 +41,15 @@ impl NoiseSchedule {
     pub fn none() -> Self {
         Self {
             alphas_cumprod: Vec::new(),
+            unrescaled: None,
             prediction: Prediction::Epsilon,
             variance: Variance::FixedSmall,
             spacing: Spacing::Leading,
             steps_offset: 0,
             set_alpha_to_one: false,
             clip: None,
-            options: Options::new(serde_json::Map::new()),
+            options: Options::new(Map::new()),
+            notes: Vec::new(),
         }
     }
 
@@ -52,6 +60,22 @@ impl NoiseSchedule {
         schedule.with_context(|| path.display().to_string())
     }
 
+    /// The schedule of a configuration that the sampler `name` is to use, whichever
+    /// class wrote it. As in diffusers, fields that it does not know are ignored; they
+    /// are noted.
+    pub fn of_sampler(name: &str, fields: Map<String, Value>) -> Result<Self> {
+        let class = schedulers::class(name)?;
+        let mut schedule = Self::unchecked(class, Options::new(fields))?;
+        let ignored = schedule.options.all_untaken();
+        if !ignored.is_empty() {
+            let ignored = ignored.join("`, `");
+            schedule.notes = vec![format!(
+                "{class} ignores `{ignored}` of scheduler_config.json"
+            )];
+        }
+        Ok(schedule)
+    }
+
     /// The schedule of a configuration of this class, whose every field some
     /// sampler must understand.
     ///
@@ -59,19 +83,39 @@ impl NoiseSchedule {
     /// diffusers made these from the configuration; but the betas have the
     /// class's own.
     pub fn new(class: &str, options: Options) -> Result<Self> {
-        let flow = schedulers::is_flow(class)?;
+        let schedule = Self::unchecked(class, options)?;
+        schedule.options.refuse_unused(class)?;
+        Ok(schedule)
+    }
+
+    fn unchecked(class: &str, options: Options) -> Result<Self> {
+        options.check_types()?;
+        // Fields of old files that say nothing.
+        options.ignore(&["tensor_format", "timestep_values"]);
+        let flow = schedulers::is_flow(class, &options)?;
         let n = options.integer("num_train_timesteps", 1000)? as usize;
-        ensure!((1..=65_536).contains(&n), "`num_train_timesteps` is {n}");
+        ensure!(
+            (1..=65_536).contains(&n),
+            "`num_train_timesteps` is {n}; expected 1 to 65536"
+        );
         let prediction = match flow {
             true => Prediction::Flow,
             false => prediction(&options)?,
         };
-        let alphas_cumprod = match flow {
-            true => flow_alphas(n),
+        let (alphas_cumprod, unrescaled) = match flow {
+            true => {
+                // A solver that is for both has fields of diffusion in its configuration.
+                if options.flag("use_flow_sigmas", false)? {
+                    options.ignore(&["beta_start", "beta_end", "beta_schedule", "trained_betas"]);
+                    options.ignore(&["rescale_betas_zero_snr", "lambda_min_clipped"]);
+                }
+                (flow_alphas(n), None)
+            }
             false => diffusion_alphas(class, &options, n, prediction)?,
         };
         let schedule = Self {
             alphas_cumprod,
+            unrescaled,
             prediction,
             variance: variance(&options)?,
             spacing: schedulers::spacing(&options, "leading")?,
@@ -79,6 +123,7 @@ impl NoiseSchedule {
             set_alpha_to_one: options.flag("set_alpha_to_one", true)?,
             clip: clip(&options)?,
             options,
+            notes: Vec::new(),
         };
         schedulers::check(&schedule, class)?;
         Ok(schedule)
@@ -87,7 +132,20 @@ impl NoiseSchedule {
 
 fn prediction(options: &Options) -> Result<Prediction> {
     let words = ["epsilon", "sample", "v_prediction"];
-    let word = options.word("prediction_type", "epsilon", &words)?;
+    // Before there was `prediction_type`.
+    let of_noise = options.flag_or_null("predict_epsilon")?;
+    let default = if of_noise == Some(false) {
+        "sample"
+    } else {
+        "epsilon"
+    };
+    let word = options.word("prediction_type", default, &words)?;
+    if let Some(of_noise) = of_noise {
+        ensure!(
+            word == default,
+            "`predict_epsilon` is {of_noise}; expected none with `prediction_type` {word}"
+        );
+    }
     Ok(match word.as_str() {
         "sample" => Prediction::Sample,
         "v_prediction" => Prediction::Velocity,
@@ -120,9 +178,10 @@ fn clip(options: &Options) -> Result<Option<f32>> {
         Limit::Clip(range) => Ok(Some(range)),
         // Between 1 and 1.
         Limit::Quantile { max: 1.0, .. } => Ok(Some(1.0)),
-        Limit::Quantile { .. } => bail!(
-            "`thresholding` with `sample_max_value` above 1 is for trajectories alone: leave it \
-             out here and write --trajectory NAME:STEPS,thresholding,sample_max_value=…"
+        Limit::Quantile { max, .. } => bail!(
+            "`sample_max_value` is {max}; expected 1 with `thresholding`, which is for trajectories \
+             alone otherwise: leave it out here and write \
+             --trajectory NAME:STEPS,thresholding,sample_max_value=…"
         ),
     }
 }
@@ -137,70 +196,109 @@ fn flow_alphas(n: usize) -> Vec<f64> {
     (0..n).map(alpha).collect()
 }
 
+/// ᾱ, and ᾱ before `rescale_betas_zero_snr` where that is set.
 fn diffusion_alphas(
     class: &str,
     options: &Options,
     n: usize,
     prediction: Prediction,
-) -> Result<Vec<f64>> {
-    let mut alphas = cumulate(&betas(class, options, n)?)?;
-    if options.flag("rescale_betas_zero_snr", false)? {
-        ensure!(
-            prediction != Prediction::Epsilon && n > 1,
-            "`rescale_betas_zero_snr` leaves no signal at the last timestep, so \
-             `prediction_type` must be sample or v_prediction"
-        );
-        alphas = without_terminal_signal(&alphas);
+) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+    let (betas, fields) = betas(class, options, n)?;
+    let alphas = cumulate(&betas, &fields)?;
+    check(&alphas, &fields)?;
+    if !options.flag("rescale_betas_zero_snr", false)? {
+        return Ok((alphas, None));
     }
-    check(&alphas)?;
-    Ok(alphas)
+    ensure!(
+        prediction != Prediction::Epsilon && n > 1,
+        "`rescale_betas_zero_snr` is true, which leaves no signal at the last timestep; expected \
+         `prediction_type` sample or v_prediction with it"
+    );
+    let rescaled = without_terminal_signal(&alphas);
+    check(&rescaled, &fields)?;
+    Ok((rescaled, Some(alphas)))
 }
 
-fn betas(class: &str, options: &Options, n: usize) -> Result<Vec<f64>> {
+/// The betas, and the fields that say so.
+fn betas(class: &str, options: &Options, n: usize) -> Result<(Vec<f64>, String)> {
     let (start, end, shape) = match class {
         "LCMScheduler" | "TCDScheduler" => (0.00085, 0.012, "scaled_linear"),
-        "HeunDiscreteScheduler" => (0.00085, 0.012, "linear"),
+        "HeunDiscreteScheduler" | "KDPM2DiscreteScheduler" | "KDPM2AncestralDiscreteScheduler" => {
+            (0.00085, 0.012, "linear")
+        }
         _ => (1e-4, 0.02, "linear"),
     };
     let start = options.number("beta_start", start)?;
     let end = options.number("beta_end", end)?;
-    let words = ["linear", "scaled_linear", "squaredcos_cap_v2"];
+    let words = [
+        "linear",
+        "scaled_linear",
+        "squaredcos_cap_v2",
+        "sigmoid",
+        "laplace",
+        "exp",
+    ];
     let shape = options.word("beta_schedule", shape, &words)?;
     if let Some(betas) = options.numbers("trained_betas")? {
-        return Ok(betas);
+        ensure!(
+            betas.len() == n,
+            "`trained_betas` has {} numbers; expected one for each of {n} `num_train_timesteps`",
+            betas.len()
+        );
+        return Ok((betas, "`trained_betas`".to_owned()));
     }
+    let fields =
+        format!("`beta_start` is {start}, `beta_end` is {end}, `beta_schedule` is {shape}");
     let line = |from: f64, to: f64| {
         let last = (n.max(2) - 1) as f64;
         (0..n).map(move |t| from + (to - from) * t as f64 / last)
     };
-    Ok(match shape.as_str() {
+    let betas = match shape.as_str() {
         "linear" => line(start, end).collect(),
         "scaled_linear" => line(start.sqrt(), end.sqrt()).map(|b| b * b).collect(),
+        // Xu et al. 2022, as in GeoDiff's code.
+        "sigmoid" => line(-6.0, 6.0)
+            .map(|x| start + (end - start) / (1.0 + (-x).exp()))
+            .collect(),
+        "laplace" => of_share(n, laplace),
+        "exp" => of_share(n, |t| (-12.0 * t).exp()),
         // Nichol & Dhariwal 2021, equation 17.
-        _ => {
-            let bar = |t: usize| {
-                let angle = (t as f64 / n as f64 + 0.008) / 1.008;
-                (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
-            };
-            (0..n)
-                .map(|t| (1.0 - bar(t + 1) / bar(t)).min(0.999))
-                .collect()
-        }
-    })
+        _ => of_share(n, |t| {
+            let angle = (t + 0.008) / 1.008;
+            (angle * std::f64::consts::FRAC_PI_2).cos().powi(2)
+        }),
+    };
+    Ok((betas, fields))
 }
 
-fn cumulate(betas: &[f64]) -> Result<Vec<f64>> {
+/// The betas that leave `bar` of the signal, a function of the share of all steps.
+fn of_share(n: usize, bar: impl Fn(f64) -> f64) -> Vec<f64> {
+    let at = |t: usize| bar(t as f64 / n as f64);
+    (0..n)
+        .map(|t| (1.0 - at(t + 1) / at(t)).min(0.999))
+        .collect()
+}
+
+/// The signal that is left where λ has a Laplace distribution (Hang & Gu 2024).
+fn laplace(t: f64) -> f64 {
+    let from_middle = 0.5 - t;
+    let half = 0.5 * (1.0 - 2.0 * from_middle.abs() + 1e-6).ln();
+    let snr = (-half * from_middle.signum()).exp();
+    (snr / (1.0 + snr)).sqrt()
+}
+
+/// ᾱ; `fields` says where the betas come from.
+fn cumulate(betas: &[f64], fields: &str) -> Result<Vec<f64>> {
     let mut product = 1.0;
     let mut alphas = Vec::with_capacity(betas.len());
     for (t, &beta) in betas.iter().enumerate() {
         ensure!(
             beta > 0.0 && beta < 1.0,
-            "β at timestep {t} is {beta}, expected 0 < β < 1"
+            "{fields}: β at timestep {t} is {beta}; expected 0 < β < 1"
         );
         product *= 1.0 - beta;
         alphas.push(product);
     }
-    ensure!(!alphas.is_empty(), "the schedule has no timesteps");
     Ok(alphas)
 }
 
@@ -213,11 +311,11 @@ fn without_terminal_signal(alphas: &[f64]) -> Vec<f64> {
 }
 
 /// The file stores f32, and every step divides by differences of these.
-fn check(alphas: &[f64]) -> Result<()> {
+fn check(alphas: &[f64], fields: &str) -> Result<()> {
     let distinct = alphas.windows(2).all(|a| a[0] as f32 > a[1] as f32);
     ensure!(
         distinct && (alphas[0] as f32) < 1.0,
-        "β is too small to tell timesteps apart in f32"
+        "{fields}: β is too small to tell timesteps apart in f32; expected larger ones"
     );
     Ok(())
 }
@@ -259,7 +357,11 @@ mod tests {
     fn unknown_values_are_named() {
         for (json, name) in [
             (r#"{"prediction_type": "x"}"#, "prediction_type"),
-            (r#"{"beta_schedule": "sigmoid"}"#, "beta_schedule"),
+            (r#"{"beta_schedule": "odd"}"#, "beta_schedule"),
+            (
+                r#"{"trained_betas": [0.1]}"#,
+                "`trained_betas` has 1 numbers",
+            ),
             (
                 r#"{"thresholding": true, "sample_max_value": 2.0}"#,
                 "thresholding",

@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::Deserialize;
+use serde_json::Value;
 
+use super::config;
 use crate::graph::{Affine, Matrix};
 
 /// The tensors of one safetensors file, or of several.
@@ -19,10 +21,35 @@ pub struct Tensors {
     taken: RefCell<BTreeSet<String>>,
 }
 
+/// What is wrong with a tensor: a message that begins with its file's name.
+#[derive(Debug)]
+pub(super) struct Fault(String);
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Fault {}
+
 /// `*.safetensors.index.json`: which file holds which tensor.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
+    let read = || {
+        refuse_special(path)?;
+        let fields = config::object(&config::text(path)?)?;
+        let map = match fields.get("weight_map") {
+            Some(Value::Object(map)) => map,
+            Some(other) => bail!("`weight_map` is {other}; expected an object"),
+            None => bail!("`weight_map` is missing; expected an object of tensors and files"),
+        };
+        let files = map.iter().map(|(name, file)| match file {
+            Value::String(file) => Ok((name.clone(), file.clone())),
+            other => bail!("`weight_map` has {other} for `{name}`; expected a file name"),
+        });
+        files.collect()
+    };
+    read().with_context(|| path.display().to_string())
 }
 
 impl Tensors {
@@ -40,12 +67,16 @@ impl Tensors {
     /// Reads all files that an index names; they lie beside it.
     pub fn read_shards(path: &Path) -> Result<Self> {
         let name = || path.display().to_string();
-        let index: Index = serde_json::from_slice(&read(path)?).with_context(name)?;
+        let weight_map = weight_map(path)?;
         let mut files = Vec::new();
-        for file in index.weight_map.values().collect::<BTreeSet<_>>() {
+        for file in weight_map.values().collect::<BTreeSet<_>>() {
             // A name, not a way out of the folder.
             let plain = Path::new(file).file_name() == Some(file.as_ref());
-            ensure!(plain, "{}: `{file}` is not a file name", name());
+            ensure!(
+                plain,
+                "{}: `weight_map` has `{file}`; expected a file name, without a folder",
+                name()
+            );
             files.push(read(&path.with_file_name(file))?);
         }
         let tensors = Self {
@@ -54,12 +85,12 @@ impl Tensors {
             taken: RefCell::default(),
         };
         let found = tensors.views()?;
-        let missing = index
-            .weight_map
-            .keys()
-            .find(|&name| !found.contains_key(name));
+        let missing = weight_map.keys().find(|&name| !found.contains_key(name));
         if let Some(missing) = missing {
-            bail!("{}: no file holds `{missing}`", name());
+            bail!(
+                "{}: `weight_map` has `{missing}`, but no file holds it",
+                name()
+            );
         }
         Ok(tensors)
     }
@@ -93,28 +124,38 @@ impl Tensors {
     /// The tensor `name` of exactly `shape`, as f32; every element finite.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let file = self.path.display();
+        let fault = |text: String| Err(Fault(format!("{file}: tensor `{name}` {text}")).into());
         let Some(view) = self.view(name) else {
-            bail!("{file}: tensor `{name}` is missing (expected f32 {shape:?})");
+            let hint = self.prefixed(name);
+            return fault(format!("is missing (expected f32 {shape:?}){hint}"));
         };
-        ensure!(
-            view.shape() == shape,
-            "{file}: tensor `{name}` has shape {:?}, expected {shape:?}",
-            view.shape()
-        );
+        if view.shape() != shape {
+            let found = view.shape();
+            return fault(format!("has shape {found:?}; expected {shape:?}"));
+        }
         let Some(data) = to_f32(&view) else {
-            bail!(
-                "{file}: tensor `{name}` is {:?}, expected F32, F16 or BF16",
-                view.dtype()
-            );
+            let found = view.dtype();
+            return fault(format!("is {found:?}; expected F32, F16, BF16 or F64"));
         };
         if let Some(i) = data.iter().position(|x| !x.is_finite()) {
-            bail!(
-                "{file}: tensor `{name}` has {} at element {i}, expected finite numbers",
-                data[i]
-            );
+            let found = data[i];
+            return fault(format!(
+                "has {found} at element {i}; expected finite numbers"
+            ));
         }
         self.taken.borrow_mut().insert(name.to_owned());
         Ok(data)
+    }
+
+    /// What to say of a tensor that is there with a prefix: of a wrapper that was not
+    /// taken off before saving, as `torch.compile`'s `_orig_mod.`.
+    fn prefixed(&self, name: &str) -> String {
+        let views = self.views().unwrap_or_default();
+        let end = format!(".{name}");
+        let found = views.keys().find_map(|found| found.strip_suffix(&end));
+        found.map_or(String::new(), |prefix| {
+            format!("; there is `{prefix}{end}`: save it without `{prefix}.`")
+        })
     }
 
     /// A `[rows, columns]` matrix.
@@ -158,7 +199,20 @@ impl Tensors {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| path.display().to_string())
+    let read = || -> Result<Vec<u8>> {
+        refuse_special(path)?;
+        let bytes = std::fs::read(path)?;
+        config::refuse_pointer(&bytes)?;
+        Ok(bytes)
+    };
+    read().with_context(|| path.display().to_string())
+}
+
+/// Refuses pipes and devices, which may have no end or no beginning.
+fn refuse_special(path: &Path) -> Result<()> {
+    let found = std::fs::metadata(path)?;
+    ensure!(found.is_file(), "not a regular file");
+    Ok(())
 }
 
 fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
@@ -170,6 +224,10 @@ fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
             words
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect()
+        }
+        Dtype::F64 => {
+            let words = data.as_chunks().0.iter();
+            words.map(|&b| f64::from_le_bytes(b) as f32).collect()
         }
         Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
         Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),

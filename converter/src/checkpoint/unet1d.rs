@@ -14,7 +14,7 @@ use serde::Deserialize;
 use self::blocks::Builder;
 use super::blocks::act_fn;
 use super::images::{Feature, Images};
-use super::{Network, Size, Tensors, waves};
+use super::{Network, Size, Tensors, config, waves};
 use crate::graph::{Graph, Image, Op, ValueId};
 use crate::timesteps::Timesteps;
 
@@ -74,12 +74,12 @@ impl Default for Config {
 
 /// The network, which can be asked at `times`.
 pub(super) fn network(
-    fields: serde_json::Value,
+    fields: serde_json::Map<String, serde_json::Value>,
     tensors: &Tensors,
     times: &Timesteps,
     size: Option<Size>,
 ) -> Result<Network> {
-    let config: Config = serde_json::from_value(fields)?;
+    let config: Config = config::parse(fields)?;
     config.check()?;
     let function = config.function()?;
     let input = Image {
@@ -116,35 +116,41 @@ impl Config {
     fn check(&self) -> Result<()> {
         self.check_blocks()?;
         let channels = self.in_channels;
-        ensure!((1..=64).contains(&channels), "`in_channels` is {channels}");
+        ensure!(
+            (1..=64).contains(&channels),
+            "`in_channels` is {channels}; expected 1 to 64"
+        );
         ensure!(
             self.out_channels == channels,
-            "`out_channels` is {}, expected `in_channels`, {channels}",
+            "`out_channels` is {}; expected `in_channels`, {channels}",
             self.out_channels
         );
         ensure!(
             self.out_block_type.is_some() || channels.is_multiple_of(blocks::GROUPS),
-            "`out_channels` is {channels}: without `out_block_type`, expected a multiple of {}",
+            "`out_channels` is {channels}; expected a multiple of {} without `out_block_type`",
             blocks::GROUPS
         );
         ensure!(
             self.extra_in_channels == 0,
-            "`extra_in_channels` is {}, expected 0",
+            "`extra_in_channels` is {}; expected 0",
             self.extra_in_channels
         );
         ensure!(
             self.use_timestep_embedding,
-            "`use_timestep_embedding` is false: these blocks take the timestep through its layers"
+            "`use_timestep_embedding` is false; expected true: these blocks take the timestep through its layers"
         );
         ensure!(
             !self.downsample_each_block,
-            "`downsample_each_block` is true, which leaves no way up"
+            "`downsample_each_block` is true; expected false: it leaves no way up"
         );
         let layers = self.layers_per_block;
-        ensure!((1..=64).contains(&layers), "`layers_per_block` is {layers}");
+        ensure!(
+            (1..=64).contains(&layers),
+            "`layers_per_block` is {layers}; expected 1 to 64"
+        );
         ensure!(
             self.time_embedding_dim != Some(0),
-            "`time_embedding_dim` is 0"
+            "`time_embedding_dim` is 0; expected more than 0"
         );
         Ok(())
     }
@@ -152,13 +158,17 @@ impl Config {
     fn check_blocks(&self) -> Result<()> {
         let (levels, ups) = (self.block_out_channels.len(), self.up_block_types.len());
         ensure!(
-            (1..=8).contains(&levels) && self.down_block_types.len() == levels,
-            "`down_block_types` has {} entries, but `block_out_channels` {levels}",
+            (1..=8).contains(&levels),
+            "`block_out_channels` has {levels} entries; expected 1 to 8"
+        );
+        ensure!(
+            self.down_block_types.len() == levels,
+            "`down_block_types` has {} entries; expected {levels}, as `block_out_channels`",
             self.down_block_types.len()
         );
         ensure!(
             ups > 0 && (ups == levels || ups + 1 == levels),
-            "`up_block_types` has {ups} entries, expected {levels} or one less"
+            "`up_block_types` has {ups} entries; expected {levels} or one less"
         );
         for (name, types, known) in [
             (
@@ -169,24 +179,24 @@ impl Config {
             ("up_block_types", &self.up_block_types, "UpResnetBlock1D"),
         ] {
             if let Some(other) = types.iter().find(|other| *other != known) {
-                bail!("`{name}` has `{other}`; supported is {known}");
+                bail!("`{name}` has `{other}`; expected {known}");
             }
         }
         ensure!(
             self.mid_block_type == "MidResTemporalBlock1D",
-            "`mid_block_type` is `{}`, expected `MidResTemporalBlock1D`",
+            "`mid_block_type` is `{}`; expected `MidResTemporalBlock1D`",
             self.mid_block_type
         );
         match self.out_block_type.as_deref() {
             None | Some("OutConv1DBlock") => {}
             Some(other) => {
-                bail!("`out_block_type` is `{other}`, expected `OutConv1DBlock` or null")
+                bail!("`out_block_type` is `{other}`; expected `OutConv1DBlock` or null")
             }
         }
         for &channels in &self.block_out_channels {
             ensure!(
                 (8..=1 << 16).contains(&channels) && channels.is_multiple_of(blocks::GROUPS),
-                "`block_out_channels` has {channels}, expected multiples of {}",
+                "`block_out_channels` has {channels}; expected multiples of {}",
                 blocks::GROUPS
             );
         }
@@ -197,26 +207,29 @@ impl Config {
     /// means nothing.
     fn length(&self, size: Option<Size>) -> Result<usize> {
         let size = size.or(self.sample_size);
-        let size = size.context("`sample_size` must not be null: --size 32 states a length")?;
+        let size =
+            size.context("`sample_size` is null; expected a length: --size 32 states one")?;
         let length = match size {
             Size::Square(length) | Size::Sides([1, length]) => length as usize,
-            Size::Sides(_) => bail!("`sample_size` (--size) is {size}, expected one length"),
+            Size::Sides(_) => bail!("`sample_size` (--size) is {size}; expected one length"),
         };
         ensure!(
             (1..=16_384).contains(&length),
-            "`sample_size` {length} is not supported; --size 32 states another length"
+            "`sample_size` is {length}; expected 1 to 16384: --size 32 states another length"
         );
         let halvings = self.block_out_channels.len() - 1;
         ensure!(
             length.is_multiple_of(1 << halvings),
-            "`sample_size` (--size) {length} cannot be halved {halvings} times without a rest"
+            "`sample_size` (--size) is {length}; expected a length that can be halved {halvings} times"
         );
         Ok(length)
     }
 
     fn function(&self) -> Result<Function> {
         let name = self.act_fn.as_deref();
-        act_fn(name.context("`act_fn` must not be null: the timestep's layers need one")?)
+        act_fn(
+            name.context("`act_fn` is null; expected a function: the timestep's layers need one")?,
+        )
     }
 
     /// The vector of the timestep, behind Mish: what every block projects.
@@ -233,7 +246,7 @@ impl Config {
                 let shift = self.freq_shift;
                 ensure!(
                     shift.is_finite() && (size / 2) as f32 != shift,
-                    "`freq_shift` is {shift}, which leaves no frequencies of {size} features"
+                    "`freq_shift` is {shift}; expected other than half of the {size} features"
                 );
                 waves::positional(times, size, shift, self.flip_sin_to_cos)
             }
@@ -241,12 +254,12 @@ impl Config {
                 let features = self.time_embedding_dim.unwrap_or(2 * size);
                 ensure!(
                     features.is_multiple_of(2),
-                    "`time_embedding_dim` is {features}, expected an even number"
+                    "`time_embedding_dim` is {features}; expected an even number"
                 );
                 let weight = tensors.take("time_proj.weight", &[features / 2])?;
                 waves::fourier(times, &weight, self.flip_sin_to_cos, |t| t as f32)
             }
-            other => bail!("`time_embedding_type` is `{other}`, expected positional or fourier"),
+            other => bail!("`time_embedding_type` is `{other}`; expected positional or fourier"),
         };
         let (features, hidden) = (table.columns, 4 * size);
         let mut value = graph.push("time_proj", Op::Time(table), &[], features);
@@ -291,7 +304,7 @@ impl Config {
             let name = format!("up_blocks.{i}");
             let skip = skips
                 .pop()
-                .context("`up_block_types` has too many entries")?;
+                .context("`up_block_types` has too many entries; expected fewer")?;
             let outputs = match i + 1 < ups {
                 true => channels[channels.len() - 2 - i],
                 false => last,

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use self::body::Builder;
 use super::blocks::{Blocks, Embedding, Style, act_fn};
 use super::images::Images;
-use super::{Network, Size, Tensors};
+use super::{Network, Size, Tensors, config};
 use crate::graph::{Condition, Graph, Image, Op};
 use crate::timesteps::Timesteps;
 
@@ -135,12 +135,12 @@ enum Resampler {
 
 /// The network, which can be asked at `times`.
 pub(super) fn network(
-    fields: serde_json::Value,
+    fields: serde_json::Map<String, serde_json::Value>,
     tensors: &Tensors,
     times: &Timesteps,
     size: Option<Size>,
 ) -> Result<(usize, Network)> {
-    let mut config: Config = serde_json::from_value(fields)?;
+    let mut config: Config = config::parse(fields)?;
     config.sample_size = size.or(config.sample_size);
     let timesteps = times.trained();
     let settings = config.settings(timesteps)?;
@@ -194,20 +194,20 @@ impl Config {
         let channels = self.block_out_channels.clone();
         self.check_sizes()?;
         let Some(groups) = self.norm_num_groups else {
-            bail!("`norm_num_groups` must not be null");
+            bail!("`norm_num_groups` is null; expected a whole number above 0");
         };
         let condition = match self.resnet_time_scale_shift.as_str() {
             "default" => Condition::Add,
             "scale_shift" => Condition::Modulate,
             other => {
-                bail!("`resnet_time_scale_shift` is `{other}`, expected `default` or `scale_shift`")
+                bail!("`resnet_time_scale_shift` is `{other}`; expected `default` or `scale_shift`")
             }
         };
         let mid = match self.mid_block_type.as_deref() {
             Some("UNetMidBlock2D") => true,
             None => false,
             Some(other) => {
-                bail!("`mid_block_type` is `{other}`, expected `UNetMidBlock2D` or null")
+                bail!("`mid_block_type` is `{other}`; expected `UNetMidBlock2D` or null")
             }
         };
         let own_groups = (condition == Condition::Add).then_some(groups);
@@ -222,7 +222,7 @@ impl Config {
             out_channels: self.out_channels as usize,
             time: embedding::Time::of(self, timesteps)?,
             embedding_size: match self.time_embedding_dim {
-                Some(0) => bail!("`time_embedding_dim` is 0"),
+                Some(0) => bail!("`time_embedding_dim` is 0; expected more than 0"),
                 Some(size) => size,
                 None => 4 * channels[0],
             },
@@ -251,55 +251,73 @@ impl Config {
 
     fn check_sizes(&self) -> Result<()> {
         let levels = self.block_out_channels.len();
-        ensure!(levels > 0, "`block_out_channels` is empty");
+        ensure!(
+            levels > 0,
+            "`block_out_channels` is []; expected one number or more"
+        );
         for (name, types) in [
             ("down_block_types", &self.down_block_types),
             ("up_block_types", &self.up_block_types),
         ] {
             ensure!(
                 types.len() == levels,
-                "`{name}` has {} entries, but `block_out_channels` {levels}",
+                "`{name}` has {} entries; expected {levels}, as `block_out_channels`",
                 types.len()
             );
         }
         for &channels in &self.block_out_channels {
             let sane = (1..=1 << 16).contains(&channels);
-            ensure!(sane, "`block_out_channels` has {channels}");
+            ensure!(
+                sane,
+                "`block_out_channels` has {channels}; expected 1 to 65536"
+            );
         }
         let layers = self.layers_per_block;
-        ensure!((1..=64).contains(&layers), "`layers_per_block` is {layers}");
+        ensure!(
+            (1..=64).contains(&layers),
+            "`layers_per_block` is {layers}; expected 1 to 64"
+        );
         let padding = self.downsample_padding;
         // A single level has nothing to shrink.
         ensure!(
             padding <= 1 || levels == 1,
-            "`downsample_padding` is {padding}, expected 0 or 1: with more, images of the way down \
+            "`downsample_padding` is {padding}; expected 0 or 1: with more, images of the way down \
              do not fit those of the way up, in diffusers either"
         );
         let epsilon = self.norm_eps;
         let positive = epsilon.is_finite() && epsilon > 0.0;
-        ensure!(positive, "`norm_eps` is {epsilon}");
+        ensure!(positive, "`norm_eps` is {epsilon}; expected more than 0");
         let scale = self.mid_block_scale_factor;
         let sane = scale.is_finite() && scale != 0.0;
-        ensure!(sane, "`mid_block_scale_factor` is {scale}");
+        ensure!(
+            sane,
+            "`mid_block_scale_factor` is {scale}; expected a number other than 0"
+        );
         // It only acts in training: that it is a share is all there is to it.
         let dropout = self.dropout;
-        ensure!((0.0..=1.0).contains(&dropout), "`dropout` is {dropout}");
+        ensure!(
+            (0.0..=1.0).contains(&dropout),
+            "`dropout` is {dropout}; expected 0 to 1"
+        );
         Ok(())
     }
 
     fn image(&self) -> Result<Image> {
         let Some(size) = self.sample_size else {
             bail!(
-                "`sample_size` must not be null: memory is planned for one size; --size states it"
+                "`sample_size` is null; expected a size, since memory is planned for one: --size states it"
             );
         };
         let [height, width] = size.sides()?;
         let channels = self.in_channels;
-        ensure!((1..=64).contains(&channels), "`in_channels` is {channels}");
+        ensure!(
+            (1..=64).contains(&channels),
+            "`in_channels` is {channels}; expected 1 to 64"
+        );
         // Twice as many are a prediction and its variance.
         ensure!(
             [channels, 2 * channels].contains(&self.out_channels),
-            "`out_channels` is {}, expected `in_channels`, {channels}, or twice that",
+            "`out_channels` is {}; expected `in_channels`, {channels}, or twice that",
             self.out_channels
         );
         Ok(Image {
@@ -317,7 +335,7 @@ impl Config {
             "AttnDownBlock2D" => (true, chosen),
             "ResnetDownsampleBlock2D" => (false, Resampler::Resnet),
             _ => bail!(
-                "`down_block_types` has `{name}`; supported are DownBlock2D, AttnDownBlock2D and \
+                "`down_block_types` has `{name}`; expected DownBlock2D, AttnDownBlock2D and \
                  ResnetDownsampleBlock2D"
             ),
         };
@@ -334,7 +352,7 @@ impl Config {
             "AttnUpBlock2D" => (true, chosen),
             "ResnetUpsampleBlock2D" => (false, Resampler::Resnet),
             _ => bail!(
-                "`up_block_types` has `{name}`; supported are UpBlock2D, AttnUpBlock2D and \
+                "`up_block_types` has `{name}`; expected UpBlock2D, AttnUpBlock2D and \
                  ResnetUpsampleBlock2D"
             ),
         };
@@ -350,6 +368,6 @@ fn resampler(field: &str, value: &str) -> Result<Resampler> {
     match value {
         "conv" => Ok(Resampler::Conv),
         "resnet" => Ok(Resampler::Resnet),
-        other => bail!("`{field}` is `{other}`, expected `conv` or `resnet`"),
+        other => bail!("`{field}` is `{other}`; expected `conv` or `resnet`"),
     }
 }

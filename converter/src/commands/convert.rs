@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use quell::format::{Header, Tier};
-use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
+use quell::format::{Header, Prediction, Tier};
+use quell_converter::checkpoint::{Checkpoint, Part, Size};
 use quell_converter::schedulers::Spec;
 use quell_converter::{compile, output};
 
-use super::{Calibration, print, progress, thousands};
+use super::{Calibration, Source, print_beside, progress, thousands, warn};
 
 /// Compile a checkpoint folder into a .quell file.
 #[derive(clap::Args)]
@@ -20,23 +20,25 @@ Examples:
   quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4
   quell convert checkpoint/ -o model.quell --trajectory dpmsolver++:8,use_karras_sigmas \\
     --trajectory euler:10 --trajectory ddim:20,eta=0.5
+  quell convert run/ --subfolder unet_ema --scheduler ddim -o model.quell
   quell convert vae/ --part decoder --size 64x64 -o decoder.quell --weights f16")]
 pub(crate) struct Args {
     /// Folder with config.json, scheduler_config.json and
     /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/); an
     /// autoencoder's (flat, or in vae/) has no scheduler_config.json
     checkpoint: PathBuf,
-    /// File to write
-    #[arg(short, long)]
+    /// File to write; - is standard output
+    #[arg(short, long, value_name = "QUELL")]
     output: PathBuf,
     /// Type of the weights
     #[arg(long, value_enum, default_value = "int8")]
     weights: Weights,
     /// A run that the file is to carry; repeatable. DDPM and DDIM need none
     ///
-    /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, euler, euler-ancestral, heun,
-    /// unipc, lcm, tcd or flow-euler. Options are named as in diffusers; one without
-    /// a value is true. What is not given is taken from scheduler_config.json.
+    /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, dpmsolver-singlestep, unipc,
+    /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
+    /// flow-euler or flow-heun. Options are named as in diffusers; one without a value
+    /// is true. What is not given is taken from scheduler_config.json.
     #[arg(long = "trajectory", value_name = "NAME:STEPS[,OPTION=VALUE]")]
     trajectories: Vec<Spec>,
     /// Which half of an autoencoder
@@ -54,6 +56,8 @@ pub(crate) struct Args {
     /// `quell sample --classifier-scale`
     #[arg(long, value_name = "FOLDER")]
     classifier: Option<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     #[command(flatten)]
     calibration: Calibration,
 }
@@ -92,13 +96,19 @@ impl From<Weights> for Tier {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let choice = Choice {
-        part: args.part.map(Part::from),
-        size: args.size,
-    };
+    output::check(&args.output, "quell")?;
+    let choice = args.source.choice(args.part.map(Part::from), args.size);
     let mut checkpoint = Checkpoint::open_as(&args.checkpoint, &args.trajectories, &choice)?;
     if let Some(folder) = &args.classifier {
         checkpoint.add_classifier(folder)?;
+    }
+    checkpoint.schedule.notes.iter().for_each(|note| warn(note));
+    let flow = checkpoint.schedule.prediction == Prediction::Flow;
+    if flow && checkpoint.trajectories.is_empty() {
+        warn(
+            "the file carries no trajectory, and a flow-matching model is sampled by nothing else: \
+             add --trajectory flow-euler:20, for example",
+        );
     }
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
@@ -115,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
     output::bytes(&args.output, &compiled.bytes)?;
     let arena_bytes = Header::parse(&compiled.bytes)?.arena_bytes;
-    print(&format!(
+    let report = format!(
         "{}: {} bytes, {} weights, arena {} bytes, {} MACs per call ({:.1} s)\n",
         args.output.display(),
         thousands(compiled.bytes.len() as u64),
@@ -123,5 +133,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         thousands(u64::from(arena_bytes)),
         thousands(Header::parse(&compiled.bytes)?.macs),
         start.elapsed().as_secs_f64(),
-    ))
+    );
+    print_beside([args.output.as_path()], &report)
 }

@@ -8,14 +8,16 @@ pub(crate) mod sample;
 pub(crate) mod verify;
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use quell::format::SolverTable;
 use quell::{Limits, Model};
 use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::{Choice, Part, Size};
 use quell_converter::model_file::ModelFile;
+use quell_converter::output;
 
 /// What a model from somebody else may cost.
 #[derive(clap::Args)]
@@ -67,6 +69,41 @@ impl Calibration {
     }
 }
 
+/// Which files of a checkpoint's folder.
+#[derive(clap::Args)]
+pub(crate) struct Source {
+    /// Variant of the weights: fp16 of diffusion_pytorch_model.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Where the network lies below the folder, as unet_ema or checkpoint-500/unet
+    ///
+    /// Otherwise it is looked for in the folder itself and in unet/ (vae/ with --part);
+    /// the scheduler in the folder, in scheduler/ and in ../scheduler/.
+    #[arg(long, value_name = "FOLDER")]
+    subfolder: Option<PathBuf>,
+    /// A scheduler (ddim, euler, ...) instead of the class that scheduler_config.json
+    /// names, or where there is no such file
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
+}
+
+impl Source {
+    fn choice(&self, part: Option<Part>, size: Option<Size>) -> Choice {
+        Choice {
+            part,
+            size,
+            variant: self.variant.clone(),
+            subfolder: self.subfolder.clone(),
+            scheduler: self.scheduler.clone(),
+        }
+    }
+}
+
+/// Says on standard error what is not wrong but worth knowing.
+fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}
+
 /// A progress bar on standard error; hidden where that is no terminal.
 fn progress(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {eta}");
@@ -80,6 +117,16 @@ fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
+}
+
+/// Prints what there is to say about output that goes to these places: to standard
+/// error where one of them is standard output.
+fn print_beside<'p>(outputs: impl IntoIterator<Item = &'p Path>, text: &str) -> Result<()> {
+    if outputs.into_iter().any(output::is_stdout) {
+        eprint!("{text}");
+        return Ok(());
+    }
+    print(text)
 }
 
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {

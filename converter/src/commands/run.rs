@@ -25,16 +25,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NPY")]
     sample: PathBuf,
     /// Timestep, 0 up to the number of training timesteps; not for plain networks
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     timestep: Option<u32>,
     /// Class, where the model has classes
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     class: Option<u32>,
     /// Second input, where the model has one: f32 array [n, ...], or [1, ...] for
     /// all samples
     #[arg(long, value_name = "NPY")]
     context: Option<PathBuf>,
-    /// Where the outputs go: f32 array [n, c, h, w]
+    /// Where the outputs go: f32 array [n, c, h, w]; - is standard output
     #[arg(short, long, value_name = "NPY")]
     output: PathBuf,
     #[command(flatten)]
@@ -43,6 +43,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let name = || args.model.display().to_string();
+    output::check(&args.output, "npy")?;
     let file = ModelFile::read(&args.model)?;
     let model = args.limits.open(&file, &args.model)?;
     check(args, &model).with_context(name)?;

@@ -2,7 +2,7 @@
 
 mod edit;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +12,7 @@ use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
 
 use self::edit::{Edit, EditArgs, GuidanceArgs};
-use super::{LimitArgs, print, progress, spec};
+use super::{LimitArgs, print_beside, progress, spec};
 
 /// Generate samples, as a picture and as an array.
 ///
@@ -43,15 +43,15 @@ pub(crate) struct Args {
     steps: Option<u32>,
     /// How a step is taken: ddim or ddpm, or a trajectory that the file carries
     ///
-    /// By its sampler (euler), or by all of it (euler,use_karras_sigmas); `quell
-    /// inspect` lists them. The default is ddim, for flow matching the first one.
+    /// By its sampler (euler), with its options (euler,use_karras_sigmas) or by all of it
+    /// (ddim:10), as `quell inspect` lists them. The default is ddim, for flow matching the first one.
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
     /// Noise that ddim adds: 0 is deterministic, 1 as noisy as DDPM
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     eta: f32,
     /// Class of all samples, where the model has classes
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     class: Option<u32>,
     /// Tell a model that has classes none
     #[arg(long, conflicts_with = "class")]
@@ -59,10 +59,10 @@ pub(crate) struct Args {
     /// Number of samples; the default is 16, or what --noise or --image holds
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     count: Option<u32>,
-    /// Picture to write
+    /// Picture to write; - is standard output
     #[arg(short, long, value_name = "PNG")]
     output: Option<PathBuf>,
-    /// Array to write: f32 [n, c, h, w]
+    /// Array to write: f32 [n, c, h, w]; - is standard output
     #[arg(long, value_name = "NPY")]
     npy: Option<PathBuf>,
     /// Initial noise instead of the seed's: f32 [n, c, h, w]
@@ -88,6 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.output.is_some() || args.npy.is_some(),
         "nothing to write: give --output grid.png, --npy raw.npy, or both"
     );
+    check_outputs(args)?;
     let file = ModelFile::read(&args.model)?;
     let model = args.limits.open(&file, &args.model)?;
     let role = model.role();
@@ -97,6 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.model.display(),
         role.name()
     );
+    if let Some(path) = &args.output {
+        output::check_channels(path, model.header().shape)?;
+    }
     let noise = match &args.noise {
         Some(path) => Some(input::samples(path, model.header().shape)?),
         None => None,
@@ -250,19 +254,23 @@ impl Run<'_> {
                     .map(|(a, b)| f64::from(a - b).abs())
             });
             let elements = drawn.samples.len() * self.model.elements();
-            print(&format!(
+            self.print(&format!(
                 "reconstructed to {:.3} % of the range, on average over all pixels\n",
                 errors.sum::<f64>() / elements as f64 * 50.0
             ))?;
         }
         let per_step = drawn.elapsed.as_secs_f64() * 1e3 / f64::from(drawn.calls.max(1));
-        print(&format!(
+        self.print(&format!(
             "{} samples, {} steps each, {per_step:.3} ms per step ({}), digest {:016x}\n",
             self.count,
             drawn.calls / self.count,
             self.model.kernels().name,
             quell::digest(&drawn.samples.concat()),
         ))
+    }
+
+    fn print(&self, text: &str) -> Result<()> {
+        print_beside(outputs(self.args), text)
     }
 
     fn write(&self, drawn: &Drawn) -> Result<()> {
@@ -300,6 +308,25 @@ fn finish(mut generation: Generation<'_, '_>) -> (Vec<f32>, u32) {
         pixels.unwrap_or_else(|| generation.sample().to_vec()),
         calls,
     )
+}
+
+/// Where something is to be written.
+fn outputs(args: &Args) -> impl Iterator<Item = &Path> {
+    args.output.iter().chain(&args.npy).map(PathBuf::as_path)
+}
+
+/// Refuses what could not be written before anything is drawn.
+fn check_outputs(args: &Args) -> Result<()> {
+    for (path, extension) in [(&args.output, "png"), (&args.npy, "npy")] {
+        if let Some(path) = path {
+            output::check(path, extension)?;
+        }
+    }
+    ensure!(
+        outputs(args).filter(|path| output::is_stdout(path)).count() < 2,
+        "--output and --npy are standard output; expected one of them at most"
+    );
+    Ok(())
 }
 
 /// What a model with a second input is to see there: one for all samples, or one
@@ -348,8 +375,13 @@ fn request(args: &Args, model: &Model<'_>) -> Result<Request<'static>> {
         ..Request::default()
     };
     let ddim = Sampler::Ddim { eta: args.eta };
-    let named = |name: &str| trajectory(args, model, |t| t.is_named(name), name);
-    match args.sampler.as_deref() {
+    // A name, with all options, or all of it as `quell inspect` lists it.
+    let named = |name: &str| {
+        let wanted = |t: &SolverTable<'_>| t.is_named(name) || spec(t) == name;
+        trajectory(args, model, wanted, name)
+    };
+    let asked = args.sampler.as_ref().map(|name| name.to_lowercase());
+    match asked.as_deref() {
         Some("ddpm") => Ok(computed(Sampler::Ddpm, schedule.timesteps)),
         None if schedule.prediction == Prediction::Flow => {
             trajectory(args, model, |_| true, "trajectory")

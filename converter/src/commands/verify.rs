@@ -13,7 +13,7 @@ use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference::{self, Inputs};
 use quell_converter::schedulers::Spec;
 
-use super::{Calibration, LimitArgs, escaped, print, progress, spec};
+use super::{Calibration, LimitArgs, Source, escaped, print, progress, spec};
 
 /// Hold a model against the checkpoint that it was made from.
 ///
@@ -44,6 +44,8 @@ pub(crate) struct Args {
     #[arg(long)]
     tolerance: Option<f64>,
     #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
     calibration: Calibration,
     #[command(flatten)]
     limits: LimitArgs,
@@ -52,7 +54,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let file = ModelFile::read(&args.model)?;
     let model = args.limits.open(&file, &args.model)?;
-    let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(&model))?;
+    let checkpoint = Checkpoint::open_as(&args.checkpoint, &specs(&model)?, &choice(args, &model))?;
+    ensure!(
+        resembles(&model, &checkpoint),
+        "{}: was not made from {}: another network, size or number of timesteps",
+        args.model.display(),
+        args.checkpoint.display()
+    );
     let tier = model.header().tier;
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
@@ -115,16 +123,26 @@ fn specs(model: &Model<'_>) -> Result<Vec<Spec>> {
 }
 
 /// What was chosen then.
-fn choice(model: &Model<'_>) -> Choice {
+fn choice(args: &Args, model: &Model<'_>) -> Choice {
     let part = Part::of_model(model.head().model.as_str());
     let [_, rows, columns] = match part {
         Some(Part::Decoder) => model.output_shape(),
         Some(Part::Encoder) | None => model.header().shape,
     };
-    Choice {
-        part,
-        size: Some(Size::Sides([rows, columns])),
-    }
+    let size = Size::Sides([rows, columns]);
+    args.source.choice(part, Some(size))
+}
+
+/// What can be seen without compiling, which may take minutes.
+fn resembles(model: &Model<'_>, checkpoint: &Checkpoint) -> bool {
+    let (head, network) = (model.head(), &checkpoint.network);
+    let timed = network.role != Role::Network;
+    let timesteps = checkpoint.schedule.alphas_cumprod.len() as u32;
+    head.model.as_str() == network.architecture
+        && model.header().shape == network.shape
+        && model.output_shape() == network.output_shape
+        && (head.classes, head.null_class) == (network.classes, network.null_class)
+        && (!timed || head.schedule.timesteps == timesteps)
 }
 
 fn same_plan(model: &Model<'_>, compiled: &Compiled) -> bool {

@@ -12,9 +12,9 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     let eta = run.options.number("eta", 0.0)?;
     ensure!(
         (0.0..=1.0).contains(&eta),
-        "`eta` is {eta}, expected 0 to 1"
+        "`eta` is {eta}; expected 0 to 1"
     );
-    let stride = (run.schedule.alphas_cumprod.len() / run.steps) as f64;
+    let stride = (run.trained() / run.steps) as f64;
     let before_first = run.before_first()?;
     let prediction = run.schedule.prediction;
     let call = |time: f64| {

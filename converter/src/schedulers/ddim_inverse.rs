@@ -12,9 +12,9 @@ use super::{Run, clip};
 /// timestep that the network is told, which is where the step leads to.
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     if sigmas::spacing(run.options, "leading")? == Spacing::Linspace {
-        bail!("`timestep_spacing` is `linspace`, expected leading or trailing");
+        bail!("`timestep_spacing` is `linspace`; expected leading or trailing");
     }
-    let total = run.schedule.alphas_cumprod.len();
+    let total = run.trained();
     let stride = (total / run.steps) as f64;
     let initial = run.before_first()?;
     let prediction = run.schedule.prediction;

@@ -23,6 +23,8 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
             _ if time == 0.0 => 0.0,
             Variance::FixedSmall => (1.0 - a_prev) / (1.0 - a) * beta,
             Variance::FixedLarge => beta,
+            // Devices run such a file's ddpm; there is no table to make.
+            Variance::Learned | Variance::LearnedRange if run.probe => 0.0,
             Variance::Learned | Variance::LearnedRange => bail!(
                 "`variance_type` says that the network predicts its variance, which is no number \
                  of a table: leave this trajectory out, devices run ddpm with any step count"

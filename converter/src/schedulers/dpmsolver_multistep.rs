@@ -3,9 +3,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::sigmas::{self, Level, Levels};
+use super::multistep::{self, Kind, Path};
+use super::sigmas::{self, Level};
 use super::table::{Call, Mix, Table, clean};
-use super::{Run, threshold};
+use super::{Options, Run, threshold};
 
 /// What the steps have in common.
 struct Solver {
@@ -20,34 +21,18 @@ struct Solver {
 /// One linear combination a step, of x and of the clean samples that the last
 /// `solver_order` calls predicted.
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
-    let words = ["dpmsolver++", "sde-dpmsolver++"];
-    let algorithm = run.options.word("algorithm_type", words[0], &words)?;
-    let solver_type = run
-        .options
-        .word("solver_type", "midpoint", &["midpoint", "heun"])?;
+    let Family { stochastic, heun } = family(run.options)?;
     let order = run.options.integer("solver_order", 2)? as usize;
     ensure!(
         (1..=3).contains(&order),
-        "`solver_order` is {order}, expected 1 to 3"
+        "`solver_order` is {order}; expected 1 to 3"
     );
-    ensure!(
-        order < 3 || algorithm == words[0],
-        "`solver_order` is 3, which {algorithm} does not have"
-    );
-    run.options.absent(&[
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "use_lu_lambdas",
-        "use_flow_sigmas",
-        "use_dynamic_shifting",
-    ])?;
-    run.options.ignore(&["flow_shift", "time_shift_type"]);
-    let Levels { times, sigmas } = levels(run)?;
+    let Path { times, levels } = multistep::path(run, Kind::Dpm)?;
     let solver = Solver {
         order,
-        heun: solver_type == "heun",
-        stochastic: algorithm == words[1],
-        levels: sigmas.iter().map(|&sigma| Level::of(sigma)).collect(),
+        heun,
+        stochastic,
+        levels,
     };
     let orders = orders(run, order, times.len())?;
     let slots = order - 1;
@@ -77,35 +62,31 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     })
 }
 
-/// Timesteps and levels; the timesteps are whole in every case.
-fn levels(run: &Run<'_>) -> Result<Levels> {
-    let training = sigmas::of_training(run.schedule);
-    let last = sigmas::last(run, &training)?;
-    // λ = −ln σ falls with time; what lies below `lambda_min_clipped` is left out.
-    let clip = run.options.number_or_null("lambda_min_clipped")?;
-    let reached = |&sigma: &f64| clip.is_none_or(|clip| -sigma.ln() >= clip);
-    let visible = training.iter().filter(|sigma| reached(sigma)).count();
-    ensure!(visible > 0, "`lambda_min_clipped` leaves no timestep");
-    let mut times = sigmas::multistep(run, visible)?;
-    let mut sigmas = if run.options.flag("use_karras_sigmas", false)? {
-        let (max, min) = (training[training.len() - 1], training[0]);
-        let sigmas = sigmas::karras(max, min, run.steps);
-        let time = |&sigma: &f64| sigmas::time_of(sigma, &training).round_ties_even();
-        times = sigmas.iter().map(time).collect();
-        sigmas
-    } else {
-        let sigmas: Result<Vec<f64>> = times.iter().map(|&t| sigmas::at(&training, t)).collect();
-        sigmas?
-    };
-    sigmas.push(last);
-    Ok(Levels { times, sigmas })
+/// Which of the solvers of DPM-Solver++.
+pub(super) struct Family {
+    /// `sde-dpmsolver++`: fresh noise in every step.
+    pub(super) stochastic: bool,
+    /// `solver_type: heun`, else `midpoint`.
+    pub(super) heun: bool,
+}
+
+/// `algorithm_type` and `solver_type`; words of DEIS and UniPC stand for the
+/// defaults, as in diffusers.
+pub(super) fn family(options: &Options) -> Result<Family> {
+    let words = ["dpmsolver++", "sde-dpmsolver++", "deis"];
+    let algorithm = options.word("algorithm_type", words[0], &words)?;
+    let words = ["midpoint", "heun", "logrho", "bh1", "bh2"];
+    let solver = options.word("solver_type", words[0], &words)?;
+    Ok(Family {
+        stochastic: algorithm == "sde-dpmsolver++",
+        heun: solver == "heun",
+    })
 }
 
 /// The order of every step: it grows with the history, and falls at the end of
 /// short runs.
 fn orders(run: &Run<'_>, order: usize, steps: usize) -> Result<impl Iterator<Item = usize>> {
-    let words = ["zero", "sigma_min"];
-    let to_zero = run.options.word("final_sigmas_type", "zero", &words)? == "zero";
+    let to_zero = sigmas::ends_clean(run.options)?;
     let lower = run.options.flag("lower_order_final", true)? && steps < 15;
     let euler = run.options.flag("euler_at_final", false)?;
     Ok((0..steps).map(move |i| match steps - i {
@@ -146,7 +127,10 @@ impl Solver {
         let mut sum = Mix::X * kept + Mix::X0 * (next.signal * grown);
         // φ: the weights of the first and second difference.
         let first = next.signal * (1.0 - grown / (pace * h));
-        let second = next.signal * ((grown - pace * h) / (pace * h).powi(2) + 0.5);
+        // diffusers has a minus in the stochastic form, where the other one's integral has
+        // a plus; a run is to be diffusers', so the sign is kept.
+        let half = if self.stochastic { -0.5 } else { 0.5 };
+        let second = next.signal * ((grown - pace * h) / (pace * h).powi(2) + half);
         if order >= 2 {
             let r0 = (lambda(0) - lambda(1)) / h;
             let d = (Mix::X0 - self.clean(i, 1)) * (1.0 / r0);

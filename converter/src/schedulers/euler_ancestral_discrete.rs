@@ -12,9 +12,9 @@ use super::table::{Call, Mix, Table, clean};
 /// `σ↓² = σ'²−σ↑²`.
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     if run.schedule.prediction == Prediction::Sample {
-        bail!("`prediction_type` is `sample`, expected epsilon or v_prediction");
+        bail!("`prediction_type` is `sample`; expected epsilon or v_prediction");
     }
-    let training = sigmas::of_training(run.schedule);
+    let training = sigmas::of_training(run);
     let times = sigmas::fractional(run)?;
     let sigmas: Result<Vec<f64>> = times.iter().map(|&t| sigmas::at(&training, t)).collect();
     let sigmas: Vec<f64> = sigmas?.into_iter().chain([0.0]).collect();

@@ -14,8 +14,11 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         .word("interpolation_type", "linear", &["linear"])?;
     run.options
         .word("timestep_type", "discrete", &["discrete"])?;
-    let training = sigmas::of_training(run.schedule);
-    let levels = sigmas::levels(run, sigmas::last(run, &training)?)?;
+    let last = match sigmas::ends_clean(run.options)? {
+        true => 0.0,
+        false => sigmas::of_training(run)[0],
+    };
+    let levels = sigmas::levels(run, last, |_| true)?;
     let steps = levels.sigmas.windows(2).zip(&levels.times);
     let last = levels.times.len() - 1;
     let calls = steps.enumerate().map(|(i, (sigma, &time))| {

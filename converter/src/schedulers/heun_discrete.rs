@@ -15,7 +15,7 @@ const HALF_WAY: usize = 0;
 /// `x' = x + (σ'−σ)·(d + d̃)/2`, whose part before the second call is kept. The
 /// last step, to σ' = 0, is Euler's.
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
-    let levels = sigmas::levels(run, 0.0)?;
+    let levels = sigmas::levels(run, 0.0, |_| true)?;
     let prediction = run.schedule.prediction;
     let mut calls = Vec::with_capacity(2 * run.steps);
     for (i, &time) in levels.times.iter().enumerate() {

@@ -43,12 +43,12 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
 /// A subset of the `original_inference_steps` timesteps that the distillation
 /// visited, falling.
 pub(super) fn distilled(run: &Run<'_>) -> Result<Vec<f64>> {
-    let total = run.schedule.alphas_cumprod.len();
+    let total = run.trained();
     let default = total.min(50) as u32;
     let original = run.options.integer("original_inference_steps", default)? as usize;
     ensure!(
         (1..=total).contains(&original),
-        "`original_inference_steps` is {original}, expected 1 to {total}"
+        "`original_inference_steps` is {original}; expected 1 to {total}"
     );
     ensure!(
         run.steps <= original,

@@ -9,15 +9,23 @@
 mod ddim;
 mod ddim_inverse;
 mod ddpm;
+mod deis_multistep;
 mod dpmsolver_multistep;
+mod dpmsolver_singlestep;
 mod euler_ancestral_discrete;
 mod euler_discrete;
 mod flow_match_euler_discrete;
+mod flow_match_heun_discrete;
 mod heun_discrete;
+mod k_dpm_2_discrete;
 mod lcm;
+mod lms_discrete;
+mod multistep;
 mod options;
+mod pndm;
 mod sigmas;
 mod spec;
+mod spread;
 mod table;
 mod tcd;
 mod unipc_multistep;
@@ -39,45 +47,128 @@ struct Sampler {
     name: &'static str,
     /// `_class_name` of its configuration.
     class: &'static str,
-    /// Whether it is for flow-matching models.
-    flow: bool,
+    /// What it is for.
+    of: Trained,
     table: fn(&Run<'_>) -> Result<Table>,
+}
+
+/// How a model was trained that a sampler is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Trained {
+    /// By diffusion; diffusers' class knows `rescale_betas_zero_snr`.
+    Diffusion,
+    /// By diffusion; diffusers' class ignores `rescale_betas_zero_snr`, and so
+    /// does the sampler.
+    Unrescaled,
+    /// By flow matching.
+    Flow,
+    /// By diffusion, or with `use_flow_sigmas` by flow matching.
+    Either,
+    /// As [`Trained::Either`], and as [`Trained::Unrescaled`].
+    EitherUnrescaled,
+}
+
+impl Trained {
+    fn on_flow(self) -> bool {
+        matches!(self, Self::Flow | Self::Either | Self::EitherUnrescaled)
+    }
+
+    fn on_diffusion(self) -> bool {
+        self != Self::Flow
+    }
+
+    fn rescales(self) -> bool {
+        matches!(self, Self::Diffusion | Self::Either)
+    }
 }
 
 /// The samplers, by name.
 #[rustfmt::skip]
-const SAMPLERS: [Sampler; 11] = [
-    Sampler { name: "ddpm", class: "DDPMScheduler", flow: false, table: ddpm::table },
-    Sampler { name: "ddim", class: "DDIMScheduler", flow: false, table: ddim::table },
-    Sampler { name: "ddim-inverse", class: "DDIMInverseScheduler", flow: false, table: ddim_inverse::table },
-    Sampler { name: "dpmsolver++", class: "DPMSolverMultistepScheduler", flow: false, table: dpmsolver_multistep::table },
-    Sampler { name: "euler", class: "EulerDiscreteScheduler", flow: false, table: euler_discrete::table },
-    Sampler { name: "euler-ancestral", class: "EulerAncestralDiscreteScheduler", flow: false, table: euler_ancestral_discrete::table },
-    Sampler { name: "heun", class: "HeunDiscreteScheduler", flow: false, table: heun_discrete::table },
-    Sampler { name: "unipc", class: "UniPCMultistepScheduler", flow: false, table: unipc_multistep::table },
-    Sampler { name: "lcm", class: "LCMScheduler", flow: false, table: lcm::table },
-    Sampler { name: "tcd", class: "TCDScheduler", flow: false, table: tcd::table },
-    Sampler { name: "flow-euler", class: "FlowMatchEulerDiscreteScheduler", flow: true, table: flow_match_euler_discrete::table },
+const SAMPLERS: [Sampler; 18] = [
+    Sampler { name: "ddpm", class: "DDPMScheduler", of: Trained::Diffusion, table: ddpm::table },
+    Sampler { name: "ddim", class: "DDIMScheduler", of: Trained::Diffusion, table: ddim::table },
+    Sampler { name: "ddim-inverse", class: "DDIMInverseScheduler", of: Trained::Diffusion, table: ddim_inverse::table },
+    Sampler { name: "dpmsolver++", class: "DPMSolverMultistepScheduler", of: Trained::Either, table: dpmsolver_multistep::table },
+    Sampler { name: "dpmsolver-singlestep", class: "DPMSolverSinglestepScheduler", of: Trained::EitherUnrescaled, table: dpmsolver_singlestep::table },
+    Sampler { name: "unipc", class: "UniPCMultistepScheduler", of: Trained::Either, table: unipc_multistep::table },
+    Sampler { name: "deis", class: "DEISMultistepScheduler", of: Trained::EitherUnrescaled, table: deis_multistep::table },
+    Sampler { name: "euler", class: "EulerDiscreteScheduler", of: Trained::Diffusion, table: euler_discrete::table },
+    Sampler { name: "euler-ancestral", class: "EulerAncestralDiscreteScheduler", of: Trained::Diffusion, table: euler_ancestral_discrete::table },
+    Sampler { name: "heun", class: "HeunDiscreteScheduler", of: Trained::Unrescaled, table: heun_discrete::table },
+    Sampler { name: "kdpm2", class: "KDPM2DiscreteScheduler", of: Trained::Unrescaled, table: k_dpm_2_discrete::table },
+    Sampler { name: "kdpm2-ancestral", class: "KDPM2AncestralDiscreteScheduler", of: Trained::Unrescaled, table: k_dpm_2_discrete::ancestral },
+    Sampler { name: "lms", class: "LMSDiscreteScheduler", of: Trained::Unrescaled, table: lms_discrete::table },
+    Sampler { name: "pndm", class: "PNDMScheduler", of: Trained::Unrescaled, table: pndm::table },
+    Sampler { name: "lcm", class: "LCMScheduler", of: Trained::Diffusion, table: lcm::table },
+    Sampler { name: "tcd", class: "TCDScheduler", of: Trained::Diffusion, table: tcd::table },
+    Sampler { name: "flow-euler", class: "FlowMatchEulerDiscreteScheduler", of: Trained::Flow, table: flow_match_euler_discrete::table },
+    Sampler { name: "flow-heun", class: "FlowMatchHeunDiscreteScheduler", of: Trained::Flow, table: flow_match_heun_discrete::table },
 ];
+
+/// Classes of diffusers that no table of rows can stand for, and why.
+const REASONS: [(&str, &str); 8] = [
+    ("EDMEulerScheduler", SIGMAS_FOR_TIMESTEPS),
+    ("EDMDPMSolverMultistepScheduler", SIGMAS_FOR_TIMESTEPS),
+    ("CMStochasticIterativeScheduler", SIGMAS_FOR_TIMESTEPS),
+    ("IPNDMScheduler", SIGMAS_FOR_TIMESTEPS),
+    (
+        "DPMSolverSDEScheduler",
+        "its noise is that of a Brownian tree, which devices do not have",
+    ),
+    (
+        "SASolverScheduler",
+        "it keeps more vectors from step to step than the four that a run can keep",
+    ),
+    (
+        "RePaintScheduler",
+        "inpainting is quell sample --mask with any other scheduler",
+    ),
+    ("KarrasVeScheduler", SIGMAS_FOR_TIMESTEPS),
+];
+
+const SIGMAS_FOR_TIMESTEPS: &str = "its models are told a function of the noise level, and a file's \
+     network is asked at 0..`num_train_timesteps` of a schedule of betas";
 
 /// Names of all samplers, as a [`Spec`] has them.
 pub fn names() -> Vec<&'static str> {
     SAMPLERS.iter().map(|sampler| sampler.name).collect()
 }
 
+/// The class of the sampler `name`, in any case; or the class of that name itself.
+pub(crate) fn class(name: &str) -> Result<&'static str> {
+    let named = |sampler: &&Sampler| {
+        sampler.name.eq_ignore_ascii_case(name) || sampler.class.eq_ignore_ascii_case(name)
+    };
+    let sampler = SAMPLERS.iter().find(named);
+    sampler
+        .map(|sampler| sampler.class)
+        .with_context(|| format!("--scheduler is {name}; expected {}", names().join(", ")))
+}
+
 /// Whether a scheduler of this class is for flow-matching models; refuses classes
 /// that there is no sampler for.
-pub(crate) fn is_flow(class: &str) -> Result<bool> {
-    match SAMPLERS.iter().find(|sampler| sampler.class == class) {
-        Some(sampler) => Ok(sampler.flow),
-        None => {
-            let classes: Vec<&str> = SAMPLERS.iter().map(|sampler| sampler.class).collect();
-            bail!(
-                "`_class_name` is `{class}`; supported are {}",
-                classes.join(", ")
-            )
-        }
+pub(crate) fn is_flow(class: &str, options: &Options) -> Result<bool> {
+    let Some(sampler) = SAMPLERS.iter().find(|sampler| sampler.class == class) else {
+        let reason = REASONS.iter().find(|(name, _)| *name == class);
+        let reason = reason.map_or(String::new(), |(_, reason)| format!(" ({reason})"));
+        let classes: Vec<&str> = SAMPLERS.iter().map(|sampler| sampler.class).collect();
+        bail!(
+            "`_class_name` is `{class}`{reason}; expected {}. --scheduler NAME converts with \
+             another one, for a model that was trained on its betas",
+            classes.join(", ")
+        );
+    };
+    if sampler.of.on_flow() && sampler.of.on_diffusion() {
+        let predicted = options.says("prediction_type", "flow_prediction");
+        let flow = options.flag("use_flow_sigmas", false)?;
+        ensure!(
+            predicted == flow,
+            "`use_flow_sigmas` is {flow}; expected {predicted} with this `prediction_type`: \
+             flow_prediction goes with use_flow_sigmas"
+        );
+        return Ok(flow);
     }
+    Ok(sampler.of.on_flow())
 }
 
 /// Proves that the sampler of `class` understands every field of `schedule`'s
@@ -88,30 +179,48 @@ pub(crate) fn check(schedule: &NoiseSchedule, class: &str) -> Result<()> {
         let twin = sampler.name == "ddim" && class == "DDPMScheduler";
         if sampler.class == class || twin {
             (sampler.table)(&Run {
+                sampler,
                 schedule,
                 options: &schedule.options,
                 steps: 1,
+                probe: true,
             })?;
         }
     }
-    schedule.options.refuse_unused(class)
+    Ok(())
 }
 
 /// A run to tabulate.
 struct Run<'a> {
+    sampler: &'a Sampler,
     schedule: &'a NoiseSchedule,
     options: &'a Options,
     steps: usize,
+    /// Nobody will use the table: only the options are looked at.
+    probe: bool,
 }
 
 impl Run<'_> {
+    /// ᾱ of all training timesteps, as the sampler's class knows them.
+    fn alphas(&self) -> &[f64] {
+        match &self.schedule.unrescaled {
+            Some(alphas) if !self.sampler.of.rescales() => alphas,
+            _ => &self.schedule.alphas_cumprod,
+        }
+    }
+
+    /// Number of training timesteps.
+    fn trained(&self) -> usize {
+        self.alphas().len()
+    }
+
     /// ᾱ at a whole timestep.
     fn alpha_cumprod(&self, time: f64) -> Result<f64> {
-        let alphas = &self.schedule.alphas_cumprod;
+        let alphas = self.alphas();
         let found = alphas.get(time as usize).filter(|_| time >= 0.0);
         found.copied().with_context(|| {
             format!(
-                "timestep {time} is outside of 0..{}: too many steps, or `steps_offset`",
+                "the number of steps and `steps_offset` ask for timestep {time}; expected one of 0..{}",
                 alphas.len()
             )
         })
@@ -131,7 +240,7 @@ fn clip(options: &Options, default: bool) -> Result<Option<f32>> {
     let range = options.number("clip_sample_range", 1.0)? as f32;
     ensure!(
         range.is_finite() && range > 0.0,
-        "`clip_sample_range` is {range}"
+        "`clip_sample_range` is {range}; expected more than 0"
     );
     Ok(options.flag("clip_sample", default)?.then_some(range))
 }
@@ -142,11 +251,11 @@ fn threshold(options: &Options) -> Result<Limit> {
     let max = options.number("sample_max_value", 1.0)?;
     ensure!(
         (0.0..=1.0).contains(&ratio),
-        "`dynamic_thresholding_ratio` is {ratio}, expected 0 to 1"
+        "`dynamic_thresholding_ratio` is {ratio}; expected 0 to 1"
     );
     ensure!(
         max >= 1.0 && (max as f32).is_finite(),
-        "`sample_max_value` is {max}, expected 1 or more"
+        "`sample_max_value` is {max}; expected 1 or more"
     );
     Ok(match options.flag("thresholding", false)? {
         true => Limit::Quantile {
@@ -198,11 +307,19 @@ fn trajectory(
 ) -> Result<Trajectory> {
     let sampler = SAMPLERS.iter().find(|sampler| sampler.name == spec.sampler);
     let Some(sampler) = sampler else {
-        bail!("no such sampler; there are {}", names().join(", "));
+        bail!(
+            "the sampler is {}; expected one of {}",
+            spec.sampler,
+            names().join(", ")
+        );
     };
     let flow = schedule.prediction == Prediction::Flow;
+    let fits = match flow {
+        true => sampler.of.on_flow(),
+        false => sampler.of.on_diffusion(),
+    };
     ensure!(
-        sampler.flow == flow,
+        fits,
         "{} does not sample {} models",
         sampler.name,
         if flow { "flow-matching" } else { "diffusion" }
@@ -211,13 +328,17 @@ fn trajectory(
     let steps = spec.steps as usize;
     ensure!(
         (1..=total).contains(&steps),
-        "{steps} steps are impossible: the model was trained with {total} timesteps"
+        "the number of steps is {steps}; expected 1 to {total}: the model was trained with {total} \
+         timesteps"
     );
     let options = schedule.options.overlaid(&spec.fields);
+    options.check_types()?;
     let table = (sampler.table)(&Run {
+        sampler,
         schedule,
         options: &options,
         steps,
+        probe: false,
     })?;
     if let Some(name) = options.untaken(spec.fields.keys()) {
         bail!("`{name}` is not an option of {}", sampler.name);

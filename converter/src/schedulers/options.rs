@@ -47,7 +47,7 @@ impl Options {
         };
         match value.as_f64() {
             Some(number) => Ok(Some(number)),
-            None => bail!("`{name}` is `{value}`, expected a number"),
+            None => bail!("`{name}` is `{value}`; expected a number"),
         }
     }
 
@@ -58,16 +58,21 @@ impl Options {
         };
         match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
             Some(number) => Ok(number),
-            None => bail!("`{name}` is `{value}`, expected a whole number"),
+            None => bail!("`{name}` is `{value}`; expected a whole number"),
         }
     }
 
     /// A truth value.
     pub fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        Ok(self.flag_or_null(name)?.unwrap_or(default))
+    }
+
+    /// A truth value, where there is one.
+    pub fn flag_or_null(&self, name: &str) -> Result<Option<bool>> {
         match self.take(name) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => bail!("`{name}` is `{value}`, expected true or false"),
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(value) => bail!("`{name}` is `{value}`; expected true or false"),
         }
     }
 
@@ -80,7 +85,7 @@ impl Options {
         let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect());
         match numbers {
             Some(numbers) => Ok(Some(numbers)),
-            None => bail!("`{name}` is `{value}`, expected a list of numbers"),
+            None => bail!("`{name}` is `{value}`; expected a list of numbers"),
         }
     }
 
@@ -89,14 +94,19 @@ impl Options {
         let value = match self.take(name) {
             None => default,
             Some(Value::String(word)) => word,
-            Some(value) => bail!("`{name}` is `{value}`, expected {}", list(allowed)),
+            Some(value) => bail!("`{name}` is `{value}`; expected {}", list(allowed)),
         };
         ensure!(
             allowed.contains(&value),
-            "`{name}` is `{value}`, expected {}",
+            "`{name}` is `{value}`; expected {}",
             list(allowed)
         );
         Ok(value.to_owned())
+    }
+
+    /// Whether a field has this word.
+    pub(super) fn says(&self, name: &str, word: &str) -> bool {
+        self.take(name).and_then(Value::as_str) == Some(word)
     }
 
     /// Features that are not there: refused where they are asked for.
@@ -104,7 +114,7 @@ impl Options {
         for name in names {
             match self.take(name) {
                 None | Some(Value::Bool(false)) => {}
-                Some(_) => bail!("`{name}` is not supported"),
+                Some(value) => bail!("`{name}` is `{value}`; expected false or null"),
             }
         }
         Ok(())
@@ -115,6 +125,37 @@ impl Options {
         for name in names {
             self.take(name);
         }
+    }
+
+    /// Refuses fields of the wrong type, also those that have no effect here.
+    pub fn check_types(&self) -> Result<()> {
+        for (name, value) in &self.fields {
+            let kind = KINDS
+                .iter()
+                .find(|(_, names)| names.contains(&name.as_str()));
+            let Some((kind, _)) = kind.filter(|_| !value.is_null()) else {
+                continue;
+            };
+            let (fits, expected) = match kind {
+                Kind::Flag => (value.is_boolean(), "true or false"),
+                Kind::Number => (value.is_number(), "a number"),
+                Kind::Count => (value.is_u64(), "a whole number, 0 or more"),
+                Kind::Word => (value.is_string(), "a word"),
+                Kind::Numbers => (is_numbers(value), "a list of numbers"),
+            };
+            ensure!(fits, "`{name}` is `{value}`; expected {expected}");
+        }
+        Ok(())
+    }
+
+    /// All fields that nobody has asked for.
+    pub fn all_untaken(&self) -> Vec<String> {
+        let taken = self.taken.borrow();
+        let fields = self.fields.keys();
+        fields
+            .filter(|name| !taken.contains(*name))
+            .cloned()
+            .collect()
     }
 
     /// The first of `names` that nobody has asked for.
@@ -128,11 +169,55 @@ impl Options {
     /// something else than diffusers does.
     pub fn refuse_unused(&self, class: &str) -> Result<()> {
         match self.untaken(self.fields.keys()) {
-            Some(name) => bail!("`{name}` is not a field of {class}"),
+            Some(name) => bail!(
+                "`{name}` is `{}`; expected no such field: {class} does not have it",
+                self.fields[name]
+            ),
             None => Ok(()),
         }
     }
 }
+
+fn is_numbers(value: &Value) -> bool {
+    let list = value.as_array();
+    list.is_some_and(|list| list.iter().all(Value::is_number))
+}
+
+/// What a field holds.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Flag,
+    Number,
+    Count,
+    Word,
+    Numbers,
+}
+
+/// The fields of all schedulers.
+#[rustfmt::skip]
+pub(super) const KINDS: [(Kind, &[&str]); 5] = [
+    (Kind::Flag, &[
+        "clip_sample", "euler_at_final", "invert_sigmas", "lower_order_final", "predict_epsilon",
+        "predict_x0", "rescale_betas_zero_snr", "set_alpha_to_one", "skip_prk_steps",
+        "stochastic_sampling", "thresholding", "use_beta_sigmas", "use_dynamic_shifting",
+        "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
+    ]),
+    (Kind::Number, &[
+        "base_shift", "beta_end", "beta_start", "clip_sample_range", "dynamic_thresholding_ratio",
+        "eta", "flow_shift", "lambda_min_clipped", "max_shift", "mu", "sample_max_value", "shift",
+        "shift_terminal", "sigma_max", "sigma_min", "timestep_scaling",
+    ]),
+    (Kind::Count, &[
+        "base_image_seq_len", "max_image_seq_len", "num_train_timesteps",
+        "original_inference_steps", "solver_order", "steps_offset",
+    ]),
+    (Kind::Word, &[
+        "algorithm_type", "beta_schedule", "final_sigmas_type", "interpolation_type",
+        "prediction_type", "solver_type", "tensor_format", "time_shift_type", "timestep_spacing",
+        "timestep_type", "variance_type",
+    ]),
+    (Kind::Numbers, &["disable_corrector", "timestep_values", "trained_betas"]),
+];
 
 /// `a, b or c`.
 fn list(words: &[&str]) -> String {

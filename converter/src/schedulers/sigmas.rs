@@ -5,7 +5,8 @@
 use anyhow::{Result, bail};
 use quell::format::Spacing;
 
-use super::{NoiseSchedule, Options, Run};
+use super::spread::{self, Spread};
+use super::{Options, Run};
 
 /// Every sigma but the last, the timesteps, and where the run ends.
 pub(super) struct Levels {
@@ -40,6 +41,14 @@ impl Level {
         Self {
             signal,
             noise: sigma * signal,
+        }
+    }
+
+    /// Of σ on a straight path, (1−σ)·x₀ + σ·ε.
+    pub(super) fn straight(sigma: f64) -> Self {
+        Self {
+            signal: 1.0 - sigma,
+            noise: sigma,
         }
     }
 
@@ -91,7 +100,7 @@ fn leading(ratio: usize, steps: std::ops::Range<usize>, offset: u32) -> impl Ite
 
 /// Whole timesteps of DDPM and DDIM, falling.
 pub(super) fn whole(run: &Run<'_>) -> Result<Vec<f64>> {
-    let (total, steps) = (run.schedule.alphas_cumprod.len(), run.steps);
+    let (total, steps) = (run.trained(), run.steps);
     let spacing = spacing(run.options, "leading")?;
     let offset = run.options.integer("steps_offset", 0)?;
     Ok(match spacing {
@@ -106,7 +115,7 @@ pub(super) fn whole(run: &Run<'_>) -> Result<Vec<f64>> {
 
 /// Timesteps of the Euler and Heun schedulers, falling; not always whole.
 pub(super) fn fractional(run: &Run<'_>) -> Result<Vec<f64>> {
-    let (total, steps) = (run.schedule.alphas_cumprod.len(), run.steps);
+    let (total, steps) = (run.trained(), run.steps);
     let spacing = spacing(run.options, "linspace")?;
     let offset = run.options.integer("steps_offset", 0)?;
     Ok(match spacing {
@@ -123,27 +132,30 @@ pub(super) fn fractional(run: &Run<'_>) -> Result<Vec<f64>> {
 /// Whole timesteps of the multistep solvers, falling from below `last`: one more
 /// than needed is spread out, and the one nearest to 0 left away.
 pub(super) fn multistep(run: &Run<'_>, last: usize) -> Result<Vec<f64>> {
-    let (total, steps) = (run.schedule.alphas_cumprod.len(), run.steps);
+    let (total, steps) = (run.trained(), run.steps);
     let spacing = spacing(run.options, "linspace")?;
     let offset = run.options.integer("steps_offset", 0)?;
     Ok(match spacing {
         Spacing::Leading => leading(last / (steps + 1), 1..steps + 1, offset).collect(),
         Spacing::Trailing => trailing(total, last, steps).collect(),
-        Spacing::Linspace => {
-            let line = down_to_first((last - 1) as f64, steps);
-            line.map(f64::round_ties_even).collect()
-        }
+        Spacing::Linspace => even(steps, last),
     })
+}
+
+/// [`multistep`] for the spacing `linspace`.
+pub(super) fn even(steps: usize, last: usize) -> Vec<f64> {
+    let line = down_to_first((last - 1) as f64, steps);
+    line.map(f64::round_ties_even).collect()
 }
 
 /// σ for every training timestep. Where nothing of the signal is left, ᾱ counts
 /// as 2⁻²⁴, so that σ is finite.
-pub(super) fn of_training(schedule: &NoiseSchedule) -> Vec<f64> {
+pub(super) fn of_training(run: &Run<'_>) -> Vec<f64> {
     let sigma = |&a: &f64| {
         let a = if a == 0.0 { 2f64.powi(-24) } else { a };
         ((1.0 - a) / a).sqrt()
     };
-    schedule.alphas_cumprod.iter().map(sigma).collect()
+    run.alphas().iter().map(sigma).collect()
 }
 
 /// σ at a timestep between those of training.
@@ -152,25 +164,12 @@ pub(super) fn at(sigmas: &[f64], time: f64) -> Result<f64> {
     let low = sigmas.get(below as usize).filter(|_| time >= 0.0);
     let Some(&low) = low else {
         bail!(
-            "timestep {time} is outside of 0..{}: too many steps, or `steps_offset`",
+            "the number of steps and `steps_offset` ask for timestep {time}; expected one of 0..{}",
             sigmas.len()
         );
     };
     let high = sigmas.get(below as usize + 1).copied().unwrap_or(low);
     Ok(low + (high - low) * (time - below))
-}
-
-/// The noise levels of Karras et al. 2022, equation 5, ρ = 7, falling.
-pub(super) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
-    const RHO: f64 = 7.0;
-    let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
-    let ramp = |i: usize| match steps {
-        1 => 0.0,
-        _ => i as f64 / (steps - 1) as f64,
-    };
-    (0..steps)
-        .map(|i| (max + ramp(i) * (min - max)).powf(RHO))
-        .collect()
 }
 
 /// The timestep at which training had this σ: linear in log σ between those that
@@ -188,14 +187,10 @@ pub(super) fn time_of(sigma: f64, sigmas: &[f64]) -> f64 {
     low as f64 + share.clamp(0.0, 1.0)
 }
 
-/// `final_sigmas_type`: σ at the end of a run.
-pub(super) fn last(run: &Run<'_>, sigmas: &[f64]) -> Result<f64> {
+/// `final_sigmas_type`: whether a run ends without any noise.
+pub(super) fn ends_clean(options: &Options) -> Result<bool> {
     let words = ["zero", "sigma_min"];
-    let word = run.options.word("final_sigmas_type", "zero", &words)?;
-    Ok(match word.as_str() {
-        "zero" => 0.0,
-        _ => sigmas[0],
-    })
+    Ok(options.word("final_sigmas_type", "zero", &words)? == "zero")
 }
 
 /// Deviation of the initial noise of the schedulers that are stated for x/√ᾱ, as
@@ -208,20 +203,22 @@ pub(super) fn initial_noise(run: &Run<'_>, first: f64) -> Result<f64> {
     })
 }
 
-/// Times and levels of the Euler and Heun schedulers; `last` is where they end.
-pub(super) fn levels(run: &Run<'_>, last: f64) -> Result<Levels> {
-    run.options
-        .absent(&["use_exponential_sigmas", "use_beta_sigmas"])?;
-    let training = of_training(run.schedule);
+/// Times and levels of the samplers that are stated for x/√ᾱ; `last` is where they
+/// end. `bounded` says which spreads `sigma_max` and `sigma_min` bound.
+pub(super) fn levels(run: &Run<'_>, last: f64, bounded: fn(Spread) -> bool) -> Result<Levels> {
+    let training = of_training(run);
     let mut times = fractional(run)?;
     let sigmas: Result<Vec<f64>> = times.iter().map(|&t| at(&training, t)).collect();
     let mut sigmas = sigmas?;
-    let min = run.options.number_or_null("sigma_min")?;
-    let max = run.options.number_or_null("sigma_max")?;
-    if run.options.flag("use_karras_sigmas", false)? {
-        let (first, end) = (sigmas[0], sigmas[sigmas.len() - 1]);
-        sigmas = karras(max.unwrap_or(first), min.unwrap_or(end), run.steps);
+    let ends = (sigmas[0], sigmas[sigmas.len() - 1]);
+    if let Some(spread) = Spread::of(run.options)? {
+        let range = spread::range(run.options, ends.0, ends.1)?;
+        let (max, min) = if bounded(spread) { range } else { ends };
+        sigmas = spread.sigmas(max, min, run.steps);
         times = sigmas.iter().map(|&s| time_of(s, &training)).collect();
+    } else {
+        run.options.number_or_null("sigma_max")?;
+        run.options.number_or_null("sigma_min")?;
     }
     sigmas.push(last);
     Ok(Levels { times, sigmas })
@@ -230,16 +227,6 @@ pub(super) fn levels(run: &Run<'_>, last: f64) -> Result<Levels> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// ρ = 7 between 1 and 128: (128^(1/7) + ½·(1 − 128^(1/7)))^7 = 1.5^7.
-    #[test]
-    fn karras_by_hand() {
-        let sigmas = karras(128.0, 1.0, 3);
-        for (got, expected) in sigmas.iter().zip([128.0, 17.085_937_5, 1.0]) {
-            assert!((got - expected).abs() < 1e-9, "{sigmas:?}");
-        }
-        assert_eq!(karras(2.0, 1.0, 1).len(), 1);
-    }
 
     #[test]
     fn times_invert_sigmas() {

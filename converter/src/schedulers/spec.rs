@@ -47,7 +47,7 @@ impl FromStr for Spec {
             }
         }
         Ok(Self {
-            sampler: sampler.to_owned(),
+            sampler: sampler.to_lowercase(),
             steps,
             options: options.to_owned(),
             fields,
@@ -79,6 +79,7 @@ mod tests {
             let spec: Spec = text.parse().unwrap();
             assert_eq!(spec.to_string(), text);
         }
+        assert_eq!("DDIM:4".parse::<Spec>().unwrap().to_string(), "ddim:4");
         let spec: Spec = "unipc:8,a,b=0.5,c=bh1".parse().unwrap();
         assert_eq!(spec.fields["a"], Value::Bool(true));
         assert_eq!(spec.fields["b"], Value::from(0.5));

@@ -16,7 +16,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     let eta = run.options.number("eta", 0.3)?;
     ensure!(
         (0.0..=1.0).contains(&eta),
-        "`eta` is {eta}, expected 0 to 1"
+        "`eta` is {eta}; expected 0 to 1"
     );
     // diffusers' step uses none of these.
     run.options.ignore(&[

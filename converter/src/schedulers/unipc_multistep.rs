@@ -2,16 +2,22 @@
 //! further call.
 
 use anyhow::{Result, ensure};
+use quell::format::{Limit, Prediction, SLOTS};
 
-use super::sigmas::{self, Level, Levels};
-use super::table::{Call, Mix, Table, clean};
+use super::multistep::{self, Kind, Path};
+use super::sigmas::{self, Level};
+use super::table::{Call, Mix, Table, clean, epsilon};
 use super::{Run, threshold};
 
 struct Solver {
-    /// `solver_order`: slots 0.. keep as many clean samples, one the sample before.
+    /// `solver_order`: slots 0.. keep as many clean samples, one the sample before, if
+    /// there is one left.
     order: usize,
     /// `solver_type: bh1`, B(h) = h; else B(h) = e^h − 1.
     bh1: bool,
+    /// `predict_x0`: extrapolates clean samples, and else the noise in them.
+    of_clean: bool,
+    prediction: Prediction,
     levels: Vec<Level>,
 }
 
@@ -21,30 +27,20 @@ struct Solver {
 pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     let order = run.options.integer("solver_order", 2)? as usize;
     ensure!(
-        (1..=3).contains(&order),
-        "`solver_order` is {order}, expected 1 to 3"
+        (1..=SLOTS).contains(&order),
+        "`solver_order` is {order}; expected 1 to {SLOTS}: a run keeps as many vectors"
     );
-    // The types of DPM-Solver++ stand for bh2, as in diffusers.
-    let words = ["bh1", "bh2", "midpoint", "heun"];
+    // The types of DPM-Solver++ and DEIS stand for bh2, as in diffusers.
+    let words = ["bh1", "bh2", "midpoint", "heun", "logrho"];
     let solver_type = run.options.word("solver_type", "bh2", &words)?;
-    ensure!(
-        run.options.flag("predict_x0", true)?,
-        "`predict_x0` is false, which is not supported"
-    );
-    run.options.absent(&[
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "use_flow_sigmas",
-        "use_dynamic_shifting",
-        "solver_p",
-        "shift_terminal",
-    ])?;
-    run.options.ignore(&["flow_shift", "time_shift_type"]);
-    let Levels { times, sigmas } = levels(run)?;
+    run.options.absent(&["solver_p"])?;
+    let Path { times, levels } = multistep::path(run, Kind::UniPc)?;
     let solver = Solver {
         order,
         bh1: solver_type == "bh1",
-        levels: sigmas.iter().map(|&sigma| Level::of(sigma)).collect(),
+        of_clean: of_clean(run)?,
+        prediction: run.schedule.prediction,
+        levels,
     };
     let uncorrected = run
         .options
@@ -69,48 +65,66 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
             x0: clean(run.schedule.prediction, level.signal, level.noise),
             next: solver.predicted(i, before, sample),
             noise: 0.0,
-            saves: vec![(i % order, Mix::X0), (order, sample)],
+            saves: match order < SLOTS {
+                true => vec![(i % order, solver.estimate(i)), (order, sample)],
+                false => vec![(i % order, solver.estimate(i))],
+            },
         });
     }
+    let limit = threshold(run.options)?;
     Ok(Table {
         noise_scale: 1.0,
-        limit: threshold(run.options)?,
-        slots: order + 1,
+        // In diffusers thresholding is x₀'s alone.
+        limit: if solver.of_clean { limit } else { Limit::None },
+        slots: SLOTS.min(order + 1),
         calls,
     })
 }
 
-fn levels(run: &Run<'_>) -> Result<Levels> {
-    let training = sigmas::of_training(run.schedule);
-    let mut times = sigmas::multistep(run, training.len())?;
-    let min = run.options.number_or_null("sigma_min")?;
-    let max = run.options.number_or_null("sigma_max")?;
-    let mut last = sigmas::last(run, &training)?;
-    let mut sigmas = if run.options.flag("use_karras_sigmas", false)? {
-        let max = max.unwrap_or(training[training.len() - 1]);
-        let min = min.unwrap_or(training[0]);
-        let sigmas = sigmas::karras(max, min, run.steps);
-        let time = |&sigma: &f64| sigmas::time_of(sigma, &training).round_ties_even();
-        times = sigmas.iter().map(time).collect();
-        if last > 0.0 {
-            last = min;
-        }
-        sigmas
-    } else {
-        let sigmas: Result<Vec<f64>> = times.iter().map(|&t| sigmas::at(&training, t)).collect();
-        sigmas?
-    };
-    sigmas.push(last);
-    Ok(Levels { times, sigmas })
+/// `predict_x0`.
+fn of_clean(run: &Run<'_>) -> Result<bool> {
+    let of_clean = run.options.flag("predict_x0", true)?;
+    if !of_clean {
+        ensure!(
+            run.schedule.prediction != Prediction::Flow,
+            "`predict_x0` is false; expected true for flow matching"
+        );
+        ensure!(
+            !sigmas::ends_clean(run.options)?,
+            "`final_sigmas_type` is `zero`; expected sigma_min with `predict_x0` false, whose last \
+             step has no finite coefficients otherwise"
+        );
+    }
+    Ok(of_clean)
 }
 
 impl Solver {
+    /// What the solver extrapolates: the clean sample that call i predicts, or the
+    /// noise.
+    fn estimate(&self, i: usize) -> Mix {
+        let level = self.levels[i];
+        match self.of_clean {
+            true => Mix::X0,
+            false => epsilon(self.prediction, level.signal, level.noise),
+        }
+    }
+
     /// From the corrected sample at level i to level i + 1: UniP.
     fn predicted(&self, i: usize, order: usize, sample: Mix) -> Mix {
-        let clean = |back: usize| match back {
-            0 => Mix::X0,
+        self.extrapolated(i, order, sample, |back| match back {
+            0 => self.estimate(i),
             _ => Mix::slot((i - back) % self.order),
-        };
+        })
+    }
+
+    /// UniP with `clean(k)` for what call i − k predicted.
+    fn extrapolated(
+        &self,
+        i: usize,
+        order: usize,
+        sample: Mix,
+        clean: impl Fn(usize) -> Mix,
+    ) -> Mix {
         let update = self.update(i, order);
         let weights = match order {
             // Independent of the step sizes, as the authors choose it.
@@ -124,6 +138,17 @@ impl Solver {
         })
     }
 
+    /// The corrected sample at level i − 1: in a slot, or, where none is left, from
+    /// what has become of it, x.
+    fn before(&self, i: usize, order: usize) -> Mix {
+        if self.order < SLOTS {
+            return Mix::slot(self.order);
+        }
+        let clean = |back: usize| Mix::slot((i - 1 - back) % self.order);
+        let rest = self.extrapolated(i - 1, order, Mix::default(), clean);
+        (Mix::X - rest) * (1.0 / self.update(i - 1, order).kept)
+    }
+
     /// The sample at level i again, now that the clean sample there is known,
     /// UniC; `order` is that of the step which led there.
     fn corrected(&self, i: usize, order: usize) -> Mix {
@@ -133,12 +158,12 @@ impl Solver {
             1 => vec![0.5],
             _ => solve(&update.ratios, &update.right),
         };
-        let start = update.start(Mix::slot(self.order), clean(0));
+        let start = update.start(self.before(i, order), clean(0));
         let differences = (1..order).zip(&update.ratios).zip(&weights);
         let sum = differences.fold(start, |sum, ((back, ratio), weight)| {
             sum - (clean(back) - clean(0)) * (weight / ratio * update.step)
         });
-        sum - (Mix::X0 - clean(0)) * (weights[order - 1] * update.step)
+        sum - (self.estimate(i) - clean(0)) * (weights[order - 1] * update.step)
     }
 
     /// What predictor and corrector share on the way from level i to i + 1.
@@ -147,20 +172,25 @@ impl Solver {
         let h = next.lambda() - now.lambda();
         let ratio = |back: usize| (self.levels[i - back].lambda() - now.lambda()) / h;
         let ratios: Vec<f64> = (1..order).map(ratio).chain([1.0]).collect();
-        let growth = (-h).exp_m1();
-        let step = if self.bh1 { -h } else { growth };
-        // φ₂, φ₃, … of −h by recurrence, each times a factorial.
-        let (mut phi, mut factorial) = (growth / -h - 1.0, 1.0);
+        let h = if self.of_clean { -h } else { h };
+        let growth = h.exp_m1();
+        let step = if self.bh1 { h } else { growth };
+        // φ₂, φ₃, … of h by recurrence, each times a factorial.
+        let (mut phi, mut factorial) = (growth / h - 1.0, 1.0);
         let mut right = Vec::with_capacity(order);
         for k in 1..=order {
             right.push(phi * factorial / step);
             factorial *= (k + 1) as f64;
-            phi = phi / -h - 1.0 / factorial;
+            phi = phi / h - 1.0 / factorial;
         }
+        let (kept, share) = match self.of_clean {
+            true => (next.noise / now.noise, next.signal),
+            false => (next.signal / now.signal, next.noise),
+        };
         Update {
-            kept: next.noise / now.noise,
-            growth: next.signal * growth,
-            step: next.signal * step,
+            kept,
+            growth: share * growth,
+            step: share * step,
             ratios,
             right,
         }
@@ -168,11 +198,11 @@ impl Solver {
 }
 
 struct Update {
-    /// σ'/σ.
+    /// σ'/σ; of noise α'/α.
     kept: f64,
-    /// α'·(e^(−h) − 1).
+    /// α'·(e^(−h) − 1); of noise σ'·(e^h − 1).
     growth: f64,
-    /// α'·B(h).
+    /// α'·B(−h); of noise σ'·B(h).
     step: f64,
     /// (λ_k − λ)/h of earlier levels, then 1.
     ratios: Vec<f64>,
@@ -187,8 +217,8 @@ impl Update {
     }
 }
 
-/// Solves `Σ_k ratios[k]^j · w[k] = right[j]`, a Vandermonde system of at most
-/// three unknowns, by elimination.
+/// Solves `Σ_k ratios[k]^j · w[k] = right[j]`, a Vandermonde system of a few unknowns,
+/// by elimination.
 fn solve(ratios: &[f64], right: &[f64]) -> Vec<f64> {
     let n = ratios.len();
     let row = |j: usize| {

@@ -8,12 +8,12 @@
 use anyhow::{Context, Result, ensure};
 use quell::format::Function;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Halves, check_channels, check_levels, half, latents};
 use crate::checkpoint::blocks::{Blocks, Residual, Style, act_fn};
 use crate::checkpoint::images::{Feature, Images, Resize};
-use crate::checkpoint::{Size, Tensors};
+use crate::checkpoint::{Size, Tensors, config};
 use crate::graph::{Condition, GroupNorm, Image};
 
 /// Fields and defaults of diffusers' `AutoencoderKL`.
@@ -67,8 +67,12 @@ impl Default for Config {
     }
 }
 
-pub(super) fn halves(fields: Value, tensors: &Tensors, size: Option<Size>) -> Result<Halves> {
-    let config: Config = serde_json::from_value(fields)?;
+pub(super) fn halves(
+    fields: Map<String, Value>,
+    tensors: &Tensors,
+    size: Option<Size>,
+) -> Result<Halves> {
+    let config: Config = config::parse(fields)?;
     config.check()?;
     let size = size.or(config.sample_size);
     let size = size.context("`sample_size` must not be null: --size states it")?;
@@ -128,31 +132,36 @@ impl Config {
         ] {
             ensure!(
                 types.len() == levels,
-                "`{name}` has {} entries, but `block_out_channels` {levels}",
+                "`{name}` has {} entries; expected {levels}, as `block_out_channels`",
                 types.len()
             );
             if let Some(other) = types.iter().find(|other| *other != known) {
-                anyhow::bail!("`{name}` has `{other}`; supported is {known}");
+                anyhow::bail!("`{name}` has `{other}`; expected {known}");
             }
         }
         let layers = self.layers_per_block;
-        ensure!((1..=64).contains(&layers), "`layers_per_block` is {layers}");
+        ensure!(
+            (1..=64).contains(&layers),
+            "`layers_per_block` is {layers}; expected 1 to 64"
+        );
         self.check_unused()
     }
 
     /// What pipelines do before and behind the network: that these are numbers is
     /// all there is to it here.
     fn check_unused(&self) -> Result<()> {
-        let lists = [&self.latents_mean, &self.latents_std];
-        let lists = lists.into_iter().flatten().flatten();
-        let numbers = lists
-            .chain(&self.shift_factor)
-            .chain([&self.scaling_factor]);
-        for value in numbers {
-            ensure!(
-                value.is_finite(),
-                "`scaling_factor`, `shift_factor`, `latents_mean` or `latents_std` holds {value}"
-            );
+        let one = |number: &Option<f32>| number.iter().copied().collect();
+        let list = |numbers: &Option<Vec<f32>>| numbers.clone().unwrap_or_default();
+        let fields: [(&str, Vec<f32>); 4] = [
+            ("scaling_factor", vec![self.scaling_factor]),
+            ("shift_factor", one(&self.shift_factor)),
+            ("latents_mean", list(&self.latents_mean)),
+            ("latents_std", list(&self.latents_std)),
+        ];
+        for (name, numbers) in &fields {
+            if let Some(value) = numbers.iter().find(|value| !value.is_finite()) {
+                anyhow::bail!("`{name}` has {value}; expected numbers that fit into f32");
+            }
         }
         Ok(())
     }

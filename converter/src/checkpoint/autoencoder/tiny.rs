@@ -6,12 +6,12 @@
 use anyhow::{Context, Result, ensure};
 use quell::format::Function;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Halves, check_channels, check_levels, half, latents};
 use crate::checkpoint::blocks::act_fn;
 use crate::checkpoint::images::{Feature, Images, Resize};
-use crate::checkpoint::{Size, Tensors};
+use crate::checkpoint::{Size, Tensors, config};
 use crate::graph::{Image, Op};
 
 /// Fields and defaults of diffusers' `AutoencoderTiny`.
@@ -62,8 +62,12 @@ impl Default for Config {
     }
 }
 
-pub(super) fn halves(fields: Value, tensors: &Tensors, size: Option<Size>) -> Result<Halves> {
-    let config: Config = serde_json::from_value(fields)?;
+pub(super) fn halves(
+    fields: Map<String, Value>,
+    tensors: &Tensors,
+    size: Option<Size>,
+) -> Result<Halves> {
+    let config: Config = config::parse(fields)?;
     config.check()?;
     let function = act_fn(&config.act_fn)?;
     let sides = size
@@ -130,27 +134,28 @@ impl Config {
             check_levels(&name, channels)?;
             // The convolution between two levels keeps the channels.
             let same = channels.iter().all(|c| *c == channels[0]);
-            ensure!(same, "`{name}` is {channels:?}, expected equal numbers");
+            ensure!(same, "`{name}` is {channels:?}; expected equal numbers");
             ensure!(
                 blocks.len() == channels.len() && blocks.iter().all(|&n| n <= 64),
-                "`num_{part}_blocks` is {blocks:?}, but `{name}` has {} entries",
+                "`num_{part}_blocks` is {blocks:?}; expected {} numbers up to 64, as `{name}`",
                 channels.len()
             );
         }
         let written = self.block_out_channels.as_ref();
         ensure!(
             written.is_none_or(|channels| *channels == self.decoder_block_out_channels),
-            "`block_out_channels` is other than `decoder_block_out_channels`"
+            "`block_out_channels` is {written:?}; expected `decoder_block_out_channels`, {:?}",
+            self.decoder_block_out_channels
         );
         ensure!(
             self.upsample_fn == "nearest",
-            "`upsample_fn` is `{}`, expected `nearest`",
+            "`upsample_fn` is `{}`; expected `nearest`",
             self.upsample_fn
         );
         let factor = self.upsampling_scaling_factor;
         ensure!(
             [1, 2, 4].contains(&factor),
-            "`upsampling_scaling_factor` is {factor}, expected 1, 2 or 4"
+            "`upsampling_scaling_factor` is {factor}; expected 1, 2 or 4"
         );
         self.check_unused()
     }
@@ -164,7 +169,10 @@ impl Config {
             ("scaling_factor", self.scaling_factor),
             ("shift_factor", self.shift_factor),
         ] {
-            ensure!(value.is_finite(), "`{name}` is {value}");
+            ensure!(
+                value.is_finite(),
+                "`{name}` is {value}; expected a number that fits into f32"
+            );
         }
         Ok(())
     }

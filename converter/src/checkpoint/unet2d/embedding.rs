@@ -37,7 +37,7 @@ impl Class {
     pub(super) fn of(config: &Config, timesteps: usize) -> Result<Self> {
         ensure!(
             config.num_class_embeds != Some(0),
-            "`num_class_embeds` is 0, expected null or more"
+            "`num_class_embeds` is 0; expected null or more"
         );
         match (config.class_embed_type.as_deref(), config.num_class_embeds) {
             (None, None) => Ok(Self::None),
@@ -46,18 +46,18 @@ impl Class {
             (Some("timestep"), classes) => {
                 ensure!(
                     config.time_embedding_type != "fourier",
-                    "`class_embed_type` `timestep` needs another `time_embedding_type` than \
-                     `fourier`, which has no value for class 0"
+                    "`class_embed_type` is timestep; expected another with `time_embedding_type` \
+                     fourier, which has no value for class 0"
                 );
                 Ok(Self::Timestep(classes.unwrap_or(timesteps as u32)))
             }
             (Some("identity"), None) => Ok(Self::Given),
             (Some("identity"), Some(classes)) => bail!(
-                "`num_class_embeds` is {classes}, but with `class_embed_type` `identity` a class is \
-                 a vector, not a number"
+                "`num_class_embeds` is {classes}; expected null with `class_embed_type` identity, \
+                 where a class is a vector, not a number"
             ),
             (Some(other), _) => {
-                bail!("`class_embed_type` is `{other}`, expected null, `timestep` or `identity`")
+                bail!("`class_embed_type` is `{other}`; expected null, `timestep` or `identity`")
             }
         }
     }
@@ -73,12 +73,14 @@ impl Class {
                 Ok((null, Some(null)))
             }
             (Self::Learned(rows), Some(null)) => bail!(
-                "`null_class_id` is {null}, expected null or the last of the {rows} rows \
+                "`null_class_id` is {null}; expected null or the last of the {rows} rows \
                  (`num_class_embeds`), {}",
                 rows - 1
             ),
             (_, Some(null)) => {
-                bail!("`null_class_id` is {null}, but there is no table of classes")
+                bail!(
+                    "`null_class_id` is {null}; expected null, since there is no table of classes"
+                )
             }
         }
     }
@@ -88,12 +90,16 @@ impl Time {
     pub(super) fn of(config: &Config, timesteps: usize) -> Result<Self> {
         let features = config.block_out_channels[0];
         let shift = config.freq_shift;
-        ensure!(shift.is_finite(), "`freq_shift` is {shift}");
+        ensure!(
+            shift.is_finite(),
+            "`freq_shift` is {shift}; expected a number that fits into f32"
+        );
         Ok(match config.time_embedding_type.as_str() {
             "positional" => {
                 ensure!(
                     features > 1 && (features / 2) as f32 != shift,
-                    "`freq_shift` is {shift}, which leaves no frequencies of {features} features"
+                    "`freq_shift` is {shift}; expected other than half of the {features} features, of which it \
+                     leaves no frequency"
                 );
                 Self::Positional {
                     features,
@@ -108,12 +114,12 @@ impl Time {
                 let rows = config.num_train_timesteps.unwrap_or(0);
                 ensure!(
                     rows == timesteps,
-                    "`num_train_timesteps` is {rows}, but the scheduler has {timesteps}"
+                    "`num_train_timesteps` is {rows}; expected that of the scheduler, {timesteps}"
                 );
                 Self::Learned { features, rows }
             }
             other => {
-                bail!("`time_embedding_type` is `{other}`, expected positional, fourier or learned")
+                bail!("`time_embedding_type` is `{other}`; expected positional, fourier or learned")
             }
         })
     }

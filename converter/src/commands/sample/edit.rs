@@ -14,10 +14,20 @@ pub(super) struct GuidanceArgs {
     /// Classifier-free guidance: how much a class is stressed (1 = not at all)
     ///
     /// Doubles the cost of a step. 1.5 to 3 make pictures clearer and less varied.
-    #[arg(long, default_value_t = 1.0, value_name = "SCALE")]
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "SCALE",
+        allow_negative_numbers = true
+    )]
     guidance: f32,
     /// How much guided outputs are brought back to their contrast, 0 to 1
-    #[arg(long, default_value_t = 0.0, value_name = "PHI")]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "PHI",
+        allow_negative_numbers = true
+    )]
     guidance_rescale: f32,
     /// A classifier that guides the model, made by `quell convert` from one that
     /// was trained on noisy pictures
@@ -25,10 +35,10 @@ pub(super) struct GuidanceArgs {
     classifier: Option<PathBuf>,
     /// Scale of the classifier's gradient [default: 1]. Without --classifier, the file's
     /// own classifier guides the model
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     classifier_scale: Option<f32>,
     /// The class that the classifier is to see; the default is that of the sample
-    #[arg(long, value_name = "CLASS")]
+    #[arg(long, value_name = "CLASS", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     classifier_class: Option<u32>,
 }
 
@@ -84,7 +94,7 @@ pub(super) struct EditArgs {
     image: Option<PathBuf>,
     /// How much of the picture is made anew: the share of the steps that are run,
     /// 0 to 1 [default: 0.8; with --mask, 1]
-    #[arg(long, requires = "image")]
+    #[arg(long, requires = "image", allow_negative_numbers = true)]
     strength: Option<f64>,
     /// Inpainting: white is kept, black is painted anew (RePaint)
     #[arg(long, value_name = "PNG|NPY", requires = "image")]
