@@ -15,7 +15,7 @@ use crate::compile::{Assembled, Source};
 use crate::graph::{Node, Op, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;
-use crate::quantize::{Grid, Range};
+use crate::quantize::{QuantParams, Range};
 
 /// Guidance scale of the guided runs; that of most users.
 const GUIDANCE: f32 = 2.0;
@@ -44,7 +44,7 @@ pub fn calibrate(
     source: &Source<'_>,
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
-) -> Result<HashMap<ValueId, Grid>> {
+) -> Result<HashMap<ValueId, QuantParams>> {
     let assembled = Assembled::of(source, Tier::F32, &HashMap::new())?;
     let file = ModelFile::from_bytes(&assembled.file(source, Tier::F32, None)?);
     // The reference kernels: the same checkpoint gives the same file everywhere.
@@ -184,7 +184,7 @@ impl<'g> Recorder<'g> {
     }
 
     /// A grid for every input of a linear layer.
-    fn grids(&self) -> HashMap<ValueId, Grid> {
+    fn grids(&self) -> HashMap<ValueId, QuantParams> {
         let seen = |value: ValueId| self.seen.get(&value).cloned().unwrap_or_default();
         let linear = |node: &&Node| matches!(node.op, Op::Linear { .. });
         let inputs = self.nodes.iter().filter(linear).map(|node| node.inputs[0]);
@@ -196,7 +196,7 @@ impl<'g> Recorder<'g> {
                 }
                 _ => seen(value),
             };
-            (value, Grid::covering(&ranges))
+            (value, QuantParams::covering(&ranges))
         };
         inputs.map(grid).collect()
     }

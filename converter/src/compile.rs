@@ -14,8 +14,8 @@ use crate::graph::{Graph, ValueId};
 use crate::lower;
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::{self, Persistent, Placed};
-use crate::quantize::Grid;
-use crate::schedulers::Trajectory;
+use crate::quantize::QuantParams;
+use crate::schedulers::SolverTable;
 use crate::slabs::Slabs;
 
 /// Folded graphs and what belongs to them.
@@ -30,7 +30,7 @@ pub struct Source<'c> {
     /// The noise schedule.
     pub schedule: &'c NoiseSchedule,
     /// The runs that the file is to carry.
-    pub tables: &'c [Trajectory],
+    pub tables: &'c [SolverTable],
 }
 
 /// A graph besides the first one.
@@ -58,7 +58,7 @@ pub struct Compiled {
 impl Compiled {
     /// For each operator of the first graph, the value that it leaves behind, and its
     /// grid where it is int8.
-    pub fn values(&self) -> impl Iterator<Item = &(ValueId, Option<Grid>)> {
+    pub fn values(&self) -> impl Iterator<Item = &(ValueId, Option<QuantParams>)> {
         let instructions = self.placed.program.instructions.iter();
         instructions.map(|instruction| &instruction.value)
     }
@@ -103,7 +103,7 @@ pub fn compile(
         network,
         others: &others,
         schedule: &checkpoint.schedule,
-        tables: &checkpoint.trajectories,
+        tables: &checkpoint.tables,
     };
     let grids = match tier {
         Tier::Int8 => calibrate::calibrate(&source, settings, progress)?,
@@ -169,7 +169,11 @@ impl Layout {
 
 impl Assembled {
     /// Lowers and places every graph of `source`.
-    pub fn of(source: &Source<'_>, tier: Tier, grids: &HashMap<ValueId, Grid>) -> Result<Self> {
+    pub fn of(
+        source: &Source<'_>,
+        tier: Tier,
+        grids: &HashMap<ValueId, QuantParams>,
+    ) -> Result<Self> {
         let layout = Layout::of(source);
         let mut slabs = Slabs::default();
         let mut one = |graph: &Graph, network: &Network, tier: Tier| {
@@ -254,7 +258,7 @@ impl Assembled {
 
     fn table<'t>(
         &self,
-        table: &'t Trajectory,
+        table: &'t SolverTable,
         slabs: &mut Slabs,
     ) -> Result<format::SolverTable<'t>> {
         let spec = &table.spec;
@@ -275,7 +279,7 @@ impl Assembled {
 }
 
 /// Calls of a step: solvers of the second order take two, but for the last step.
-fn order(table: &Trajectory) -> u32 {
+fn order(table: &SolverTable) -> u32 {
     let (calls, steps) = (table.rows.len() as u32, table.spec.steps);
     match steps > 1 && calls == 2 * steps - 1 {
         true => 2,

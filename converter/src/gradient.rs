@@ -82,14 +82,14 @@ impl Backward {
                 (Op::Conv2d(backwards(&conv, size)), gradient)
             }
             Op::Function(function) => {
-                let op = Op::FunctionGradient(function);
+                let op = Op::ActivationBackward(function);
                 let len = len(self);
                 let value = self.graph.push(name, op, &[inputs[0], gradient], len);
                 return self.give(inputs[0], value);
             }
             Op::Add => return inputs.iter().try_for_each(|&x| self.give(x, gradient)),
             Op::Scale { factor, .. } if inputs.len() == 1 => (scaled(factor), gradient),
-            Op::Mean { pixels } => {
+            Op::GlobalAveragePool { pixels } => {
                 let channels = self.graph.nodes[i].len;
                 let (share, op) = (format!("{name}.share"), scaled(1.0 / pixels as f32));
                 let share = self.graph.push(share, op, &[gradient], channels);
@@ -139,7 +139,7 @@ impl Backward {
                     ..size
                 };
                 let name = format!("{name}.dilated");
-                let op = Op::Dilate(size);
+                let op = Op::ZeroInsertion(size);
                 Ok((self.graph.push(name, op, &[gradient], large.len()), large))
             }
             other => bail!("{name}: no way back is known at stride {other}"),
@@ -268,7 +268,7 @@ mod tests {
         let y = g.push("c", conv(image(4, 3, 4), 4, 1, 1, 60), &[x], 48);
         let x = g.push("residual", Op::Add, &[x, y], 48);
         let x = g.push("d", conv(image(4, 3, 4), 5, 1, 3, 80), &[x], 4 * 3 * 5);
-        let x = g.push("mean", Op::Mean { pixels: 12 }, &[x], 5);
+        let x = g.push("mean", Op::GlobalAveragePool { pixels: 12 }, &[x], 5);
         let half = Op::Scale {
             factor: 2.0,
             offset: 1.0,

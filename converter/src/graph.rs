@@ -85,7 +85,7 @@ pub enum Op {
     Upsample(Image),
     /// Four channels-last images, one behind the other, pixel by pixel in one of
     /// twice the rows and columns.
-    Interleave(Image),
+    DepthToSpace(Image),
     /// A channels-last image, the mean of every four pixels.
     AveragePool(Image),
     /// A matrix transposed.
@@ -104,7 +104,7 @@ pub enum Op {
         offset: f32,
     },
     /// The mean of all pixels of a channels-last image.
-    Mean {
+    GlobalAveragePool {
         /// Pixels.
         pixels: usize,
     },
@@ -114,9 +114,9 @@ pub enum Op {
         pixels: usize,
     },
     /// A channels-last image with zeros between its pixels.
-    Dilate(Image),
+    ZeroInsertion(Image),
     /// Of an activation function's input and a gradient: the gradient before it.
-    FunctionGradient(Function),
+    ActivationBackward(Function),
     /// One for the class and zero elsewhere, minus the softmax of logits.
     ClassScore,
 }
@@ -223,9 +223,9 @@ pub enum Condition {
     /// Added to every pixel before the normalisation.
     Add,
     /// Factors, then offsets, of the normalised channels.
-    Modulate,
+    ScaleShift,
     /// Added to every pixel behind the function.
-    AddBehind,
+    AddAfter,
 }
 
 /// One step of the network.

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use quell::format::{Attributes, Element, Kind, Slab};
 
 use crate::graph::ValueId;
-use crate::quantize::Grid;
+use crate::quantize::QuantParams;
 
 /// Index of a tensor of a program.
 pub type TensorId = usize;
@@ -79,7 +79,7 @@ pub struct Instruction {
     pub place: Place,
     /// The value of the graph that its output is, and its grid where it is int8: for
     /// calibration and comparison.
-    pub value: (ValueId, Option<Grid>),
+    pub value: (ValueId, Option<QuantParams>),
 }
 
 /// A lowered graph.

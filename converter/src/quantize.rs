@@ -1,6 +1,6 @@
 //! From floats to int8: scales for activations, scales and integers for weights.
 //!
-//! Activations keep their whole calibrated range: on diffusion trajectories,
+//! Activations keep their whole calibrated range: on diffusion solver tables,
 //! clipping the rare large ones spoils whole samples and won nothing on the rest.
 //! Every element has a scale of its own, and the columns of the next layer's
 //! weights take it back. Weights, of which all are known, get the scale with the
@@ -16,7 +16,7 @@ pub type Range = (f32, f32);
 /// How a vector of activations is represented:
 /// `real[i] = scales[i]·(q[i] - zero_point)`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Grid {
+pub struct QuantParams {
     /// Size of a quantization step, per element.
     pub scales: Vec<f32>,
     /// The integer that means 0.
@@ -31,7 +31,7 @@ pub struct Grid {
 /// calibration runs it takes to have seen those.
 const SMOOTHING: f32 = 0.75;
 
-impl Grid {
+impl QuantParams {
     /// The grid of 255 points over the range of each element, extended to
     /// include 0, so that a ReLU's zero is exact.
     pub fn covering(ranges: &[Range]) -> Self {
@@ -81,7 +81,7 @@ pub struct Weights {
 
 impl Weights {
     /// Quantizes a layer per output channel for inputs on the grid `input`.
-    pub fn quantize(weight: &Matrix, bias: &[f32], input: &Grid) -> Self {
+    pub fn quantize(weight: &Matrix, bias: &[f32], input: &QuantParams) -> Self {
         let rows = layout::pad(weight.rows, layout::ROWS);
         let mut integers = Vec::with_capacity(weight.data.len());
         let mut biases = vec![0; rows];
@@ -110,7 +110,7 @@ impl Weights {
 
     /// Multipliers and shift that take accumulators to the grid `output`, by the
     /// rule of `quell_kernels::Requantize`.
-    pub fn multipliers(&self, output: &Grid) -> (Vec<i32>, u8) {
+    pub fn multipliers(&self, output: &QuantParams) -> (Vec<i32>, u8) {
         let ratios = self.scales.iter().zip(&output.scales);
         let ratios = ratios.map(|(&from, &to)| f64::from(from) / f64::from(to));
         let mut ratios: Vec<f64> = ratios.collect();
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn zero_is_exact_and_ranges_are_covered() {
-        let grid = Grid::covering(&[(-2.0, 8.0), (0.0, 1.0), (-0.5, -0.25), (0.0, 0.0)]);
+        let grid = QuantParams::covering(&[(-2.0, 8.0), (0.0, 1.0), (-0.5, -0.25), (0.0, 0.0)]);
         for (i, range) in [(-2.0, 8.0), (0.0, 1.0), (-0.5, 0.0), (0.0, 0.0)]
             .iter()
             .enumerate()
@@ -164,7 +164,10 @@ mod tests {
             );
         }
         assert!(grid.scales[1] < grid.scales[0]);
-        assert_eq!(Grid::covering(&[(0.5, 2.54), (0.0, 1.0)]).zero_point, -127);
+        assert_eq!(
+            QuantParams::covering(&[(0.5, 2.54), (0.0, 1.0)]).zero_point,
+            -127
+        );
     }
 
     #[test]
@@ -175,7 +178,7 @@ mod tests {
             data: (0..15).map(|i| (i * 7 % 11) as f32 / 10.0 - 0.5).collect(),
         };
         let bias = [0.5, -100.0, 0.0];
-        let input = Grid {
+        let input = QuantParams {
             scales: vec![0.01, 0.02, 0.01, 0.005, 0.01],
             zero_point: 20,
         };
@@ -188,7 +191,7 @@ mod tests {
             x: &x,
             scratch: &mut [0; 8],
         };
-        let store = quell_kernels::Finish::Store;
+        let store = quell_kernels::Epilogue::Store;
         quell_kernels::Kernels::scalar().linear_i8_f32(operands, &q.scales, store, &mut y);
         for (o, row) in weight.rows().enumerate() {
             let products = row.iter().zip(&x).enumerate();

@@ -100,7 +100,7 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
             image::attention([*tokens, *key_tokens], *heads, inputs)
         }
         Op::Upsample(size) => image::upsample(*size, input(0)),
-        Op::Interleave(size) => image::interleave(*size, input(0)),
+        Op::DepthToSpace(size) => image::depth_to_space(*size, input(0)),
         Op::AveragePool(size) => image::average_pool(*size, input(0)),
         Op::Transpose { rows, columns } => {
             let column = |j: usize| (0..*rows).map(move |i| i * columns + j);
@@ -109,14 +109,14 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
                 .map(|at| input(0)[at])
                 .collect()
         }
-        Op::Mean { pixels } => {
+        Op::GlobalAveragePool { pixels } => {
             let channels = input(0).len() / pixels;
             let channel = |c| input(0).iter().skip(c).step_by(channels).sum::<f64>();
             (0..channels).map(|c| channel(c) / *pixels as f64).collect()
         }
         Op::Broadcast { pixels } => input(0).repeat(*pixels),
-        Op::Dilate(size) => image::dilate(*size, input(0)),
-        Op::FunctionGradient(function) => {
+        Op::ZeroInsertion(size) => image::zero_insertion(*size, input(0)),
+        Op::ActivationBackward(function) => {
             let pairs = input(0).iter().zip(input(1));
             pairs.map(|(&x, g)| g * slope(*function, x)).collect()
         }

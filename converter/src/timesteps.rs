@@ -1,5 +1,5 @@
 //! The timesteps that a network can be asked at: those of training, and those
-//! between them that trajectories visit.
+//! between them that solver tables visit.
 //!
 //! All that a network derives from the time alone is a table over them, made in
 //! [`Timesteps::table`] and nowhere else.

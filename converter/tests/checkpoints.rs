@@ -187,7 +187,7 @@ fn another_scheduler_can_be_chosen() {
     }));
     let said = copy.converts("", &[]);
     assert!(
-        said.contains("warning") && said.contains("--trajectory"),
+        said.contains("warning") && said.contains("--solver"),
         "{said}"
     );
 }
@@ -332,7 +332,7 @@ fn arguments_are_forgiving_and_exact() {
 #[test]
 fn carried_runs_can_be_selected() {
     let copy = Copy::new();
-    copy.converts("", &["--trajectory", "ddim:3", "--trajectory", "ddpm:5"]);
+    copy.converts("", &["--solver", "ddim:3", "--solver", "ddpm:5"]);
     let (model, out) = (copy.file("model.quell"), copy.file("x.npy"));
     let sample = ["sample", path(&model), "--count", "1", "--npy", path(&out)];
     for (sampler, steps) in [

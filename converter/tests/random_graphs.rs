@@ -127,8 +127,8 @@ impl Builder {
         let mut inputs: Vec<ValueId> = images.iter().map(|(value, _)| *value).collect();
         let rows = match condition {
             Condition::None => 0,
-            Condition::Add | Condition::AddBehind => 1,
-            Condition::Modulate => 2,
+            Condition::Add | Condition::AddAfter => 1,
+            Condition::ScaleShift => 2,
         };
         if rows > 0 {
             inputs.push(self.vector(rows * channels, pick));
@@ -177,7 +177,7 @@ impl Builder {
             }
             5 => self.norm(&[(x, image)], Condition::None, b, c.is_multiple_of(2)),
             6 => {
-                let conditions = [Condition::Add, Condition::Modulate, Condition::AddBehind];
+                let conditions = [Condition::Add, Condition::ScaleShift, Condition::AddAfter];
                 self.norm(&[(x, image)], conditions[c as usize % 3], b, true);
             }
             7 if x != other => {
@@ -279,7 +279,7 @@ impl Builder {
             .collect();
         let mut sum = None;
         for (value, image) in unread {
-            let op = Op::Mean {
+            let op = Op::GlobalAveragePool {
                 pixels: image.pixels(),
             };
             let name = format!("mean{value}");

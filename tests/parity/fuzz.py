@@ -274,7 +274,7 @@ def scheduler_case(rng, binary, folder):
     (folder / "scheduler_config.json").write_text(json.dumps(config))
     options = "".join(f",{k}={json.dumps(v)}" for k, v in (call | own).items())
     model, out = folder / "model.quell", folder / "x.npy"
-    code, said = quell(binary, "convert", folder, "--weights", "f32", "-o", model, "--trajectory", f"{NAMES[reader]}:{steps}{options}")
+    code, said = quell(binary, "convert", folder, "--weights", "f32", "-o", model, "--solver", f"{NAMES[reader]}:{steps}{options}")
     if is_refusal(code, said):
         return "refused", label, said
     if code:

@@ -3,7 +3,7 @@
     pip install diffusers torch numpy scipy
     python3 tests/parity/schedulers.py        # rewrites tests/parity/schedulers/
 
-Every case is a scheduler_config.json, a trajectory as `quell convert --trajectory`
+Every case is a scheduler_config.json, a trajectory as `quell convert --solver`
 names it, and what the network reads at every call, with the end result. Noise is
 injected: call i gets `noise[i]`. Two kinds of network:
 

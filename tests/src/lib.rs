@@ -177,7 +177,7 @@ impl RandomCheckpoint {
         self.compile_for(tier, &[])
     }
 
-    /// Compiles it to a file that carries these trajectories.
+    /// Compiles it to a file that carries these solver tables.
     pub fn compile_for(&self, tier: Tier, trajectories: &[&str]) -> Result<Compiled> {
         let specs = trajectories.iter().map(|text| text.parse());
         let specs = specs.collect::<Result<Vec<_>>>()?;

@@ -49,7 +49,7 @@ pub fn network(role: Role, context: bool) -> Checkpoint {
         },
         decoder: None,
         classifier: None,
-        trajectories: Vec::new(),
+        tables: Vec::new(),
     }
 }
 
@@ -145,7 +145,7 @@ impl Builder {
             epsilon: 1e-5,
             affine,
             condition: match vector {
-                Some(_) => Condition::AddBehind,
+                Some(_) => Condition::AddAfter,
                 None => Condition::None,
             },
             function: Some(Function::Tanh),

@@ -84,6 +84,9 @@ fn run(board: &str, binary: &str, variables: &[(&str, &str)]) -> Result<String> 
     let _guard = FIRMWARE.lock();
     let mut cargo = Command::new("cargo");
     cargo.args(["run", "--quiet", "--release", "--bin", binary]);
+    if binary == "kernels" {
+        cargo.args(["--features", "conformance"]);
+    }
     if !board.is_empty() {
         cargo.args(["--config", board]);
     }

@@ -124,7 +124,7 @@ fn every_layer_agrees_with_pytorch() -> Result<()> {
             decoder: None,
             classifier: None,
             schedule: NoiseSchedule::none(),
-            trajectories: Vec::new(),
+            tables: Vec::new(),
         };
         let graph = &checkpoint.network.graph;
         let inputs = Inputs {

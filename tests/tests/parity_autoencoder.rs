@@ -171,7 +171,7 @@ fn choices_are_needed_and_named() -> Result<()> {
     assert_eq!(open(kl, part, None)?.network.output_shape, [3, 16, 16]);
     let wide = open(kl, part, size("8x12")?)?.network;
     assert_eq!((wide.shape, wide.output_shape), ([2, 4, 6], [3, 8, 12]));
-    let trajectories = [("euler:4").parse()?];
+    let tables = [("euler:4").parse()?];
     let result = Checkpoint::open_as(
         kl,
         &trajectories,
@@ -180,7 +180,7 @@ fn choices_are_needed_and_named() -> Result<()> {
             ..Choice::default()
         },
     );
-    assert_names(result, &["--trajectory"]);
+    assert_names(result, &["--solver"]);
     // Of other networks.
     let unet = &folders("unet2d")?[0];
     assert_names(open(unet, part, None), &["--part", "UNet2DModel"]);

@@ -1,4 +1,4 @@
-//! Trajectories against diffusers' schedulers: what the network reads at every
+//! Solver tables against diffusers' schedulers: what the network reads at every
 //! call, and the end. `python3 tests/parity/schedulers.py` makes the goldens.
 //!
 //! The closed-form cases drive the very function that a device runs for every row,
@@ -13,7 +13,7 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, NoiseSchedule};
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::schedulers::{self, Options, Spec, Trajectory};
+use quell_converter::schedulers::{self, Options, SolverTable, Spec};
 use quell_converter::timesteps::Timesteps;
 use quell_tests::{RandomCheckpoint, generate, write_checkpoint};
 use serde_json::{Value, json};
@@ -78,7 +78,7 @@ impl Case {
         })
     }
 
-    fn tabulate(&self) -> Result<(NoiseSchedule, Trajectory)> {
+    fn tabulate(&self) -> Result<(NoiseSchedule, SolverTable)> {
         let fields = self.config.as_object().context("config")?.clone();
         let schedule = NoiseSchedule::new(&self.class, Options::new(fields));
         let schedule = schedule.with_context(|| self.name.clone())?;
@@ -169,7 +169,7 @@ fn files_agree_with_diffusers() -> Result<()> {
     let golden = golden("network.json")?;
     for case in Case::all(&golden)? {
         let folder = network(&golden["network"], &case)?;
-        // A companion: trajectories share the arena and the time tables.
+        // A companion: solver tables share the arena and the time tables.
         let specs = [case.companion()?, case.spec.clone()];
         let checkpoint = Checkpoint::open_for(folder.path(), &specs)?;
         let compiled = compile(&checkpoint, Tier::F32, &Settings::default(), &|_, _| {})?;
@@ -259,8 +259,8 @@ fn int8_trajectories_are_the_same_everywhere() -> Result<()> {
     Ok(())
 }
 
-/// The arena grows by the slots of the trajectory that needs most, and by nothing
-/// where none keeps anything; a request that fits no trajectory says why.
+/// The arena grows by the slots of the solver table that needs most, and by nothing
+/// where none keeps anything; a request that fits no solver table says why.
 #[test]
 fn files_hold_what_trajectories_need() -> Result<()> {
     let random = RandomCheckpoint::classic(3, 4, &[12])?;
@@ -295,7 +295,7 @@ fn files_hold_what_trajectories_need() -> Result<()> {
 }
 
 impl Case {
-    /// Another trajectory for the same file, with other timesteps.
+    /// Another solver table for the same file, with other timesteps.
     fn companion(&self) -> Result<Spec> {
         let flow = self.class.starts_with("Flow");
         if flow {

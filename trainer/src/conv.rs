@@ -8,7 +8,7 @@ use burn::nn::PaddingConfig2d;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::Tensor;
 use quell_kernels::layout::{PANEL, pack_conv, pad, panels_len};
-use quell_kernels::{Conv2d as Operands, ConvShape, Finish, Kernels, image};
+use quell_kernels::{Conv2d as Operands, ConvShape, Epilogue, Kernels, image};
 use rayon::prelude::*;
 
 use crate::operation::{Given, Operation, run};
@@ -182,7 +182,7 @@ impl Convolution {
             bias: &vec![0.0; pad(self.outputs, PANEL)],
             x: &seen,
         };
-        Kernels::detect().conv2d_f32(operands, Finish::Accumulate, sum);
+        Kernels::detect().conv2d_f32(operands, Epilogue::Accumulate, sum);
     }
 
     /// `[c, k · k, windows]`: the input of every tap of every channel.
@@ -254,7 +254,7 @@ fn convolve(shape: ConvShape, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f3
             bias: &padded,
             x,
         };
-        kernels.conv2d_f32(operands, Finish::Store, y);
+        kernels.conv2d_f32(operands, Epilogue::Store, y);
     });
     y
 }

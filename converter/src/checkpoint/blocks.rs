@@ -177,7 +177,7 @@ impl Blocks<'_> {
         else {
             return Ok((Condition::None, None));
         };
-        let modulate = condition == Condition::Modulate;
+        let modulate = condition == Condition::ScaleShift;
         let outputs = if modulate { 2 * channels } else { channels };
         let (weight, mut bias) = self.images.tensors.linear(name, outputs, size)?;
         if modulate {

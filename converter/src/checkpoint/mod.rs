@@ -33,7 +33,7 @@ pub use scheduler::NoiseSchedule;
 pub use tensors::Tensors;
 
 use crate::graph::Graph;
-use crate::schedulers::{self, Spec, Trajectory};
+use crate::schedulers::{self, SolverTable, Spec};
 use crate::timesteps::Timesteps;
 
 /// A checkpoint, read and checked.
@@ -51,7 +51,7 @@ pub struct Checkpoint {
     pub schedule: NoiseSchedule,
     /// The runs that the file is to carry; the network has a row for every
     /// timestep that they visit.
-    pub trajectories: Vec<Trajectory>,
+    pub tables: Vec<SolverTable>,
 }
 
 /// A network and the shapes around it.
@@ -81,7 +81,7 @@ impl Checkpoint {
         Self::open_for(folder, &[])
     }
 
-    /// [`Checkpoint::open`] for a file that is to carry these trajectories.
+    /// [`Checkpoint::open`] for a file that is to carry these solver tables.
     pub fn open_for(folder: &Path, specs: &[Spec]) -> Result<Self> {
         Self::open_as(folder, specs, &Choice::default())
     }
@@ -99,11 +99,11 @@ impl Checkpoint {
         };
         ensure!(
             specs.is_empty() || kind == Kind::Timed,
-            "{}: an {class} is not sampled, so it carries no --trajectory",
+            "{}: an {class} is not sampled, so it carries no --solver",
             layout.config.display()
         );
         let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
-        let trajectories = specs
+        let tables = specs
             .iter()
             .map(|spec| schedulers::tabulate(&schedule, spec, &mut timesteps))
             .collect::<Result<_>>()?;
@@ -129,7 +129,7 @@ impl Checkpoint {
             decoder,
             classifier: None,
             schedule,
-            trajectories,
+            tables,
         })
     }
 }

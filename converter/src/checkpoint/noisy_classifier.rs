@@ -63,7 +63,12 @@ pub(super) fn network(
         value = graph.push(name, Op::Function(function), &[value], size.len());
     }
     let pixels = size.pixels();
-    let mean = graph.push("mean", Op::Mean { pixels }, &[value], size.channels);
+    let mean = graph.push(
+        "mean",
+        Op::GlobalAveragePool { pixels },
+        &[value],
+        size.channels,
+    );
     let (weight, bias) = tensors.linear("output", config.num_classes, size.channels)?;
     graph.linear("output", weight, bias, mean);
     let network = Network {

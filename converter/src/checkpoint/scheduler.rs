@@ -30,7 +30,7 @@ pub struct NoiseSchedule {
     pub set_alpha_to_one: bool,
     /// Predicted x₀ is clamped to ± this.
     pub clip: Option<f32>,
-    /// All fields of the configuration: the defaults of trajectories.
+    /// All fields of the configuration: the defaults of solver tables.
     pub options: Options,
     /// What whoever converts should know.
     pub notes: Vec<String>,
@@ -181,7 +181,7 @@ fn clip(options: &Options) -> Result<Option<f32>> {
         Limit::Quantile { max, .. } => bail!(
             "`sample_max_value` is {max}; expected 1 with `thresholding`, which is for trajectories \
              alone otherwise: leave it out here and write \
-             --trajectory NAME:STEPS,thresholding,sample_max_value=…"
+             --solver NAME:STEPS,thresholding,sample_max_value=…"
         ),
     }
 }

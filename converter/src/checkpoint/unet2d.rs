@@ -198,7 +198,7 @@ impl Config {
         };
         let condition = match self.resnet_time_scale_shift.as_str() {
             "default" => Condition::Add,
-            "scale_shift" => Condition::Modulate,
+            "scale_shift" => Condition::ScaleShift,
             other => {
                 bail!("`resnet_time_scale_shift` is `{other}`; expected `default` or `scale_shift`")
             }

@@ -18,8 +18,8 @@ use super::{Calibration, Source, print_beside, progress, thousands, warn};
 Examples:
   quell convert checkpoint/ -o model.quell --weights int8
   quell convert checkpoint/ -o model.quell --weights int8 --calibration-steps 4
-  quell convert checkpoint/ -o model.quell --trajectory dpmsolver++:8,use_karras_sigmas \\
-    --trajectory euler:10 --trajectory ddim:20,eta=0.5
+  quell convert checkpoint/ -o model.quell --solver dpmsolver++:8,use_karras_sigmas \\
+    --solver euler:10 --solver ddim:20,eta=0.5
   quell convert run/ --subfolder unet_ema --scheduler ddim -o model.quell
   quell convert vae/ --part decoder --size 64x64 -o decoder.quell --weights f16")]
 pub(crate) struct Args {
@@ -39,8 +39,12 @@ pub(crate) struct Args {
     /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
     /// flow-euler or flow-heun. Options are named as in diffusers; one without a value
     /// is true. What is not given is taken from scheduler_config.json.
-    #[arg(long = "trajectory", value_name = "NAME:STEPS[,OPTION=VALUE]")]
-    trajectories: Vec<Spec>,
+    #[arg(
+        long = "solver",
+        alias = "trajectory",
+        value_name = "NAME:STEPS[,OPTION=VALUE]"
+    )]
+    solvers: Vec<Spec>,
     /// Which half of an autoencoder
     ///
     /// Latents are raw, as diffusers' encode gives and decode takes them: what a
@@ -98,16 +102,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     output::check(&args.output, "quell")?;
     let choice = args.source.choice(args.part.map(Part::from), args.size);
-    let mut checkpoint = Checkpoint::open_as(&args.checkpoint, &args.trajectories, &choice)?;
+    let mut checkpoint = Checkpoint::open_as(&args.checkpoint, &args.solvers, &choice)?;
     if let Some(folder) = &args.classifier {
         checkpoint.add_classifier(folder)?;
     }
     checkpoint.schedule.notes.iter().for_each(|note| warn(note));
     let flow = checkpoint.schedule.prediction == Prediction::Flow;
-    if flow && checkpoint.trajectories.is_empty() {
+    if flow && checkpoint.tables.is_empty() {
         warn(
-            "the file carries no trajectory, and a flow-matching model is sampled by nothing else: \
-             add --trajectory flow-euler:20, for example",
+            "the file carries no table, and a flow-matching model is sampled by nothing else: \
+             add --solver flow-euler:20, for example",
         );
     }
     let tier = Tier::from(args.weights);

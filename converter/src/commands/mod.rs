@@ -55,7 +55,7 @@ pub(crate) struct Calibration {
         value_name = "STEPS"
     )]
     calibration_steps: Vec<u32>,
-    /// Trajectories per step count
+    /// Solver tables per step count
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     calibration_runs: u32,
 }

@@ -38,10 +38,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Number of steps; the default is 4 for ddim, all timesteps for ddpm, and
-    /// what the trajectory has for all others
+    /// what the solver table has for all others
     #[arg(long)]
     steps: Option<u32>,
-    /// How a step is taken: ddim or ddpm, or a trajectory that the file carries
+    /// How a step is taken: ddim or ddpm, or a solver table that the file carries
     ///
     /// By its sampler (euler), with its options (euler,use_karras_sigmas) or by all of it
     /// (ddim:10), as `quell inspect` lists them. The default is ddim, for flow matching the first one.
@@ -391,7 +391,7 @@ fn request(args: &Args, model: &Model<'_>) -> Result<Request<'static>> {
     }
 }
 
-/// The first trajectory that is wanted, with the step count that is.
+/// The first solver table that is wanted, with the step count that is.
 fn trajectory(
     args: &Args,
     model: &Model<'_>,
@@ -400,7 +400,7 @@ fn trajectory(
 ) -> Result<Request<'static>> {
     ensure!(
         args.eta == 0.0,
-        "--eta is for ddim; a trajectory's options were given to quell convert"
+        "--eta is for ddim; a solver table's options were given to quell convert"
     );
     let fits = |t: &SolverTable<'_>| wanted(t) && args.steps.is_none_or(|n| n == t.steps);
     let mut numbered = (0..).zip(model.tables());
@@ -420,7 +420,7 @@ fn trajectory(
     match carried.is_empty() {
         true => bail!(
             "{file}: carries no {name}{steps}, and no trajectories at all: quell convert \
-             --trajectory adds them; ddim and ddpm need none"
+             --solver adds them; ddim and ddpm need none"
         ),
         false => bail!(
             "{file}: carries no {name}{steps}, but {}; ddim and ddpm take any number of steps",

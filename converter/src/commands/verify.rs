@@ -203,7 +203,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Single calls along a trajectory, operation by operation.
+    /// Single calls along a solver table, operation by operation.
     fn operations(&self) -> Result<Vec<Error>> {
         let mut errors = vec![Error::default(); self.compiled.values().count()];
         let mut arena = HostArena::new(&self.model);

@@ -51,7 +51,7 @@ struct Enlargement {
 fn enlargement(op: &Op) -> Option<Enlargement> {
     let (size, copies) = match op {
         Op::Upsample(size) => (*size, true),
-        Op::Dilate(size) => (*size, false),
+        Op::ZeroInsertion(size) => (*size, false),
         _ => return None,
     };
     Some(Enlargement { size, copies })
@@ -93,7 +93,7 @@ fn phases(
         .collect();
     let all = format!("{name}.phases");
     let all = graph.push(all, Op::Concat, &parts, 4 * output.len());
-    graph.push(name, Op::Interleave(output), &[all], 4 * output.len())
+    graph.push(name, Op::DepthToSpace(output), &[all], 4 * output.len())
 }
 
 /// The weights for outputs in rows `2r + a` and columns `2c + b`: of all taps that
@@ -137,7 +137,7 @@ mod tests {
             ..small
         };
         let number = |i: usize| (i * 37 % 101) as f32 / 50.0 - 1.0;
-        for op in [Op::Upsample(small), Op::Dilate(small)] {
+        for op in [Op::Upsample(small), Op::ZeroInsertion(small)] {
             let mut graph = Graph::default();
             let sample = graph.push("sample", Op::Sample, &[], small.len());
             let enlarged = graph.push("enlarged", op, &[sample], large.len());

@@ -98,8 +98,8 @@ impl Lowering<'_> {
             condition: match op.condition {
                 Condition::None => format::Condition::None,
                 Condition::Add => format::Condition::Add,
-                Condition::Modulate => format::Condition::ScaleShift,
-                Condition::AddBehind => format::Condition::AddAfter,
+                Condition::ScaleShift => format::Condition::ScaleShift,
+                Condition::AddAfter => format::Condition::AddAfter,
             },
             function: op.function,
         };

@@ -7,7 +7,7 @@ use quell_kernels::layout;
 use super::{Draft, Lowering};
 use crate::graph::{Matrix, Op, ValueId};
 use crate::program::{Tensor, TensorId};
-use crate::quantize::{Grid, Weights};
+use crate::quantize::{QuantParams, Weights};
 use crate::slabs::weight_type;
 
 impl Lowering<'_> {
@@ -83,7 +83,7 @@ impl Lowering<'_> {
     }
 
     /// The int8 form of a value; made once, where it is first needed.
-    fn quantized(&mut self, value: ValueId) -> Result<(TensorId, Grid)> {
+    fn quantized(&mut self, value: ValueId) -> Result<(TensorId, QuantParams)> {
         let grid = self.grid(value)?;
         if let Some(&tensor) = self.bytes.get(&value) {
             return Ok((tensor, grid));
@@ -104,7 +104,7 @@ impl Lowering<'_> {
     }
 
     /// An int8 vector on a grid.
-    fn int8(&self, len: usize, grid: &Grid) -> Result<Tensor> {
+    fn int8(&self, len: usize, grid: &QuantParams) -> Result<Tensor> {
         Ok(Tensor {
             element: Element::I8,
             shape: [1, 1, len],
@@ -114,7 +114,7 @@ impl Lowering<'_> {
         })
     }
 
-    fn grid(&self, value: ValueId) -> Result<Grid> {
+    fn grid(&self, value: ValueId) -> Result<QuantParams> {
         match self.grids.get(&value) {
             Some(grid) => Ok(grid.clone()),
             None => bail!("{}: was not calibrated", self.graph.nodes[value].name),

@@ -15,7 +15,7 @@ use quell::format::{self, Attributes, Index, Kind, Slab, Tier};
 
 use crate::graph::{Graph, Matrix, Node, Op, ValueId};
 use crate::program::{Instruction, Place, Program, Tensor, TensorId, attributes};
-use crate::quantize::Grid;
+use crate::quantize::QuantParams;
 use crate::slabs::{Slabs, weight_type};
 
 /// What is lowered, and how.
@@ -30,7 +30,7 @@ pub struct Source<'g> {
     /// Type of weights and activations.
     pub tier: Tier,
     /// In the int8 tier, a grid for every input of a linear layer.
-    pub grids: &'g HashMap<ValueId, Grid>,
+    pub grids: &'g HashMap<ValueId, QuantParams>,
 }
 
 /// Lowers a graph; its weights are appended to `slabs`.
@@ -101,7 +101,7 @@ fn fused_sums(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
 struct Lowering<'g> {
     graph: &'g Graph,
     tier: Tier,
-    grids: &'g HashMap<ValueId, Grid>,
+    grids: &'g HashMap<ValueId, QuantParams>,
     users: Vec<Vec<ValueId>>,
     fused: HashMap<ValueId, (ValueId, ValueId)>,
     /// The f32 tensors of values.
@@ -209,14 +209,14 @@ impl Lowering<'_> {
                 heads,
             } => self.attention(i, [*tokens, *key_tokens], *heads),
             Op::Upsample(size) => self.resize(i, *size, &format::Upsample {}, 2),
-            Op::Dilate(size) => self.resize(i, *size, &format::ZeroInsertion {}, 2),
-            Op::Interleave(size) => self.depth_to_space(i, *size),
+            Op::ZeroInsertion(size) => self.resize(i, *size, &format::ZeroInsertion {}, 2),
+            Op::DepthToSpace(size) => self.depth_to_space(i, *size),
             Op::AveragePool(size) => self.average_pool(i, *size),
             Op::Transpose { rows, columns } => self.transpose(i, *rows, *columns),
             Op::Scale { factor, offset } => self.scale(i, *factor, *offset),
-            Op::Mean { pixels } => self.mean(i, *pixels),
+            Op::GlobalAveragePool { pixels } => self.mean(i, *pixels),
             Op::Broadcast { pixels } => self.broadcast(i, *pixels),
-            Op::FunctionGradient(function) => self.function_gradient(i, *function),
+            Op::ActivationBackward(function) => self.function_gradient(i, *function),
             Op::ClassScore => self.same_shape(i, &format::ClassScore {}, Place::Apart),
         }
     }
@@ -357,7 +357,7 @@ impl Lowering<'_> {
     }
 
     /// Emits an operator that defines `value`.
-    fn emit(&mut self, value: ValueId, draft: Draft, tensor: Tensor, grid: Option<Grid>) {
+    fn emit(&mut self, value: ValueId, draft: Draft, tensor: Tensor, grid: Option<QuantParams>) {
         let output = self.program.tensor(tensor);
         match grid {
             Some(_) => self.bytes.insert(value, output),
@@ -366,7 +366,7 @@ impl Lowering<'_> {
         self.push(draft, output, (value, grid));
     }
 
-    fn push(&mut self, draft: Draft, output: TensorId, value: (ValueId, Option<Grid>)) {
+    fn push(&mut self, draft: Draft, output: TensorId, value: (ValueId, Option<QuantParams>)) {
         let Draft {
             name,
             kind,

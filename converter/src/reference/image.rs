@@ -85,13 +85,13 @@ pub(super) fn group_norm(op: &GroupNorm, inputs: &[&[f64]]) -> Vec<f64> {
         let y = (x - mean[group(i)]) / deviation * f64::from(op.affine.weight[c]);
         let y = y + f64::from(op.affine.bias[c]);
         let y = match op.condition {
-            Condition::Modulate => y * vector[c] + vector[op.channels + c],
-            Condition::None | Condition::Add | Condition::AddBehind => y,
+            Condition::ScaleShift => y * vector[c] + vector[op.channels + c],
+            Condition::None | Condition::Add | Condition::AddAfter => y,
         };
         let y = op.function.map_or(y, |function| apply(function, y));
         match op.condition {
-            Condition::AddBehind => y + vector[c],
-            Condition::None | Condition::Add | Condition::Modulate => y,
+            Condition::AddAfter => y + vector[c],
+            Condition::None | Condition::Add | Condition::ScaleShift => y,
         }
     };
     x.into_iter().enumerate().map(one).collect()
@@ -137,7 +137,7 @@ pub(super) fn upsample(size: Image, x: &[f64]) -> Vec<f64> {
     (0..4 * size.pixels()).flat_map(pixel).copied().collect()
 }
 
-pub(super) fn interleave(size: Image, x: &[f64]) -> Vec<f64> {
+pub(super) fn depth_to_space(size: Image, x: &[f64]) -> Vec<f64> {
     let (width, channels) = (size.width, size.channels);
     let pixel = |i: usize| {
         let (row, column) = (i / (2 * width), i % (2 * width));
@@ -160,7 +160,7 @@ pub(super) fn average_pool(size: Image, x: &[f64]) -> Vec<f64> {
     (0..rows * columns * channels).map(one).collect()
 }
 
-pub(super) fn dilate(size: Image, x: &[f64]) -> Vec<f64> {
+pub(super) fn zero_insertion(size: Image, x: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; 4 * size.len()];
     for (pixel, x) in x.chunks(size.channels).enumerate() {
         let (row, column) = (pixel / size.width, pixel % size.width);

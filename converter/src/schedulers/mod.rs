@@ -41,7 +41,7 @@ use table::{Call, Table};
 use crate::checkpoint::NoiseSchedule;
 use crate::timesteps::Timesteps;
 
-/// A sampler that trajectories can be made for.
+/// A sampler that solver tables can be made for.
 struct Sampler {
     /// Its name in a [`Spec`].
     name: &'static str,
@@ -277,7 +277,7 @@ pub(crate) fn limit(options: &Options, clip_by_default: bool) -> Result<Limit> {
 
 /// A run, ready for the file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trajectory {
+pub struct SolverTable {
     /// What was asked for.
     pub spec: Spec,
     /// Deviation of the initial noise.
@@ -296,7 +296,7 @@ pub fn tabulate(
     schedule: &NoiseSchedule,
     spec: &Spec,
     timesteps: &mut Timesteps,
-) -> Result<Trajectory> {
+) -> Result<SolverTable> {
     trajectory(schedule, spec, timesteps).with_context(|| format!("trajectory {spec}"))
 }
 
@@ -304,7 +304,7 @@ fn trajectory(
     schedule: &NoiseSchedule,
     spec: &Spec,
     timesteps: &mut Timesteps,
-) -> Result<Trajectory> {
+) -> Result<SolverTable> {
     let sampler = SAMPLERS.iter().find(|sampler| sampler.name == spec.sampler);
     let Some(sampler) = sampler else {
         bail!(
@@ -344,7 +344,7 @@ fn trajectory(
         bail!("`{name}` is not an option of {}", sampler.name);
     }
     let rows = table.calls.iter().map(|call| row(call, timesteps));
-    Ok(Trajectory {
+    Ok(SolverTable {
         spec: spec.clone(),
         noise_scale: table.noise_scale as f32,
         limit: table.limit,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value};
 
-/// Fields of a `scheduler_config.json`, or options of a trajectory; remembers
+/// Fields of a `scheduler_config.json`, or options of a solver table; remembers
 /// which ones anybody has asked for. `null` stands for a field's default.
 #[derive(Clone, Debug, Default)]
 pub struct Options {

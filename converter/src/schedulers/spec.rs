@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 ///
 /// `dpmsolver++:8`, `dpmsolver++:8,use_karras_sigmas,solver_order=3`. An option
 /// without a value is true. A file keeps the text, so that `quell verify` can
-/// make the same trajectory again.
+/// make the same solver table again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// The sampler's name.

@@ -1,4 +1,4 @@
-//! Trajectory consistency distillation (Zheng et al. 2024): strategic stochastic
+//! SolverTable consistency distillation (Zheng et al. 2024): strategic stochastic
 //! sampling.
 
 use anyhow::{Result, ensure};

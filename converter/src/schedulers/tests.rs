@@ -9,7 +9,7 @@ fn schedule(class: &str, fields: Value) -> Result<NoiseSchedule> {
     NoiseSchedule::new(class, Options::new(fields))
 }
 
-fn run(class: &str, fields: Value, spec: &str) -> Result<Trajectory> {
+fn run(class: &str, fields: Value, spec: &str) -> Result<SolverTable> {
     let schedule = schedule(class, fields)?;
     let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
     tabulate(&schedule, &spec.parse()?, &mut timesteps)
@@ -307,7 +307,7 @@ fn old_fields_are_understood() {
     );
 }
 
-/// A trajectory's options come first, then the configuration's, then defaults.
+/// A solver table's options come first, then the configuration's, then defaults.
 #[test]
 fn options_override_the_configuration() {
     let fields = json!({"solver_order": 3, "use_karras_sigmas": null});

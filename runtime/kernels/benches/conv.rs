@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use quell_kernels::cast::{self, Line};
 use quell_kernels::layout::{PANEL, pad, panels_len};
-use quell_kernels::{Conv2d, ConvShape, Finish, Kernels};
+use quell_kernels::{Conv2d, ConvShape, Epilogue, Kernels};
 
 /// Size of the output, kernel, stride, inputs and outputs, how often the
 /// network has it: `UNet2DModel` for 28×28 images with 16, 32 and 64 channels.
@@ -112,7 +112,7 @@ impl Layer {
                     bias,
                     x,
                 };
-                table.conv2d_f32(op, Finish::Store, y);
+                table.conv2d_f32(op, Epilogue::Store, y);
             }
             Weights::F16 => {
                 let weights = &cast::numbers(bytes).expect("lines are aligned")[..len];
@@ -122,7 +122,7 @@ impl Layer {
                     bias,
                     x,
                 };
-                table.conv2d_f16(op, Finish::Store, y);
+                table.conv2d_f16(op, Epilogue::Store, y);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
 use quell_kernels::cast::{self, Line};
 use quell_kernels::layout::{COLUMNS, PANEL, ROWS, i8_len, pad, panels_len};
-use quell_kernels::{Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize, elementwise};
+use quell_kernels::{Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize, elementwise};
 
 /// Inputs and outputs: a denoiser of 28×28 images, layer by layer and whole,
 /// and one layer that fits the first caches.
@@ -90,7 +90,7 @@ fn linear_f32(group: &mut Group<'_>, id: BenchmarkId, table: &Kernels, shapes: &
                     bias: &bias[..pad(layer.outputs, PANEL)],
                     x: &x[..layer.inputs],
                 };
-                table.linear_f32(black_box(op), Finish::Store, &mut y[..layer.outputs]);
+                table.linear_f32(black_box(op), Epilogue::Store, &mut y[..layer.outputs]);
                 std::mem::swap(&mut x, &mut y);
             }
             black_box(x[0])
@@ -111,7 +111,7 @@ fn linear_f16(group: &mut Group<'_>, id: BenchmarkId, table: &Kernels, shapes: &
                     bias: &bias[..pad(layer.outputs, PANEL)],
                     x: &x[..layer.inputs],
                 };
-                table.linear_f16(black_box(op), Finish::Store, &mut y[..layer.outputs]);
+                table.linear_f16(black_box(op), Epilogue::Store, &mut y[..layer.outputs]);
                 std::mem::swap(&mut x, &mut y);
             }
             black_box(x[0])
@@ -172,7 +172,7 @@ fn linear_i8_f32(
                     scratch: &mut scratch[..pad(layer.inputs, COLUMNS)],
                 };
                 let y = &mut y[..layer.outputs];
-                table.linear_i8_f32(black_box(op), &scales[..rows], Finish::Accumulate, y);
+                table.linear_i8_f32(black_box(op), &scales[..rows], Epilogue::Accumulate, y);
             }
             black_box(y[0])
         });

@@ -8,7 +8,7 @@ use quell_kernels::attention::Attention;
 use quell_kernels::layout::{PANEL, ROWS, i8_len, pad, panels_len, scratch_i8};
 use quell_kernels::norm::{Condition, GroupNorm};
 use quell_kernels::{
-    Conv2d, ConvShape, Finish, Kernels, LinearF16, LinearF32, LinearI8, conformance,
+    Conv2d, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, conformance,
 };
 
 /// What [`check`] has to say.
@@ -92,7 +92,7 @@ pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
                         bias,
                         x,
                     };
-                    table.conv2d_f32(op, Finish::Store, &mut y);
+                    table.conv2d_f32(op, Epilogue::Store, &mut y);
                 } else {
                     let weights = &half;
                     let op = Conv2d {
@@ -101,7 +101,7 @@ pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
                         bias,
                         x,
                     };
-                    table.conv2d_f16(op, Finish::Store, &mut y);
+                    table.conv2d_f16(op, Epilogue::Store, &mut y);
                 }
                 sum += y[0];
             }
@@ -114,10 +114,10 @@ pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
                 let (x, bias) = (&x[..], &bias[..]);
                 if kernel == 2 {
                     let weights = &wide;
-                    table.linear_f32(LinearF32 { weights, bias, x }, Finish::Store, &mut y);
+                    table.linear_f32(LinearF32 { weights, bias, x }, Epilogue::Store, &mut y);
                 } else {
                     let weights = &half;
-                    table.linear_f16(LinearF16 { weights, bias, x }, Finish::Store, &mut y);
+                    table.linear_f16(LinearF16 { weights, bias, x }, Epilogue::Store, &mut y);
                 }
                 sum += y[0];
             }
@@ -133,7 +133,7 @@ pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
                     x: &x,
                     scratch: &mut scratch,
                 };
-                table.linear_i8_f32(op, &scales, Finish::Store, &mut y);
+                table.linear_i8_f32(op, &scales, Epilogue::Store, &mut y);
                 sum += y[0];
             }
         }

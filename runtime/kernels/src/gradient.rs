@@ -8,7 +8,7 @@ use crate::elementwise::widest;
 use crate::math;
 
 /// The mean over all pixels of `[pixels, channels]`; `y` is `[channels]`.
-pub fn mean(x: &[f32], y: &mut [f32]) {
+pub fn global_average_pool(x: &[f32], y: &mut [f32]) {
     #[inline(always)]
     fn run((x, y): (&[f32], &mut [f32])) {
         let channels = y.len().max(1);
@@ -38,7 +38,7 @@ pub fn broadcast(x: &[f32], accumulate: bool, y: &mut [f32]) {
 
 /// Puts zeros between the pixels of `[height, width, channels]`: every pixel is
 /// the first of a square of four; `y` is `[2·height, 2·width, channels]`.
-pub fn dilate(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+pub fn zero_insertion(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
     let (row, channels) = ((width * channels).max(1), channels.max(1));
     y.fill(0.0);
     for (x, y) in x.chunks_exact(row).zip(y.chunks_exact_mut(4 * row)) {
@@ -97,7 +97,7 @@ mod tests {
     fn by_hand() {
         let x = [1.0, 2.0, 3.0, 6.0];
         let mut y = [9.0; 2];
-        mean(&x, &mut y);
+        global_average_pool(&x, &mut y);
         assert_eq!(y, [2.0, 4.0]);
         let mut all = [1.0; 4];
         broadcast(&y, true, &mut all);
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(all, [2.0, 4.0, 2.0, 4.0]);
         // One row of two pixels of two channels.
         let mut square = [9.0; 16];
-        dilate(&x, 2, 2, &mut square);
+        zero_insertion(&x, 2, 2, &mut square);
         let row = [1.0, 2.0, 0.0, 0.0, 3.0, 6.0, 0.0, 0.0];
         assert_eq!([&square[..8], &square[8..]], [row, [0.0; 8]]);
         let mut g = [5.0, 5.0, 5.0];
@@ -137,9 +137,9 @@ mod tests {
     fn odd_values_are_no_danger() {
         let mut y = [0.0; 2];
         class_score(&[f32::NAN, f32::INFINITY], 7, &mut y);
-        mean(&[], &mut y);
-        mean(&[1.0], &mut []);
+        global_average_pool(&[], &mut y);
+        global_average_pool(&[1.0], &mut []);
         broadcast(&[], true, &mut y);
-        dilate(&[1.0], 0, 0, &mut y);
+        zero_insertion(&[1.0], 0, 0, &mut y);
     }
 }

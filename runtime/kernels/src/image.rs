@@ -42,7 +42,7 @@ pub fn average_pool(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
 /// Four images `[height, width, channels]`, one behind the other, become one of
 /// twice the rows and columns: pixel `(2r + a, 2c + b)` is pixel `(r, c)` of image
 /// `2a + b`.
-pub fn interleave(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+pub fn depth_to_space(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
     let (row, channels) = ((width * channels).max(1), channels.max(1));
     let mut images = x.chunks_exact((x.len() / 4).max(1));
     for a in 0..2 {
@@ -94,7 +94,7 @@ mod tests {
         // Of one row of two pixels each.
         let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
         let mut y = [0.0; 8];
-        interleave(&x, 2, 1, &mut y);
+        depth_to_space(&x, 2, 1, &mut y);
         assert_eq!(y, [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
         let mut y = [0.0; 6];
         transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3, &mut y);

@@ -105,23 +105,26 @@ pub fn pack_i8(weights: &[i8], outputs: usize, inputs: usize, packed: &mut [u8])
     }
 }
 
-/// For every output, the largest magnitude that its accumulator can take on: `|bias| +
-/// 127·Σ|w|`, for packed weights and inputs in `-127..=127`.
+/// Whether no accumulator of packed weights can overflow an i32, shifted left by `shift`:
+/// `(|bias| + 127·Σ|w|)·2^shift` fits for every output, for inputs in `-127..=127`.
 ///
-/// Partial sums are bounded by it too, in every order.
-pub fn accumulator_bounds<'a>(
-    packed: &'a [u8],
-    bias: &'a [i32],
-    inputs: usize,
-) -> impl Iterator<Item = u64> + 'a {
+/// Partial sums are bounded by it too, in every order. Where the number of inputs alone
+/// proves it, the weights are not read.
+pub fn accumulators_fit(packed: &[u8], bias: &[i32], inputs: usize, shift: u32) -> bool {
+    let fits = |bound: u64| bound << shift <= i32::MAX as u64;
+    let magnitude = |bias: &i32| u64::from(bias.unsigned_abs());
+    let largest = bias.iter().map(magnitude).max().unwrap_or(0);
+    if fits(pad(inputs, COLUMNS) as u64 * 128 * 127 + largest) {
+        return true;
+    }
     let columns = packed.as_chunks::<COLUMNS>().0;
     let blocks = inputs.div_ceil(COLUMNS);
-    bias.iter().enumerate().map(move |(o, bias)| {
+    bias.iter().enumerate().all(|(o, bias)| {
         let first = o / ROWS * blocks * ROWS + o % ROWS;
         let row = columns.get(first..).unwrap_or_default().iter();
         let row = row.step_by(ROWS).take(blocks);
         let sum: u64 = row.map(magnitudes).map(u64::from).sum();
-        u64::from(bias.unsigned_abs()) + 127 * sum
+        fits(magnitude(bias) + 127 * sum)
     })
 }
 

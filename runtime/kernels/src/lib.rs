@@ -78,4 +78,4 @@ mod wasm;
 mod x86;
 
 pub use sequence::{Conv1d, Conv1dShape};
-pub use table::{Conv2d, ConvShape, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+pub use table::{Conv2d, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

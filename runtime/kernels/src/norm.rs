@@ -50,7 +50,7 @@ pub enum Condition<'a> {
     Add(&'a [f32]),
     /// `[2, channels]`: what the normalised pixels are multiplied by, and what
     /// is then added.
-    Modulate(&'a [f32]),
+    ScaleShift(&'a [f32]),
 }
 
 /// What becomes of the channels of one part of an image: `f(x·scale + shift)`.
@@ -102,7 +102,7 @@ impl GroupNorm<'_> {
         let condition = match self.condition {
             Condition::None => true,
             Condition::Add(added) => added.len() == channels,
-            Condition::Modulate(vector) => vector.len() == 2 * channels,
+            Condition::ScaleShift(vector) => vector.len() == 2 * channels,
         };
         channels > 0
             && condition
@@ -130,7 +130,7 @@ impl GroupNorm<'_> {
         let none: &[f32] = &[];
         let added = match self.condition {
             Condition::Add(added) => added,
-            Condition::None | Condition::Modulate(_) => none,
+            Condition::None | Condition::ScaleShift(_) => none,
         };
         let added = |c: usize| added.get(c).copied().unwrap_or(0.0);
         let width = channels.checked_div(self.groups)?.max(1);
@@ -171,7 +171,7 @@ impl GroupNorm<'_> {
                 *centre = scale;
             }
         }
-        if let Condition::Modulate(vector) = self.condition {
+        if let Condition::ScaleShift(vector) = self.condition {
             let (factors, offsets) = vector.split_at_checked(sums.len()).unwrap_or_default();
             let channels = sums
                 .iter_mut()
@@ -264,7 +264,7 @@ mod tests {
             let y = (value(p, c) - mean) / deviation * f64::from(op.weight[c]);
             let y = y + f64::from(op.bias[c]);
             match op.condition {
-                Condition::Modulate(v) => y * f64::from(v[c]) + f64::from(v[channels + c]),
+                Condition::ScaleShift(v) => y * f64::from(v[c]) + f64::from(v[channels + c]),
                 _ => y,
             }
         };
@@ -290,7 +290,7 @@ mod tests {
             for condition in [
                 Condition::None,
                 Condition::Add(&vector[..channels]),
-                Condition::Modulate(&vector),
+                Condition::ScaleShift(&vector),
             ] {
                 let op = GroupNorm {
                     groups,

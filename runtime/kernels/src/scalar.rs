@@ -5,7 +5,9 @@
 
 use crate::layout::{COLUMNS, PANEL, ROWS, bias_of};
 use crate::norm;
-use crate::table::{Conv2d, Entries, Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
+use crate::table::{
+    Conv2d, Entries, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize,
+};
 
 pub(crate) static KERNELS: Kernels = Kernels::new("scalar", ENTRIES);
 
@@ -20,11 +22,11 @@ pub(crate) const ENTRIES: Entries = Entries {
     norm: norm::LOOPS,
 };
 
-fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+fn linear_f32(op: LinearF32<'_>, finish: Epilogue, y: &mut [f32]) {
     panels(op.weights, op.bias, op.x, finish, y, |w| w)
 }
 
-fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+fn linear_f16(op: LinearF16<'_>, finish: Epilogue, y: &mut [f32]) {
     panels(op.weights, op.bias, op.x, finish, y, widen)
 }
 
@@ -56,7 +58,7 @@ fn panels<T: Copy>(
     weights: &[T],
     bias: &[f32],
     x: &[f32],
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
     widen: impl Fn(T) -> f32,
 ) {
@@ -75,18 +77,18 @@ fn panels<T: Copy>(
     }
 }
 
-fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
+fn conv2d_f32(op: Conv2d<'_, f32>, finish: Epilogue, y: &mut [f32]) {
     windows(op, finish, y, |w| w)
 }
 
-fn conv2d_f16(op: Conv2d<'_, u16>, finish: Finish, y: &mut [f32]) {
+fn conv2d_f16(op: Conv2d<'_, u16>, finish: Epilogue, y: &mut [f32]) {
     windows(op, finish, y, widen)
 }
 
 /// Pixel by pixel, sixteen outputs at a time, each summed over taps, then channels.
 fn windows<T: Copy>(
     op: Conv2d<'_, T>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
     widen: impl Fn(T) -> f32 + Copy,
 ) {
@@ -137,7 +139,7 @@ fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
     }
 }
 
-fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
     let sums = accumulators(op.weights, op.bias, op.x);
     for ((y, acc), &scale) in y.iter_mut().zip(sums).zip(scales) {
         *y = finish.apply(*y, acc as f32 * scale);

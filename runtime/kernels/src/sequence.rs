@@ -3,7 +3,7 @@
 //!
 //! As exact as the linear kernels: see the crate's documentation.
 
-use crate::{Finish, Kernels, LinearF16, LinearF32};
+use crate::{Epilogue, Kernels, LinearF16, LinearF32};
 
 /// Sizes of a 1-D convolution: `[length, channels]` to `[out_length, outputs]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl<W> Conv1d<'_, W> {
 
 impl Kernels {
     /// 1-D convolution with f32 weights; `y` is `[out_length, outputs]`.
-    pub fn conv1d_f32(&self, op: Conv1d<'_, f32>, finish: Finish, y: &mut [f32]) {
+    pub fn conv1d_f32(&self, op: Conv1d<'_, f32>, finish: Epilogue, y: &mut [f32]) {
         let (weights, bias) = (op.weights, op.bias);
         op.each(y, |x, y| {
             self.linear_f32(LinearF32 { weights, bias, x }, finish, y);
@@ -99,7 +99,7 @@ impl Kernels {
     }
 
     /// [`Kernels::conv1d_f32`] with f16 weights.
-    pub fn conv1d_f16(&self, op: Conv1d<'_, u16>, finish: Finish, y: &mut [f32]) {
+    pub fn conv1d_f16(&self, op: Conv1d<'_, u16>, finish: Epilogue, y: &mut [f32]) {
         let (weights, bias) = (op.weights, op.bias);
         op.each(y, |x, y| {
             self.linear_f16(LinearF16 { weights, bias, x }, finish, y);
@@ -140,7 +140,7 @@ mod tests {
             layout::pack_conv(&w, outputs, channels, kernel, &mut weights);
             let mut bias = numbers(outputs, 7);
             bias.resize(layout::pad(outputs, layout::PANEL), 0.0);
-            for finish in [Finish::Store, Finish::Accumulate] {
+            for finish in [Epilogue::Store, Epilogue::Accumulate] {
                 let mut y = numbers(out_length * outputs, 11);
                 let before = y.clone();
                 let op = Conv1d {
@@ -161,7 +161,7 @@ mod tests {
                 for (i, &y) in y.iter().enumerate() {
                     let (position, o) = (i / outputs, i % outputs);
                     let mut exact = f64::from(bias[o]);
-                    if let Finish::Accumulate = finish {
+                    if let Epilogue::Accumulate = finish {
                         exact += f64::from(before[i]);
                     }
                     for tap in 0..kernel {
@@ -208,7 +208,7 @@ mod tests {
                 x: &[1.0; 4],
                 window: &mut [0.0; 3],
             };
-            Kernels::scalar().conv1d_f32(op, Finish::Store, &mut y);
+            Kernels::scalar().conv1d_f32(op, Epilogue::Store, &mut y);
             assert_eq!(y, [7.0; 4], "{wrong:?}");
         }
     }

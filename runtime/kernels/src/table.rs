@@ -107,7 +107,7 @@ pub struct Requantize<'a> {
 
 /// What happens to the sum of a layer with f32 outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
+pub enum Epilogue {
     /// `y = sum`.
     Store,
     /// `y = y + sum`: a residual connection costs no operation of its own.
@@ -162,13 +162,13 @@ impl Requantize<'_> {
     }
 }
 
-impl Finish {
+impl Epilogue {
     /// `sum`, or `y + sum`.
     #[inline]
     pub fn apply(self, y: f32, sum: f32) -> f32 {
         match self {
-            Finish::Store => sum,
-            Finish::Accumulate => y + sum,
+            Epilogue::Store => sum,
+            Epilogue::Accumulate => y + sum,
         }
     }
 }
@@ -188,12 +188,12 @@ pub struct Kernels {
 /// What a table has.
 #[derive(Clone, Copy)]
 pub(crate) struct Entries {
-    pub(crate) linear_f32: fn(LinearF32<'_>, Finish, &mut [f32]),
-    pub(crate) linear_f16: fn(LinearF16<'_>, Finish, &mut [f32]),
-    pub(crate) conv2d_f32: fn(Conv2d<'_, f32>, Finish, &mut [f32]),
-    pub(crate) conv2d_f16: fn(Conv2d<'_, u16>, Finish, &mut [f32]),
+    pub(crate) linear_f32: fn(LinearF32<'_>, Epilogue, &mut [f32]),
+    pub(crate) linear_f16: fn(LinearF16<'_>, Epilogue, &mut [f32]),
+    pub(crate) conv2d_f32: fn(Conv2d<'_, f32>, Epilogue, &mut [f32]),
+    pub(crate) conv2d_f16: fn(Conv2d<'_, u16>, Epilogue, &mut [f32]),
     pub(crate) linear_i8: fn(LinearI8<'_>, Requantize<'_>, &mut [i8]),
-    pub(crate) linear_i8_f32: fn(LinearI8<'_>, &[f32], Finish, &mut [f32]),
+    pub(crate) linear_i8_f32: fn(LinearI8<'_>, &[f32], Epilogue, &mut [f32]),
     pub(crate) attention: fn(Attention<'_>),
     pub(crate) norm: norm::Loops,
 }
@@ -263,7 +263,7 @@ impl Kernels {
 
     /// `y = W·x + b` (or `y += …`) with f32 weights; `y` is `[outputs]`.
     #[inline]
-    pub fn linear_f32(&self, op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+    pub fn linear_f32(&self, op: LinearF32<'_>, finish: Epilogue, y: &mut [f32]) {
         let outputs = layout::pad(y.len(), layout::PANEL);
         require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
         (self.entries().linear_f32)(op, finish, y)
@@ -271,7 +271,7 @@ impl Kernels {
 
     /// `y = W·x + b` (or `y += …`) with f16 weights; `y` is `[outputs]`.
     #[inline]
-    pub fn linear_f16(&self, op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+    pub fn linear_f16(&self, op: LinearF16<'_>, finish: Epilogue, y: &mut [f32]) {
         let outputs = layout::pad(y.len(), layout::PANEL);
         require!(op.bias.len() == outputs && op.weights.len() == outputs * op.x.len());
         (self.entries().linear_f16)(op, finish, y)
@@ -282,7 +282,7 @@ impl Kernels {
     /// channels in order; with at most 4 output channels, partial sums may run
     /// over channels in parallel.
     #[inline]
-    pub fn conv2d_f32(&self, op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
+    pub fn conv2d_f32(&self, op: Conv2d<'_, f32>, finish: Epilogue, y: &mut [f32]) {
         let (shape, weights) = (op.shape, op.weights.len());
         require!(shape.is_known() && shape.fits(weights, op.bias.len(), op.x.len(), y.len()));
         (self.entries().conv2d_f32)(op, finish, y)
@@ -290,7 +290,7 @@ impl Kernels {
 
     /// [`Kernels::conv2d_f32`] with f16 weights.
     #[inline]
-    pub fn conv2d_f16(&self, op: Conv2d<'_, u16>, finish: Finish, y: &mut [f32]) {
+    pub fn conv2d_f16(&self, op: Conv2d<'_, u16>, finish: Epilogue, y: &mut [f32]) {
         let (shape, weights) = (op.shape, op.weights.len());
         require!(shape.is_known() && shape.fits(weights, op.bias.len(), op.x.len(), y.len()));
         (self.entries().conv2d_f16)(op, finish, y)
@@ -306,7 +306,7 @@ impl Kernels {
     /// int8 linear layer with f32 outputs: `y[o] = f32(acc[o])·scales[o]` (or
     /// `y[o] += …`), one rounding per operation. `scales` is padded like the bias.
     #[inline]
-    pub fn linear_i8_f32(&self, op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+    pub fn linear_i8_f32(&self, op: LinearI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
         require!(fits_i8(&op, y.len()) && scales.len() == op.bias.len());
         (self.entries().linear_i8_f32)(op, scales, finish, y)
     }

@@ -7,7 +7,7 @@ use quell_kernels::layout::{
     COLUMNS, PANEL, ROWS, i8_len, pack_conv, pack_i8, pack_panels, pad, panels_len,
 };
 use quell_kernels::{
-    Conv2d, ConvShape, Finish, Kernels, LinearF32, LinearI8, Requantize, conformance,
+    Conv2d, ConvShape, Epilogue, Kernels, LinearF32, LinearI8, Requantize, conformance,
 };
 
 #[test]
@@ -78,7 +78,7 @@ proptest! {
         for table in Kernels::available() {
             let mut y = vec![1.0; outputs];
             let op = LinearF32 { weights: &packed, bias: &bias_padded, x: &x };
-            table.linear_f32(op, Finish::Accumulate, &mut y);
+            table.linear_f32(op, Epilogue::Accumulate, &mut y);
             for (o, &y) in y.iter().enumerate() {
                 let row = weights[o * inputs..][..inputs].iter().zip(&x);
                 let products = row.map(|(&w, &x)| f64::from(w) * f64::from(x));
@@ -122,7 +122,7 @@ proptest! {
         for table in Kernels::available() {
             let mut y = vec![1.0; shape.out_height * shape.out_width * outputs];
             let op = Conv2d { shape, weights: &packed, bias: &bias_padded, x: &x };
-            table.conv2d_f32(op, Finish::Accumulate, &mut y);
+            table.conv2d_f32(op, Epilogue::Accumulate, &mut y);
             for (i, &y) in y.iter().enumerate() {
                 let (o, pixel) = (i % outputs, i / outputs);
                 let (row, column) = (pixel / shape.out_width, pixel % shape.out_width);

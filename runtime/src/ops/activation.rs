@@ -46,6 +46,7 @@ impl<'m> Operation<'m> for Activation {
         Work::alike(self.pixels, self.channels.saturating_mul(Work::DEAR))
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let output = rows(&self.output, self.channels, &units)?;
         if self.input != self.output {

@@ -59,6 +59,7 @@ impl<'m> Operation<'m> for Attention {
         Work::macs(self.tokens, products)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let ranges = [
             rows(&self.query, self.channels, &units)?,

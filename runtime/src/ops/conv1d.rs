@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use quell_format::{self as format, OpSet, WeightType};
-use quell_kernels::{Conv1d as Conv1dOperands, Conv1dShape, Finish, cast, layout};
+use quell_kernels::{Conv1d as Conv1dOperands, Conv1dShape, Epilogue, cast, layout};
 
 use super::{Call, Operands, Operation, Place, Weights, Work, floats, has, part, require, rows};
 use crate::arena::disjoint;
@@ -17,7 +17,7 @@ pub(crate) struct Conv1d<'m> {
     input: Range<usize>,
     output: Range<usize>,
     window: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
 }
 
 impl<'m> Operation<'m> for Conv1d<'m> {
@@ -60,8 +60,8 @@ impl<'m> Operation<'m> for Conv1d<'m> {
 
     fn place(&self) -> Place {
         match self.finish {
-            Finish::Store => Place::Apart,
-            Finish::Accumulate => Place::Must(1),
+            Epilogue::Store => Place::Apart,
+            Epilogue::Accumulate => Place::Must(1),
         }
     }
 
@@ -71,6 +71,7 @@ impl<'m> Operation<'m> for Conv1d<'m> {
         Work::macs(self.shape.out_length as u32, unit)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let start = units.start as usize * self.shape.stride;
         let skipped = start.saturating_sub(self.shape.padding);

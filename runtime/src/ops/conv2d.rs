@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use quell_format::{self as format, OpSet, WeightType};
-use quell_kernels::{Conv2d as Conv2dOperands, ConvShape, Finish, cast, layout};
+use quell_kernels::{Conv2d as Conv2dOperands, ConvShape, Epilogue, cast, layout};
 
 use super::{Call, Operands, Operation, Place, Weights, Work, floats, has, part, require, rows};
 use crate::arena::disjoint;
@@ -16,7 +16,7 @@ pub(crate) struct Conv2d<'m> {
     bias: &'m [f32],
     input: Range<usize>,
     output: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
 }
 
 impl Conv2d<'_> {
@@ -83,8 +83,8 @@ impl<'m> Operation<'m> for Conv2d<'m> {
 
     fn place(&self) -> Place {
         match self.finish {
-            Finish::Store => Place::Apart,
-            Finish::Accumulate => Place::Must(1),
+            Epilogue::Store => Place::Apart,
+            Epilogue::Accumulate => Place::Must(1),
         }
     }
 
@@ -95,7 +95,7 @@ impl<'m> Operation<'m> for Conv2d<'m> {
         Work::macs(shape.out_height as u32, row)
     }
 
-    #[inline]
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (shape, skipped) = self.band(&units);
         let row = shape.width * shape.channels * size_of::<f32>();

@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use quell_format as format;
-use quell_kernels::{Finish, cast, elementwise};
+use quell_kernels::{Epilogue, cast, elementwise};
 
 use super::{Call, Operands, Operation, Place, Work, elements, floats, require, rows, same_place};
 use crate::arena::disjoint;
@@ -19,7 +19,7 @@ pub(crate) struct Scale {
     /// The stored factor, if there is one.
     stored: Option<Range<usize>>,
     output: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
 }
 
 impl<'m> Operation<'m> for Scale {
@@ -52,8 +52,8 @@ impl<'m> Operation<'m> for Scale {
 
     fn place(&self) -> Place {
         match self.finish {
-            Finish::Store => Place::Apart,
-            Finish::Accumulate => Place::Must(1 + usize::from(self.stored.is_some())),
+            Epilogue::Store => Place::Apart,
+            Epilogue::Accumulate => Place::Must(1 + usize::from(self.stored.is_some())),
         }
     }
 
@@ -61,6 +61,7 @@ impl<'m> Operation<'m> for Scale {
         Work::alike(self.pixels, self.channels)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let factor = match &self.stored {
             Some(range) => *cast::numbers(arena.get(range.clone())?)?.first()?,
@@ -71,8 +72,8 @@ impl<'m> Operation<'m> for Scale {
         let [x, y] = disjoint(arena, [input, output])?;
         let (x, y) = (cast::numbers(x)?, cast::numbers_mut(y)?);
         match self.finish {
-            Finish::Store => elementwise::scale(x, factor, self.offset, y),
-            Finish::Accumulate => elementwise::add_scaled(x, factor, self.offset, y),
+            Epilogue::Store => elementwise::scale(x, factor, self.offset, y),
+            Epilogue::Accumulate => elementwise::add_scaled(x, factor, self.offset, y),
         }
         Some(())
     }
@@ -108,6 +109,7 @@ impl<'m> Operation<'m> for Add {
         Work::alike(self.pixels, self.channels)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let input = rows(&self.input, self.channels, &units)?;
         let output = rows(&self.output, self.channels, &units)?;

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use half::f16;
 use quell_format::{self as format, Index, WeightType};
-use quell_kernels::{Finish, cast};
+use quell_kernels::{Epilogue, cast};
 
 use super::{Call, Known, Operands, Operation, Place, Weights, Work, elements, floats, require};
 use crate::validate::PlanError;
@@ -14,7 +14,7 @@ pub(crate) struct Embed<'m> {
     table: Weights<'m>,
     columns: usize,
     output: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
 }
 
 impl Embed<'_> {
@@ -73,8 +73,8 @@ impl<'m> Operation<'m> for Embed<'m> {
 
     fn place(&self) -> Place {
         match self.finish {
-            Finish::Store => Place::Apart,
-            Finish::Accumulate => Place::Must(0),
+            Epilogue::Store => Place::Apart,
+            Epilogue::Accumulate => Place::Must(0),
         }
     }
 
@@ -82,6 +82,7 @@ impl<'m> Operation<'m> for Embed<'m> {
         Work::whole(self.columns as u32)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let row = match self.index {
             Index::Timestep => call.timestep,

@@ -46,6 +46,7 @@ impl<'m> Operation<'m> for ActivationBackward {
         Work::alike(self.pixels, self.channels.saturating_mul(Work::DEAR))
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let input = rows(&self.input, self.channels, &units)?;
         let output = rows(&self.output, self.channels, &units)?;
@@ -87,6 +88,7 @@ impl<'m> Operation<'m> for ClassScore {
         Work::whole(self.classes.saturating_mul(Work::DEAR))
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let [logits, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
         let (logits, y) = (cast::numbers(logits)?, cast::numbers_mut(y)?);

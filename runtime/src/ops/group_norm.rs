@@ -53,7 +53,7 @@ impl GroupNorm<'_> {
             condition: match self.attributes.condition {
                 Condition::None | Condition::AddAfter => norm::Condition::None,
                 Condition::Add => norm::Condition::Add(vector),
-                Condition::ScaleShift => norm::Condition::Modulate(vector),
+                Condition::ScaleShift => norm::Condition::ScaleShift(vector),
             },
         };
         let parts = [cast::numbers(first)?, cast::numbers(second)?];
@@ -184,7 +184,7 @@ impl<'m> Operation<'m> for GroupNorm<'m> {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         if units.start == 0 {
             self.statistics(call, arena)?;

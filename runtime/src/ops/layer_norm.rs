@@ -35,6 +35,7 @@ impl<'m> Operation<'m> for LayerNorm {
         Work::whole(self.elements.saturating_mul(Work::DEAR))
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let [x, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
         elementwise::layer_norm(cast::numbers(x)?, self.epsilon, cast::numbers_mut(y)?);

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use quell_format::{self as format, Element, OpSet, WeightType};
 use quell_kernels::{
-    Finish, LinearF16, LinearF32, LinearI8 as LinearI8Operands, Requantize, cast, layout,
+    Epilogue, LinearF16, LinearF32, LinearI8 as LinearI8Operands, Requantize, cast, layout,
 };
 
 use super::{
@@ -21,7 +21,7 @@ pub(crate) struct Linear<'m> {
     outputs: usize,
     x: Range<usize>,
     y: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
     form: Form<'m>,
 }
 
@@ -106,7 +106,7 @@ impl<'m> Operation<'m> for Linear<'m> {
                 Element::F32 => op.residual(1)?,
                 _ => {
                     require(op.inputs() == 1, PlanError::Operands)?;
-                    Finish::Store
+                    Epilogue::Store
                 }
             },
             form,
@@ -136,8 +136,7 @@ impl<'m> Operation<'m> for Linear<'m> {
                 to.shift
             }
         };
-        let fits = layout::accumulator_bounds(weights, bias, self.inputs)
-            .all(|bound| bound << shift <= i32::MAX as u64);
+        let fits = layout::accumulators_fit(weights, bias, self.inputs, shift);
         require(fits, PlanError::Overflow)
     }
 
@@ -150,8 +149,8 @@ impl<'m> Operation<'m> for Linear<'m> {
 
     fn place(&self) -> Place {
         match self.finish {
-            Finish::Store => Place::Apart,
-            Finish::Accumulate => Place::Must(1),
+            Epilogue::Store => Place::Apart,
+            Epilogue::Accumulate => Place::Must(1),
         }
     }
 
@@ -165,7 +164,7 @@ impl<'m> Operation<'m> for Linear<'m> {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (from, to) = (units.start as usize * UNIT, units.end as usize * UNIT);
         match &self.form {

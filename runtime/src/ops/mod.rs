@@ -30,7 +30,7 @@ use core::ops::Range;
 use quell_format::{
     Attributes, Element, Function, Graph, Kind, OpSet, Operator, Slab, Slabs, Tensor, WeightType,
 };
-use quell_kernels::{Finish, Kernels, cast};
+use quell_kernels::{Epilogue, Kernels, cast};
 
 use crate::validate::PlanError;
 
@@ -142,12 +142,12 @@ impl<'m> Operands<'m> {
     /// Whether the output is added to what input `i`, the last one, holds: the two
     /// then lie in the same place and are of the same size.
     #[inline]
-    fn residual(&self, i: usize) -> Result<Finish, PlanError> {
+    fn residual(&self, i: usize) -> Result<Epilogue, PlanError> {
         match self.inputs() {
-            n if n == i => Ok(Finish::Store),
+            n if n == i => Ok(Epilogue::Store),
             n if n == i + 1 => {
                 same_place(&self.input(i)?, &self.output)?;
-                Ok(Finish::Accumulate)
+                Ok(Epilogue::Accumulate)
             }
             _ => Err(PlanError::Operands),
         }

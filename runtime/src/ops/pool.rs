@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use quell_kernels::{Finish, cast, gradient};
+use quell_kernels::{Epilogue, cast, gradient};
 
 use super::{Call, Operands, Operation, Place, Work, elements, floats, require, rows};
 use crate::arena::disjoint;
@@ -31,9 +31,10 @@ impl<'m> Operation<'m> for GlobalAveragePool {
         Work::whole(self.elements)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let [x, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
-        gradient::mean(cast::numbers(x)?, cast::numbers_mut(y)?);
+        gradient::global_average_pool(cast::numbers(x)?, cast::numbers_mut(y)?);
         Some(())
     }
 }
@@ -44,7 +45,7 @@ pub(crate) struct Broadcast {
     channels: u32,
     input: Range<usize>,
     output: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
 }
 
 impl<'m> Operation<'m> for Broadcast {
@@ -63,8 +64,8 @@ impl<'m> Operation<'m> for Broadcast {
 
     fn place(&self) -> Place {
         match self.finish {
-            Finish::Store => Place::Apart,
-            Finish::Accumulate => Place::Must(1),
+            Epilogue::Store => Place::Apart,
+            Epilogue::Accumulate => Place::Must(1),
         }
     }
 
@@ -72,10 +73,11 @@ impl<'m> Operation<'m> for Broadcast {
         Work::alike(self.pixels, self.channels)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let output = rows(&self.output, self.channels, &units)?;
         let [x, y] = disjoint(arena, [self.input.clone(), output])?;
-        let accumulate = self.finish == Finish::Accumulate;
+        let accumulate = self.finish == Epilogue::Accumulate;
         gradient::broadcast(cast::numbers(x)?, accumulate, cast::numbers_mut(y)?);
         Some(())
     }

@@ -44,6 +44,7 @@ impl<'m> Operation<'m> for Quantize<'m> {
         Work::alike(self.pixels, self.channels)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let input = rows(&self.input, self.channels, &units)?;
         let (from, to) = (units.start as usize, units.end as usize);

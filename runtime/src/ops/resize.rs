@@ -73,6 +73,7 @@ impl<'m> Operation<'m> for Upsample {
         self.0.work()
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (small, large) = self.0.ranges(&units)?;
         let [x, y] = disjoint(arena, [small, large])?;
@@ -95,11 +96,12 @@ impl<'m> Operation<'m> for ZeroInsertion {
         self.0.work()
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (small, large) = self.0.ranges(&units)?;
         let [x, y] = disjoint(arena, [small, large])?;
         let (width, channels) = (self.0.width as usize, self.0.channels as usize);
-        gradient::dilate(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        gradient::zero_insertion(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
         Some(())
     }
 }
@@ -117,6 +119,7 @@ impl<'m> Operation<'m> for AveragePool {
         self.0.work()
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (small, large) = self.0.ranges(&units)?;
         let [x, y] = disjoint(arena, [large, small])?;
@@ -157,10 +160,11 @@ impl<'m> Operation<'m> for DepthToSpace {
         Work::whole(self.elements)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let [x, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
         let (width, channels) = (self.width as usize, self.channels as usize);
-        image::interleave(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        image::depth_to_space(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
         Some(())
     }
 }

@@ -40,6 +40,7 @@ impl<'m> Operation<'m> for Transpose {
         Work::whole((self.rows * self.columns) as u32)
     }
 
+    #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let [x, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
         let (x, y) = (cast::numbers(x)?, cast::numbers_mut(y)?);

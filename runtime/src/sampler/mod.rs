@@ -33,7 +33,7 @@ pub enum Sampler {
     /// DDIM with η = 0 run backwards, from an image to the noise that gives it
     /// (Song et al. 2021, section 4.3).
     DdimInverse,
-    /// A run that the file carries: the place in [`crate::Model::trajectories`].
+    /// A run that the file carries: the place in [`crate::Model::tables`].
     Table(u32),
 }
 

@@ -1,4 +1,4 @@
-//! A row of a trajectory at work: the arithmetic of every tabulated sampler.
+//! A row of a solver table at work: the arithmetic of every tabulated sampler.
 //!
 //! Knows no sampler and no schedule. Only additions, multiplications, one
 //! division where x₀ is thresholded and comparisons, in the order stated here,

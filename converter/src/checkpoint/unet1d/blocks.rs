@@ -73,7 +73,7 @@ impl Builder<'_> {
         let affine = self.images.tensors.affine(name, channels)?;
         let mut norm = group_norm(channels, GROUPS, affine, Function::Mish);
         if vector.is_some() {
-            norm.condition = Condition::AddBehind;
+            norm.condition = Condition::AddAfter;
         }
         Ok(self.push_norm(name, x, norm, vector))
     }

@@ -12,7 +12,7 @@ use core::fmt::{self, Display};
 use cortex_m_rt::entry;
 use quell_cortex_m::{BOARD, counter::Counter, memory};
 use quell_kernels::{
-    Finish, Kernels, LinearF16, LinearF32, LinearI8, Requantize, cast, conformance, layout,
+    Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize, cast, conformance, layout,
 };
 use semihosting::{println, process};
 
@@ -135,12 +135,12 @@ impl Case {
             Kernel::LinearF32 => {
                 let weights = &cast::numbers(weights).unwrap_or_default()[..panels];
                 let op = LinearF32 { weights, bias, x };
-                counter.count(|| kernels.linear_f32(op, Finish::Store, f)).1
+                counter.count(|| kernels.linear_f32(op, Epilogue::Store, f)).1
             }
             Kernel::LinearF16 => {
                 let weights = &cast::numbers(weights).unwrap_or_default()[..panels];
                 let op = LinearF16 { weights, bias, x };
-                counter.count(|| kernels.linear_f16(op, Finish::Store, f)).1
+                counter.count(|| kernels.linear_f16(op, Epilogue::Store, f)).1
             }
         }
     }
@@ -158,7 +158,7 @@ impl Case {
         if let Kernel::LinearI8F32 = self.kernel {
             let scales = &[0.5; OUTPUTS][..outputs];
             return counter
-                .count(|| kernels.linear_i8_f32(op, scales, Finish::Store, f))
+                .count(|| kernels.linear_i8_f32(op, scales, Epilogue::Store, f))
                 .1;
         }
         let requantize = Requantize {

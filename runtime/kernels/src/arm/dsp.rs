@@ -41,7 +41,7 @@ use core::{ptr, slice};
 
 use crate::layout::{COLUMNS, ROWS};
 use crate::scalar;
-use crate::table::{Finish, LinearI8, Requantize};
+use crate::table::{Epilogue, LinearI8, Requantize};
 
 /// Rows that one pass over the inputs serves: with as many accumulators, four
 /// words of inputs, four of weights and two pointers, all registers are taken.
@@ -76,7 +76,7 @@ pub(super) fn linear_i8(op: LinearI8<'_>, requantize: Requantize<'_>, y: &mut [i
     }
 }
 
-pub(super) fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+pub(super) fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
     let Some(words) = words(op.x, op.weights, op.scratch) else {
         return (scalar::ENTRIES.linear_i8_f32)(op, scales, finish, y);
     };

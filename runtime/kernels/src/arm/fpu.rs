@@ -10,13 +10,13 @@ use core::arch::asm;
 
 use crate::layout::PANEL;
 use crate::scalar;
-use crate::table::{Finish, LinearF16, LinearF32};
+use crate::table::{Epilogue, LinearF16, LinearF32};
 
-pub(super) fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+pub(super) fn linear_f32(op: LinearF32<'_>, finish: Epilogue, y: &mut [f32]) {
     panels(op.weights, op.bias, op.x, finish, y, panel_f32)
 }
 
-pub(super) fn linear_f16(op: LinearF16<'_>, finish: Finish, y: &mut [f32]) {
+pub(super) fn linear_f16(op: LinearF16<'_>, finish: Epilogue, y: &mut [f32]) {
     // Multiple loads need words on word boundaries; the runtime's weights are.
     if !op.weights.as_ptr().cast::<u32>().is_aligned() {
         return (scalar::ENTRIES.linear_f16)(op, finish, y);
@@ -35,7 +35,7 @@ fn panels<T>(
     weights: &[T],
     bias: &[f32],
     x: &[f32],
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
     panel: Panel<T>,
 ) {
@@ -57,7 +57,7 @@ fn panels<T>(
 
 /// Out of line, because inlined it is unrolled, and a copy per kernel is large.
 #[inline(never)]
-fn store(y: &mut [f32], sums: &[f32; PANEL], finish: Finish) {
+fn store(y: &mut [f32], sums: &[f32; PANEL], finish: Epilogue) {
     for (y, &sum) in y.iter_mut().zip(sums) {
         *y = finish.apply(*y, sum);
     }

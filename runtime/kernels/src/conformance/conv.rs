@@ -3,7 +3,7 @@
 use super::panels::{EPSILON, Layer, Paint};
 use super::{Case, Failure, Guarded, Image, MAX_INPUTS, MAX_WEIGHTS, Random, Shape, WINDOW, What};
 use crate::layout::{PANEL, panel_index, panels_len};
-use crate::table::{Conv2d, ConvShape, Finish, Kernels};
+use crate::table::{Conv2d, ConvShape, Epilogue, Kernels};
 
 /// Rows and columns of the input: single pixels, odd borders, and rows around
 /// every tile of pixels.
@@ -37,7 +37,7 @@ const GEOMETRIES: [(u8, u8, u8, u8); 9] = [
 ];
 
 /// Table, operands, finish, outputs.
-type Run<W> = fn(&Kernels, Conv2d<'_, W>, Finish, &mut [f32]);
+type Run<W> = fn(&Kernels, Conv2d<'_, W>, Epilogue, &mut [f32]);
 
 /// Weights of one type: how they are made and read, and whose kernel takes them.
 struct Weights<W> {
@@ -84,7 +84,7 @@ impl<W: Copy + Default> Weights<W> {
                 _ => Paint::Random,
             };
             layer.paint(case, paint, self.encode, &mut random);
-            let finish = [Finish::Store, Finish::Accumulate][i % 2];
+            let finish = [Epilogue::Store, Epilogue::Accumulate][i % 2];
             let pixels = shape.out_height * shape.out_width;
             for (table, y) in [(Kernels::scalar(), &mut expected), (table, &mut actual)] {
                 let y = y.open(case.offset, pixels * case.outputs);

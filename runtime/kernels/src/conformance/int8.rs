@@ -2,7 +2,7 @@
 
 use super::{Case, Failure, Guarded, MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS, Random, What};
 use crate::layout::{COLUMNS, ROWS, bias_of, i8_index, i8_len, pad};
-use crate::table::{Finish, Kernels, LinearI8, Requantize};
+use crate::table::{Epilogue, Kernels, LinearI8, Requantize};
 
 /// Weights or inputs of a layer.
 #[derive(Clone, Copy)]
@@ -217,7 +217,7 @@ impl Kind for ToI8 {
 
 struct ToF32 {
     scales: [f32; MAX_OUTPUTS],
-    finish: Finish,
+    finish: Epilogue,
 }
 
 impl Kind for ToF32 {
@@ -227,7 +227,7 @@ impl Kind for ToF32 {
     fn choose(random: &mut Random, _: i32, _: u32) -> Self {
         Self {
             scales: core::array::from_fn(|_| random.float()),
-            finish: [Finish::Store, Finish::Accumulate][random.below(2)],
+            finish: [Epilogue::Store, Epilogue::Accumulate][random.below(2)],
         }
     }
 

@@ -100,7 +100,7 @@ impl Operands {
             condition: match variant % 3 {
                 0 => Condition::None,
                 1 => Condition::Add(&self.vector[..channels]),
-                _ => Condition::Modulate(&self.vector[..2 * channels]),
+                _ => Condition::ScaleShift(&self.vector[..2 * channels]),
             },
         };
         let silu = variant >= 3;

@@ -2,7 +2,7 @@
 
 use super::{Case, Failure, Guarded, MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS, Random, What};
 use crate::layout::{PANEL, pad, panel_index, panels_len};
-use crate::table::{Finish, Kernels, LinearF16, LinearF32};
+use crate::table::{Epilogue, Kernels, LinearF16, LinearF32};
 
 /// Half the distance from 1 to the next f32.
 pub(super) const EPSILON: f32 = f32::EPSILON / 2.0;
@@ -37,7 +37,7 @@ impl Paint {
 }
 
 /// Table, weights, bias, inputs, finish, outputs.
-type Run<W> = fn(&Kernels, &[W], &[f32], &[f32], Finish, &mut [f32]);
+type Run<W> = fn(&Kernels, &[W], &[f32], &[f32], Epilogue, &mut [f32]);
 
 /// Weights of one type: how they are made and read, and whose kernel takes them.
 struct Weights<W> {
@@ -89,7 +89,7 @@ impl<W: Copy + Default> Weights<W> {
             for paint in [Paint::Random, Paint::Alternating, Paint::Special] {
                 layer.paint(case, paint, self.encode, &mut random);
                 outputs.before.fill_with(|| random.float());
-                for finish in [Finish::Store, Finish::Accumulate] {
+                for finish in [Epilogue::Store, Epilogue::Accumulate] {
                     outputs.run(self, table, &layer, case, finish);
                     if paint != Paint::Special {
                         // To accumulate rounds once more.
@@ -194,7 +194,7 @@ impl Outputs {
         table: &Kernels,
         layer: &Layer<W>,
         case: Case,
-        finish: Finish,
+        finish: Epilogue,
     ) {
         let before = &self.before[..case.outputs];
         for (table, y) in [

@@ -8,7 +8,9 @@ use crate::layout::{COLUMNS, ROWS, bias_of, pad};
 use crate::math;
 use crate::norm::Normal;
 use crate::scalar::{ENTRIES as SCALAR, accumulators};
-use crate::table::{Conv2d, ConvShape, Entries, Finish, Kernels, LinearF32, LinearI8, Requantize};
+use crate::table::{
+    Conv2d, ConvShape, Entries, Epilogue, Kernels, LinearF32, LinearI8, Requantize,
+};
 
 /// What the suite says of the scalar table with some kernels replaced.
 fn verdict(broken: impl FnOnce(&mut Entries)) -> Result<u32, Failure> {
@@ -76,12 +78,12 @@ fn saturating_products_are_caught() {
 
 #[test]
 fn a_fused_sum_is_caught() {
-    fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Finish, y: &mut [f32]) {
+    fn linear_i8_f32(op: LinearI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
         let sums = accumulators(op.weights, op.bias, op.x);
         for ((y, sum), &scale) in y.iter_mut().zip(sums).zip(scales) {
             *y = match finish {
-                Finish::Store => sum as f32 * scale,
-                Finish::Accumulate => (sum as f32).mul_add(scale, *y),
+                Epilogue::Store => sum as f32 * scale,
+                Epilogue::Accumulate => (sum as f32).mul_add(scale, *y),
             };
         }
     }
@@ -92,15 +94,15 @@ fn a_fused_sum_is_caught() {
 
 #[test]
 fn a_forgotten_residual_is_caught() {
-    fn linear_f32(op: LinearF32<'_>, _: Finish, y: &mut [f32]) {
-        (SCALAR.linear_f32)(op, Finish::Store, y);
+    fn linear_f32(op: LinearF32<'_>, _: Epilogue, y: &mut [f32]) {
+        (SCALAR.linear_f32)(op, Epilogue::Store, y);
     }
     assert_caught("linear_f32", output, |table| table.linear_f32 = linear_f32);
 }
 
 #[test]
 fn a_skipped_input_is_caught() {
-    fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+    fn linear_f32(op: LinearF32<'_>, finish: Epilogue, y: &mut [f32]) {
         let mut x = [0.0; MAX_INPUTS];
         let used = op.x.len().saturating_sub(1);
         x[..used].copy_from_slice(&op.x[..used]);
@@ -121,7 +123,7 @@ fn a_skipped_input_is_caught() {
 #[test]
 fn a_wrong_border_is_caught() {
     /// Pads at the bottom and the right only.
-    fn conv2d_f32(op: Conv2d<'_, f32>, finish: Finish, y: &mut [f32]) {
+    fn conv2d_f32(op: Conv2d<'_, f32>, finish: Epilogue, y: &mut [f32]) {
         let (pad_top, pad_left) = (0, 0);
         let shape = ConvShape {
             pad_top,
@@ -163,7 +165,7 @@ fn a_fused_norm_is_caught() {
 
 #[test]
 fn writing_past_the_outputs_is_caught() {
-    fn linear_f32(op: LinearF32<'_>, finish: Finish, y: &mut [f32]) {
+    fn linear_f32(op: LinearF32<'_>, finish: Epilogue, y: &mut [f32]) {
         (SCALAR.linear_f32)(op, finish, y);
         // SAFETY: breaks the contract on purpose; the suite's buffer goes on
         // behind the outputs.

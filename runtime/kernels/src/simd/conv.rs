@@ -8,7 +8,7 @@ use core::ops::Range;
 use super::windows::{self, Column, FEW, Outputs, Part, Pass, Strip, Tile, Windows};
 use super::{Simd, Weight, enter, row_at_mut};
 use crate::layout::PANEL;
-use crate::table::{Conv2d, Finish};
+use crate::table::{Conv2d, Epilogue};
 
 /// A convolution with f32 weights on instruction set `I`.
 ///
@@ -21,7 +21,7 @@ pub(crate) fn conv2d_f32<
     const MOST_OF_FEW: usize,
 >(
     op: Conv2d<'_, f32>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     enter(
@@ -38,7 +38,7 @@ pub(crate) fn conv2d_f16<
     const MOST_OF_FEW: usize,
 >(
     op: Conv2d<'_, u16>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     enter(
@@ -57,7 +57,7 @@ trait Input: Clone {
         isa: I,
         outputs: Outputs<'_>,
         sums: &[I::Row; P],
-        finish: Finish,
+        finish: Epilogue,
     );
 }
 
@@ -73,7 +73,7 @@ impl Input for f32 {
         isa: I,
         mut outputs: Outputs<'_>,
         sums: &[I::Row; P],
-        finish: Finish,
+        finish: Epilogue,
     ) {
         let Some((y, step)) = outputs.rows(P) else {
             let mut stored = [[0.0; PANEL]; P];
@@ -86,8 +86,8 @@ impl Input for f32 {
             // SAFETY: column < P, for which `rows` has found this row in y.
             let y = unsafe { row_at_mut(y, column * step) };
             match finish {
-                Finish::Store => isa.store(y, *sum),
-                Finish::Accumulate => isa.store(y, isa.add(isa.load(y), *sum)),
+                Epilogue::Store => isa.store(y, *sum),
+                Epilogue::Accumulate => isa.store(y, isa.add(isa.load(y), *sum)),
             }
         }
     }
@@ -97,7 +97,7 @@ impl Input for f32 {
 ///
 /// Not inlined: a loop in the caller would keep its sums from living in registers.
 #[inline(never)]
-fn finish_some(mut outputs: Outputs<'_>, sums: &[[f32; PANEL]], finish: Finish) {
+fn finish_some(mut outputs: Outputs<'_>, sums: &[[f32; PANEL]], finish: Epilogue) {
     for (column, sums) in sums.iter().enumerate() {
         for (y, &sum) in outputs.column(column).iter_mut().zip(sums) {
             *y = finish.apply(*y, sum);
@@ -117,7 +117,7 @@ impl Input for [f32; PANEL] {
         isa: I,
         mut outputs: Outputs<'_>,
         sums: &[I::Row; P],
-        finish: Finish,
+        finish: Epilogue,
     ) {
         let mut totals = [0.0; P];
         for (total, sum) in totals.iter_mut().zip(sums) {
@@ -135,7 +135,7 @@ impl Input for [f32; PANEL] {
 fn convolve<I: Simd, W: Weight, const SUMS: usize, const MOST: usize, const MOST_OF_FEW: usize>(
     isa: I,
     op: Conv2d<'_, W>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     let Some(outputs) = windows::outputs(op.shape, y.len()) else {
@@ -158,7 +158,7 @@ fn convolve_one<I: Simd, W: Weight, const SUMS: usize, const MOST: usize>(
     isa: I,
     op: &Conv2d<'_, W>,
     (output, outputs): (usize, usize),
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     let mut column: Column = [[0.0; PANEL]; _];
@@ -180,7 +180,7 @@ fn convolve_one<I: Simd, W: Weight, const SUMS: usize, const MOST: usize>(
 fn walk<I: Simd, W: Weight, X: Input, const SUMS: usize, const MOST: usize>(
     isa: I,
     mut windows: Windows<'_, W, X>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     const { assert!(SUMS <= 2 && MOST <= 14) };
@@ -220,7 +220,7 @@ fn tiles<I: Simd, W: Weight, X: Input, const SUMS: usize, const P: usize>(
     isa: I,
     pass: &Pass<'_, W, X>,
     columns: Range<usize>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     isa.run(

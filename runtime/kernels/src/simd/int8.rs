@@ -6,7 +6,7 @@
 
 use super::{Isa, enter};
 use crate::layout::{COLUMNS, ROWS};
-use crate::table::{Finish, LinearI8, Requantize};
+use crate::table::{Epilogue, LinearI8, Requantize};
 
 /// Eight rows of eight inputs.
 pub(crate) type Block = [u8; ROWS * COLUMNS];
@@ -38,7 +38,7 @@ pub(crate) fn linear_i8<I: DotI8>(op: LinearI8<'_>, rule: Requantize<'_>, y: &mu
 pub(crate) fn linear_i8_f32<I: DotI8>(
     op: LinearI8<'_>,
     scales: &[f32],
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     enter(

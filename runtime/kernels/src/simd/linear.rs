@@ -3,14 +3,14 @@
 
 use super::{Simd, Weight, enter, even};
 use crate::layout::PANEL;
-use crate::table::{Finish, LinearF16, LinearF32};
+use crate::table::{Epilogue, LinearF16, LinearF32};
 
 /// A layer with f32 weights on instruction set `I`, up to `MOST` (at most 8)
 /// panels at a time: enough sums to hide the latency of one, and enough loads
 /// in flight for weights that come from beyond the first caches.
 pub(crate) fn linear_f32<I: Simd, const MOST: usize>(
     op: LinearF32<'_>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     let panels = Panels::new(op.weights, op.bias, y);
@@ -23,7 +23,7 @@ pub(crate) fn linear_f32<I: Simd, const MOST: usize>(
 /// [`linear_f32`] with f16 weights.
 pub(crate) fn linear_f16<I: Simd, const MOST: usize>(
     op: LinearF16<'_>,
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     let panels = Panels::new(op.weights, op.bias, y);
@@ -77,7 +77,7 @@ fn walk<I: Simd, W: Weight, const MOST: usize>(
     isa: I,
     mut panels: Panels<'_, W>,
     x: &[f32],
-    finish: Finish,
+    finish: Epilogue,
 ) {
     const { assert!(MOST <= 8) };
     loop {
@@ -104,7 +104,7 @@ fn pass<I: Simd, W: Weight, const N: usize>(
     isa: I,
     panels: &mut Panels<'_, W>,
     x: &[f32],
-    finish: Finish,
+    finish: Epilogue,
 ) -> Option<()> {
     isa.run(
         #[inline(always)]

@@ -9,7 +9,7 @@ use core::arch::x86_64::*;
 use super::avx2::Avx2;
 use crate::layout::{COLUMNS, ROWS};
 use crate::simd::{Isa, enter, even};
-use crate::table::{Finish, LinearI8, Requantize};
+use crate::table::{Epilogue, LinearI8, Requantize};
 
 /// Eight rows of eight inputs.
 pub(super) type Block = [u8; ROWS * COLUMNS];
@@ -62,7 +62,7 @@ pub(super) trait Product: Isa + Into<Avx2> {
 }
 
 /// How accumulators become outputs.
-trait Epilogue {
+trait Outputs {
     /// What an output has of its own.
     type Parameter;
     type Output: Copy + Default;
@@ -77,7 +77,7 @@ trait Epilogue {
     fn write(&self, y: &mut Self::Output, value: Self::Output);
 }
 
-impl Epilogue for Requantize<'_> {
+impl Outputs for Requantize<'_> {
     type Parameter = i32;
     type Output = i8;
 
@@ -93,7 +93,7 @@ impl Epilogue for Requantize<'_> {
     }
 }
 
-impl Epilogue for Finish {
+impl Outputs for Epilogue {
     type Parameter = f32;
     type Output = f32;
 
@@ -126,7 +126,7 @@ pub(super) fn linear_i8<I: Product, const MOST: usize>(
 pub(super) fn linear_i8_f32<I: Product, const MOST: usize>(
     mut op: LinearI8<'_>,
     scales: &[f32],
-    finish: Finish,
+    finish: Epilogue,
     y: &mut [f32],
 ) {
     enter(
@@ -136,7 +136,7 @@ pub(super) fn linear_i8_f32<I: Product, const MOST: usize>(
 }
 
 #[inline(always)]
-fn walk<I: Product, E: Epilogue, const MOST: usize>(
+fn walk<I: Product, E: Outputs, const MOST: usize>(
     isa: I,
     op: &mut LinearI8<'_>,
     parameters: &[E::Parameter],
@@ -170,7 +170,7 @@ fn walk<I: Product, E: Epilogue, const MOST: usize>(
 
 /// The next `N` row blocks, in a function of their own. None where none are left.
 #[inline(always)]
-fn pass<I: Product, E: Epilogue, const N: usize>(
+fn pass<I: Product, E: Outputs, const N: usize>(
     isa: I,
     blocks: &mut Blocks<'_, E::Parameter, E::Output>,
     x: &[I::Inputs],
@@ -256,7 +256,7 @@ pub(super) fn lane(quad: &Quad) -> i64 {
 
 /// Turns the sums of a pass into accumulators and those into outputs.
 #[inline(always)]
-fn finish<const N: usize, E: Epilogue>(
+fn finish<const N: usize, E: Outputs>(
     avx2: Avx2,
     sums: [__m256i; N],
     excess: i32,

@@ -1,4 +1,4 @@
-//! Trajectories on the command line, from `convert` to `sample`.
+//! Solver tables on the command line, from `convert` to `sample`.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn trajectories_go_from_convert_to_sample() {
     let checkpoint = checkpoint.to_str().unwrap();
     let convert = ["convert", checkpoint, "--weights", "f32", "-o", &model];
     let carried = ["heun:3,use_karras_sigmas", "dpmsolver++:8"];
-    let trajectories = carried.iter().flat_map(|&t| ["--trajectory", t]);
+    let tables = carried.iter().flat_map(|&t| ["--solver", t]);
     stdout(&convert.into_iter().chain(trajectories).collect::<Vec<_>>());
 
     let listed = stdout(&["inspect", &model]);
@@ -41,10 +41,10 @@ fn trajectories_go_from_convert_to_sample() {
         let args = by(sampler);
         refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), words);
     }
-    let bad = ["--trajectory", "euler:4,eta=1"];
+    let bad = ["--solver", "euler:4,eta=1"];
     let args: Vec<&str> = convert.into_iter().chain(bad).collect();
     refused(&args, &["euler:4,eta=1", "`eta` is not an option of euler"]);
-    // The same trajectories again, so that time tables and plan are the same.
+    // The same solver tables again, so that time tables and plan are the same.
     stdout(&["verify", &model, checkpoint, "--samples", "2"]);
 }
 
@@ -62,7 +62,7 @@ fn flow_models_are_verified() {
     std::fs::write(path("scheduler_config.json"), scheduler).unwrap();
     let (checkpoint, model) = (path("."), path("model.quell"));
     let convert = ["convert", &checkpoint, "--weights", "f32", "-o", &model];
-    stdout(&[&convert[..], &["--trajectory", "flow-euler:4"]].concat());
+    stdout(&[&convert[..], &["--solver", "flow-euler:4"]].concat());
     let report = stdout(&["verify", &model, &checkpoint, "--samples", "2"]);
     assert!(report.contains("random inputs"), "{report}");
     stdout(&["sample", &model, "--count", "1", "--npy", &path("x.npy")]);
