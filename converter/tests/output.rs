@@ -170,7 +170,8 @@ fn outputs_are_checked_before_any_work() {
         &["model.onnx", "`quell`"],
     );
     let missing = folder.at("no/model.quell");
-    refused(&["convert", "absent", "-o", &missing], &["no/model.quell"]);
+    let words = ["no/model.quell", "its folder does not exist"];
+    refused(&["convert", "absent", "-o", &missing], &words);
     assert!(folder.names().is_empty());
 }
 

@@ -52,8 +52,12 @@ impl Layout {
         let place = found.parent().unwrap_or(folder);
         let around = [folder, place];
         let schedulers = around.iter().flat_map(|near| {
-            let near = |name: &str| near.join(name).join(SCHEDULER);
-            [near("."), near("scheduler"), near("../scheduler")]
+            let in_folder = |name: &str| near.join(name).join(SCHEDULER);
+            [
+                near.join(SCHEDULER),
+                in_folder("scheduler"),
+                in_folder("../scheduler"),
+            ]
         });
         Ok(Self {
             config: found.clone(),

@@ -5,11 +5,11 @@
 //! gets what the umask leaves.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tempfile::NamedTempFile;
 
 /// Temporary files that are to be removed if the process is told to end.
@@ -140,7 +140,12 @@ impl Temporary {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         // A signal waits until the file is listed.
         let mut unfinished = unfinished();
-        let file = builder.tempfile_in(folder(path))?;
+        let file = builder.tempfile_in(folder(path));
+        // Without the temporary file's name, which says nothing to anybody.
+        let file = file.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => anyhow!("its folder does not exist"),
+            kind => std::io::Error::from(kind).into(),
+        })?;
         unfinished.push(file.path().to_owned());
         Ok(Self { file })
     }
