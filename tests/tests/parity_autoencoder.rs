@@ -174,7 +174,7 @@ fn choices_are_needed_and_named() -> Result<()> {
     let tables = [("euler:4").parse()?];
     let result = Checkpoint::open_as(
         kl,
-        &trajectories,
+        &tables,
         &Choice {
             part,
             ..Choice::default()
