@@ -9,7 +9,7 @@ use quell::{Kernels, Request};
 use crate::calibrate::{self, Settings};
 use crate::checkpoint::{Checkpoint, Network, NoiseSchedule};
 use crate::emit::{self, GraphPlan, Summary};
-use crate::fold::fold;
+use crate::fold::{Optimize, fold};
 use crate::graph::{Graph, ValueId};
 use crate::lower;
 use crate::model_file::{HostArena, ModelFile};
@@ -64,10 +64,21 @@ impl Compiled {
     }
 }
 
-/// Compiles a checkpoint; `progress` is called as calibration proceeds.
+/// Compiles a checkpoint for speed; `progress` is called as calibration proceeds.
 pub fn compile(
     checkpoint: &Checkpoint,
     tier: Tier,
+    settings: &Settings,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Compiled> {
+    compile_for(checkpoint, tier, Optimize::Speed, settings, progress)
+}
+
+/// [`compile`] for speed, or for a small file.
+pub fn compile_for(
+    checkpoint: &Checkpoint,
+    tier: Tier,
+    optimize: Optimize,
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Compiled> {
@@ -82,7 +93,7 @@ pub fn compile(
         "int8 is calibrated on the steps of a sampler, which knows no context; use --weights f16 \
          or f32"
     );
-    let graph = fold(network.graph.clone());
+    let graph = fold(network.graph.clone(), optimize);
     let others = [
         (Role::Decoder, &checkpoint.decoder),
         (Role::Classifier, &checkpoint.classifier),
@@ -93,7 +104,7 @@ pub fn compile(
             let network = network.as_ref()?;
             Some(Other {
                 role,
-                graph: fold(network.graph.clone()),
+                graph: fold(network.graph.clone(), optimize),
                 network,
             })
         })

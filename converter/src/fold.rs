@@ -8,13 +8,23 @@ mod enlarged;
 use crate::graph::{Affine, Graph, Matrix, Op, ValueId};
 use crate::reference;
 
+/// What a rewrite that costs one for the other is to save.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Optimize {
+    /// Multiply-accumulates.
+    #[default]
+    Speed,
+    /// Bytes of weights.
+    Flash,
+}
+
 /// Applies all rewrites.
-pub fn fold(mut graph: Graph) -> Graph {
+pub fn fold(mut graph: Graph, optimize: Optimize) -> Graph {
     for kind in [time, class] {
         fold_table(&mut graph, kind);
     }
     fold_affine(&mut graph);
-    enlarged::fold(graph)
+    enlarged::fold(graph, optimize)
 }
 
 /// Reads the table of a node of one kind, and says how to make such a node.
@@ -146,7 +156,7 @@ fn tabulate(graph: &Graph, kind: Kind, depths: &[Option<usize>], node: ValueId) 
 /// Scale and shift of a norm move into the linear layers behind it:
 /// `W·(γ⊙n + β) + b = (W·diag γ)·n + (W·β + b)`.
 fn fold_affine(graph: &mut Graph) {
-    let users = graph.users();
+    let (users, output) = (graph.users(), graph.output());
     for (i, users) in users.iter().enumerate() {
         let Op::LayerNorm { affine, .. } = &mut graph.nodes[i].op else {
             continue;
@@ -155,7 +165,8 @@ fn fold_affine(graph: &mut Graph) {
         let all_linear = users
             .iter()
             .all(|&user| matches!(graph.nodes[user].op, Op::Linear { .. }));
-        if all_linear {
+        // What is the output has a reader that is no layer.
+        if all_linear && !users.is_empty() && i != output {
             for &user in users {
                 fold_into(&mut graph.nodes[user].op, &norm);
             }

@@ -13,7 +13,7 @@ use quell::Kernels;
 use quell::format::{Function, Role, Tier};
 use quell_converter::checkpoint::{Network, NoiseSchedule};
 use quell_converter::compile::{Assembled, Source};
-use quell_converter::fold::fold;
+use quell_converter::fold::{Optimize, fold};
 use quell_converter::graph::{
     Affine, Condition, Conv1d, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
 };
@@ -151,7 +151,7 @@ impl Builder {
     fn add(&mut self, (kind, a, b, c): Choice) {
         let (x, image) = self.image(a);
         let other = self.like(image, b);
-        match kind % 15 {
+        match kind % 16 {
             0 => {
                 self.conv(x, image, 1 + c as usize % 5, 3);
             }
@@ -242,6 +242,30 @@ impl Builder {
                     self.push(Op::Concat, &[x, other], tall);
                 }
             }
+            15 => {
+                // Whose scale and shift the layers behind take, or nobody can.
+                let input = self.vector(4, b);
+                let affine = Affine {
+                    weight: self.numbers(4, 1),
+                    bias: self.numbers(4, 4),
+                };
+                let op = Op::LayerNorm {
+                    epsilon: 1e-2,
+                    affine: Some(affine),
+                };
+                let name = format!("n{}", self.graph.nodes.len());
+                let norm = self.graph.push(name, op, &[input], 4);
+                self.vectors.push(norm);
+                if c.is_multiple_of(2) {
+                    let name = format!("n{}", self.graph.nodes.len());
+                    let tanh = Op::Function(Function::Tanh);
+                    let value = self.graph.push(name, tanh, &[norm], 4);
+                    self.vectors.push(value);
+                }
+                let vector = self.vector(image.channels, c);
+                let pixels = image.pixels();
+                self.push(Op::Broadcast { pixels }, &[vector], image);
+            }
             14 => {
                 let sequence = Image {
                     height: 1,
@@ -306,8 +330,13 @@ impl Builder {
 }
 
 /// The file of a graph, and what it makes of an input, on every table of kernels.
-fn outputs(graph: &Graph, sample: &[f32], context: &[f32]) -> Result<Vec<Vec<f32>>> {
-    let folded = fold(graph.clone());
+fn outputs(
+    graph: &Graph,
+    optimize: Optimize,
+    sample: &[f32],
+    context: &[f32],
+) -> Result<Vec<Vec<f32>>> {
+    let folded = fold(graph.clone(), optimize);
     let network = Network {
         architecture: "Random".to_owned(),
         role: Role::Network,
@@ -367,7 +396,11 @@ proptest! {
         let values = reference::call(&graph, &inputs).unwrap();
         let expected = &values[graph.output()];
         let size = expected.iter().fold(1.0f64, |m, x| m.max(x.abs()));
-        for got in outputs(&graph, &sample, &context).unwrap() {
+        let optimize = match seed % 2 {
+            0 => Optimize::Speed,
+            _ => Optimize::Flash,
+        };
+        for got in outputs(&graph, optimize, &sample, &context).unwrap() {
             for (&got, expected) in got.iter().zip(expected) {
                 let error = (f64::from(got) - expected).abs() / size;
                 prop_assert!(error < 1e-3, "{got} {expected}");

@@ -15,7 +15,7 @@ fn trajectories_go_from_convert_to_sample() {
     let convert = ["convert", checkpoint, "--weights", "f32", "-o", &model];
     let carried = ["heun:3,use_karras_sigmas", "dpmsolver++:8"];
     let tables = carried.iter().flat_map(|&t| ["--solver", t]);
-    stdout(&convert.into_iter().chain(trajectories).collect::<Vec<_>>());
+    stdout(&convert.into_iter().chain(tables).collect::<Vec<_>>());
 
     let listed = stdout(&["inspect", &model]);
     assert!(carried.iter().all(|t| listed.contains(t)), "{listed}");

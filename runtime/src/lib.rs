@@ -16,15 +16,26 @@
 //! # let _ = pixels; Ok(()) }
 //! ```
 //!
-//! This crate owns the meaning of a plan: what makes it valid, how it is
-//! executed, how samplers turn predictions into samples. It does no arithmetic
-//! of layers itself (that is `quell-kernels`) and knows no bytes of the file
-//! (that is `quell-format`).
+//! This crate owns what a file means: what makes it valid, how it is executed, how
+//! samplers turn predictions into samples. It does no arithmetic of layers itself (that
+//! is `quell-kernels`) and knows no bytes of the file (that is `quell-format`).
+//!
+//! # Preconditions
+//!
+//! Results are the same bytes everywhere only if floating-point arithmetic rounds to the
+//! nearest and keeps subnormal numbers, as every FPU does after a reset. A program that
+//! has set FPSCR.FZ (Cortex-M), MXCSR.FTZ or DAZ (x86) or another rounding mode gets
+//! [`SessionError::FloatMode`].
 
 #![no_std]
 
 #[cfg(test)]
 extern crate std;
+
+/// The code in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
 
 mod arena;
 mod digest;
@@ -77,10 +88,11 @@ pub const fn guided_arena_bytes(file: &[u8]) -> usize {
 /// The operators that the model in `file` needs, for `Model::<OPS>` and
 /// [`Model::open_for`]: the program then has code for these alone.
 ///
-/// ```ignore
-/// static MODEL: &[u8] = quell::include_model!("model.quell");
+/// ```no_run
+/// static MODEL: &[u8] = quell::include_model!("../../examples/models/mlp-int8.quell");
 /// const OPS: u64 = quell::required(MODEL);
-/// let model = quell::Model::<OPS>::open_for(MODEL)?;
+/// let model = quell::Model::<OPS>::open_for(MODEL);
+/// # let _ = model;
 /// ```
 ///
 /// What a program asks for besides is added: [`GUIDANCE`], [`EDITING`],

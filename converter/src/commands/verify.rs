@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
-use quell::format::{Prediction, Role, Tier};
+use quell::format::{Kind, Prediction, Role, Tier};
 use quell::{Model, Request, Rng, Sampler, Values, inspect};
 use quell_converter::checkpoint::{Checkpoint, Choice, Part, Size};
 use quell_converter::compile::{self, Compiled};
+use quell_converter::fold::Optimize;
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::reference::{self, Inputs};
 use quell_converter::schedulers::Spec;
@@ -65,7 +66,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
     let settings = args.calibration.settings();
-    let compiled = compile::compile(&checkpoint, tier, &settings, &|done, total| {
+    // A plan without phases is one that was made to save flash.
+    let phases = inspect::operators(&model, model.role())
+        .any(|entry| entry.operator.kind == Kind::DepthToSpace);
+    let optimize = match phases {
+        true => Optimize::Speed,
+        false => Optimize::Flash,
+    };
+    let compiled = compile::compile_for(&checkpoint, tier, optimize, &settings, &|done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });

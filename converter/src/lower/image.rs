@@ -5,7 +5,7 @@ use quell::format::{self, Attributes, Tier};
 use quell_kernels::layout;
 
 use super::{Draft, Lowering};
-use crate::graph::{Condition, Conv1d, Conv2d, GroupNorm, Image, ValueId};
+use crate::graph::{Affine, Condition, Conv1d, Conv2d, GroupNorm, Image, ValueId};
 use crate::program::{Place, Tensor};
 use crate::slabs::weight_type;
 
@@ -115,6 +115,26 @@ impl Lowering<'_> {
             .at(place);
         self.emit(i, draft, Tensor::f32([rows, columns, op.channels]), None);
         Ok(())
+    }
+
+    /// Scale and shift that no layer behind takes: a group normalization of one pixel in
+    /// one group.
+    pub(super) fn layer_norm_affine(
+        &mut self,
+        i: ValueId,
+        epsilon: f32,
+        affine: &Affine,
+    ) -> Result<()> {
+        let channels = self.graph.nodes[i].len;
+        let op = GroupNorm {
+            channels,
+            groups: 1,
+            epsilon,
+            affine: affine.clone(),
+            condition: Condition::None,
+            function: None,
+        };
+        self.group_norm(i, &op)
     }
 
     /// A node's input as so many pixels of so many channels, in whatever rows.

@@ -182,12 +182,11 @@ impl Lowering<'_> {
                 self.linear_i8(i, weight, bias)
             }
             Op::Linear { weight, bias } => self.linear(i, weight, bias),
-            Op::LayerNorm { epsilon, affine } => {
-                ensure!(
-                    affine.is_none(),
-                    "{}: scale and shift cannot be folded",
-                    node.name
-                );
+            Op::LayerNorm {
+                epsilon,
+                affine: Some(affine),
+            } => self.layer_norm_affine(i, *epsilon, affine),
+            Op::LayerNorm { epsilon, .. } => {
                 let epsilon = *epsilon;
                 self.same_shape(i, &format::LayerNorm { epsilon }, Place::Apart)
             }
