@@ -14,6 +14,7 @@ use crate::classifier::train as classifier;
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::preview::{self, Sheet};
 use crate::settings::{LrSchedule, ModelKind, Settings};
+use crate::soflow::Course;
 use crate::train::{self, Session};
 
 /// Trains a small diffusion model on Fashion-MNIST and writes a checkpoint folder.
@@ -173,9 +174,12 @@ struct TrainArgs {
     /// [default: 0.9995; mlp-classic: 0.99; unet: 0.999]
     #[arg(long)]
     ema_decay: Option<f64>,
-    /// Largest norm of each tensor's gradient (0 = no limit) [default: 1; mlp-classic: 0]
+    /// Largest norm of all gradients together (0 = no limit) [default: 1; mlp-classic: 0]
     #[arg(long)]
     grad_clip: Option<f64>,
+    /// AdamW's weight decay [default: 0; few-step: 0.01]
+    #[arg(long)]
+    weight_decay: Option<f64>,
     /// Share of labels replaced by "no class" [default: 0.1]
     #[arg(long)]
     label_dropout: Option<f64>,
@@ -218,9 +222,26 @@ struct TrainArgs {
     /// guidance (mlp, unet; same sizes, schedule and prediction)
     #[arg(long, value_name = "CHECKPOINT")]
     teacher: Option<PathBuf>,
-    /// How strongly the teacher is guided [default: 2]
-    #[arg(long, requires = "teacher")]
+    /// How strongly the teacher is guided [default: 2], or the guidance scale that is trained in
+    /// (few-step) [default: 1.7]
+    #[arg(long)]
     guidance: Option<f32>,
+    /// Share of the run that is flow matching alone (few-step) [default: 0.15]
+    #[arg(long)]
+    plain_share: Option<f64>,
+    /// Share of the pictures that are jumps between two times, afterwards (few-step)
+    /// [default: 0.75]
+    #[arg(long)]
+    jump_share: Option<f64>,
+    /// Share of the jumps that end at the data (few-step) [default: 0.3]
+    #[arg(long)]
+    to_data_share: Option<f64>,
+    /// Part of a jump that the velocity answers for, when jumps begin (few-step) [default: 0.5]
+    #[arg(long)]
+    first_ratio: Option<f64>,
+    /// The same at the end of the run (few-step) [default: 0.03]
+    #[arg(long)]
+    last_ratio: Option<f64>,
     /// Seed of weights, data order, timesteps and noise [default: 42]
     #[arg(long)]
     seed: Option<u64>,
@@ -246,6 +267,7 @@ impl TrainArgs {
             warmup_steps: self.warmup_steps.unwrap_or(good.warmup_steps),
             ema_decay: self.ema_decay.unwrap_or(good.ema_decay),
             grad_clip: self.grad_clip.map_or(good.grad_clip, clip),
+            weight_decay: self.weight_decay.unwrap_or(good.weight_decay),
             label_dropout: self.label_dropout.unwrap_or(good.label_dropout),
             schedule: self.schedule.unwrap_or(good.schedule),
             prediction: self.prediction.unwrap_or(good.prediction),
@@ -260,8 +282,22 @@ impl TrainArgs {
             unconditional: self.unconditional || good.unconditional,
             teacher: self.teacher.clone(),
             guidance: self.guidance.unwrap_or(good.guidance),
+            course: good.course.map(|good| self.course(good)),
             seed: self.seed.unwrap_or(good.seed),
             limit: self.limit,
+        }
+    }
+}
+
+impl TrainArgs {
+    fn course(&self, good: Course) -> Course {
+        Course {
+            plain_share: self.plain_share.unwrap_or(good.plain_share),
+            jump_share: self.jump_share.unwrap_or(good.jump_share),
+            to_data_share: self.to_data_share.unwrap_or(good.to_data_share),
+            first_ratio: self.first_ratio.unwrap_or(good.first_ratio),
+            last_ratio: self.last_ratio.unwrap_or(good.last_ratio),
+            guidance: self.guidance.map_or(good.guidance, f64::from),
         }
     }
 }

@@ -47,6 +47,14 @@ impl ModelConfig {
         }
     }
 
+    /// Whether the network reads two timesteps.
+    pub fn is_few_step(&self) -> bool {
+        match self {
+            Self::Classic(_) | Self::Residual(_) => false,
+            Self::UNet(config) => config.second_timestep,
+        }
+    }
+
     /// The row of the class table that stands for "no class"; `None` without a class table.
     pub fn no_class(&self) -> Option<usize> {
         match self {

@@ -184,10 +184,42 @@ fn timestep_features(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
 
 /// Sinusoidal features of timesteps: `[n]` to `[n, count]`, first all cosines, then all sines
 /// (diffusers' `get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0)`).
-pub(crate) fn cosines_and_sines(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
-    let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
-    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
-    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+pub(crate) fn cosines_and_sines(t: Tensor<1>, count: usize) -> Tensor<2> {
+    features(t, frequencies(count / 2), |_| true)
+}
+
+/// The same of times in `0..=1`, which are `scale` timesteps long, with zeros in place of the
+/// features that turn more than five times on the way from 0 to 1.
+///
+/// A few-step network is compared with itself at two times close to each other. Fast features
+/// differ there like random numbers, so the network must not see them. The weights of these
+/// features are set to zero ([`slow`]), so other implementations need not know.
+pub(crate) fn slow_features(t: Tensor<1>, count: usize, scale: usize) -> Tensor<2> {
+    let keep = slow(count / 2, scale);
+    features(t.mul_scalar(scale as f32), frequencies(count / 2), |i| {
+        keep[i]
+    })
+}
+
+/// Which of `count` frequencies are slow enough for [`slow_features`].
+pub(crate) fn slow(count: usize, scale: usize) -> Vec<bool> {
+    let limit = 5.0 * std::f32::consts::TAU;
+    let frequencies = frequencies(count).into_iter();
+    frequencies.map(|f| f * scale as f32 <= limit).collect()
+}
+
+fn features(t: Tensor<1>, mut frequencies: Vec<f32>, keep: impl Fn(usize) -> bool) -> Tensor<2> {
+    let count = frequencies.len();
+    let mask: Vec<f32> = (0..2 * count)
+        .map(|i| f32::from(u8::from(keep(i % count))))
+        .collect();
+    for (i, frequency) in frequencies.iter_mut().enumerate() {
+        *frequency *= f32::from(u8::from(keep(i)));
+    }
+    let row = |values: &[f32]| Tensor::<1>::from_floats(values, &t.device()).unsqueeze_dim::<2>(0);
+    let (frequencies, mask) = (row(&frequencies), row(&mask));
+    let angles = t.unsqueeze_dim::<2>(1).matmul(frequencies);
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1) * mask
 }
 
 /// Frequencies that fall geometrically from 1 towards 1/10000 (Vaswani et al. 2017, section 3.5).
@@ -223,6 +255,26 @@ impl Denoiser {
             Self::Classic(model) => model.forward(x, t, class),
             Self::Residual(model) => model.forward(x, t, class),
             Self::UNet(model) => model.forward(x, t, class),
+        }
+    }
+
+    /// Predicts the mean velocity from `t` down to `t - gap`; shapes as in [`UNet2d::velocity`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if the network has no second timestep.
+    pub fn velocity(
+        &self,
+        x: Tensor<2>,
+        t: Tensor<1>,
+        gap: Tensor<1>,
+        class: Option<Tensor<1, Int>>,
+    ) -> Tensor<2> {
+        match self {
+            Self::UNet(model) => model.velocity(x, t, gap, class),
+            Self::Classic(_) | Self::Residual(_) => {
+                panic!("only a U-Net has a second timestep")
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor};
 use image::{GrayImage, Luma, imageops};
 
-use crate::checkpoint::{self, Spacing};
+use crate::checkpoint::{self, Scheduler, Spacing};
 use crate::dataset::{CLASSES, PIXELS, SIDE};
 use crate::sample::{Sampler, sample};
 
@@ -40,8 +40,9 @@ pub struct Sheet {
 /// If the checkpoint cannot be read, `steps` is not in `1..=T`, or the PNG cannot be written.
 pub fn write(dir: &Path, png: &Path, sheet: Sheet, device: &Device) -> Result<()> {
     let mut checkpoint = checkpoint::load(dir, device)?;
-    if let Some(spacing) = sheet.spacing {
-        checkpoint.scheduler.timestep_spacing = spacing;
+    if let (Some(spacing), Scheduler::Ddpm(scheduler)) = (sheet.spacing, &mut checkpoint.scheduler)
+    {
+        scheduler.timestep_spacing = spacing;
     }
     let timesteps = checkpoint.config.timesteps();
     ensure!(
@@ -61,7 +62,7 @@ pub fn write(dir: &Path, png: &Path, sheet: Sheet, device: &Device) -> Result<()
         )
     };
     let mut rows = vec![draw(Sampler::Ddim, sheet.steps, sheet.rows)];
-    if sheet.ancestral {
+    if sheet.ancestral && matches!(checkpoint.scheduler, Scheduler::Ddpm(_)) {
         rows.push(draw(Sampler::Ddpm, timesteps, 1));
     }
     let picture = tile(Tensor::cat(rows, 0), sheet.scale)?;

@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::config::Activation;
 use crate::dataset::{CLASSES, SIDE};
 
+/// The side of the squares that become channels in a network for few steps.
+const UNSHUFFLE: usize = 2;
+
+/// What times from 0 to 1 are multiplied by where a network reads them.
+pub(crate) const TIMESTEPS: usize = 1000;
+
 /// Where the network halves the picture, and whether it looks at the whole picture there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DownBlock {
@@ -65,8 +71,8 @@ pub struct UNet2dConfig {
     pub flip_sin_to_cos: bool,
     /// The levels on the way down.
     pub down_block_types: Vec<DownBlock>,
-    /// The middle: `UNetMidBlock2D`.
-    pub mid_block_type: String,
+    /// The middle: `UNetMidBlock2D`, or `None` for no middle.
+    pub mid_block_type: Option<String>,
     /// The levels on the way up, deepest first.
     pub up_block_types: Vec<UpBlock>,
     /// The channels of every level.
@@ -107,6 +113,15 @@ pub struct UNet2dConfig {
     /// "no class".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub null_class_id: Option<usize>,
+    /// quell's own field, which diffusers ignores: the side of the squares of pixels that become
+    /// channels before the first layer, and pixels again behind the last (`PixelUnshuffle` and
+    /// `PixelShuffle` of PyTorch). `sample_size` and the channels are those of the network inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixel_unshuffle: Option<usize>,
+    /// quell's own field, which diffusers ignores: whether the network also reads the distance
+    /// to the timestep that it predicts for, through `gap_embedding`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub second_timestep: bool,
 }
 
 impl UNet2dConfig {
@@ -131,7 +146,7 @@ impl UNet2dConfig {
             freq_shift: 0.0,
             flip_sin_to_cos: true,
             down_block_types: (0..sizes.levels).map(down).collect(),
-            mid_block_type: "UNetMidBlock2D".to_owned(),
+            mid_block_type: Some("UNetMidBlock2D".to_owned()),
             up_block_types: (0..sizes.levels).rev().map(up).collect(),
             block_out_channels: (0..sizes.levels).map(|level| sizes.base << level).collect(),
             layers_per_block: sizes.layers,
@@ -151,6 +166,29 @@ impl UNet2dConfig {
             num_class_embeds: classes.then_some(CLASSES + 1),
             num_train_timesteps: timesteps,
             null_class_id: classes.then_some(CLASSES),
+            pixel_unshuffle: None,
+            second_timestep: false,
+        }
+    }
+
+    /// A network for few steps: two timesteps, squares of four pixels as channels, `base` and
+    /// one and a half times as many channels in two levels, no middle and no attention.
+    pub fn few_step(base: usize, classes: bool) -> Self {
+        let sizes = Sizes {
+            base,
+            levels: 2,
+            layers: 1,
+            attention: false,
+        };
+        Self {
+            sample_size: SIDE / UNSHUFFLE,
+            in_channels: UNSHUFFLE * UNSHUFFLE,
+            out_channels: UNSHUFFLE * UNSHUFFLE,
+            block_out_channels: vec![base, base * 3 / 2],
+            mid_block_type: None,
+            pixel_unshuffle: Some(UNSHUFFLE),
+            second_timestep: true,
+            ..Self::new(sizes, TIMESTEPS, classes)
         }
     }
 
@@ -177,9 +215,13 @@ impl UNet2dConfig {
             attention: self.add_attention,
         };
         let classes = self.num_class_embeds.is_some();
+        let offered = match self.second_timestep {
+            true => Self::few_step(base, classes),
+            false => Self::new(sizes, self.num_train_timesteps, classes),
+        };
         let offered = Self {
             norm_eps: self.norm_eps,
-            ..Self::new(sizes, self.num_train_timesteps, classes)
+            ..offered
         };
         difference(self, &offered)
     }
