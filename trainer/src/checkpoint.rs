@@ -229,7 +229,7 @@ impl SchedulerConfig {
 pub fn save<T: Serialize>(dir: &Path, checkpoint: &Checkpoint, training: Option<&T>) -> Result<()> {
     let files = Files {
         config: &checkpoint.config,
-        scheduler: &checkpoint.scheduler,
+        scheduler: Some(&checkpoint.scheduler),
         training,
     };
     write(dir, files, |store| match &checkpoint.model {
@@ -243,8 +243,8 @@ pub fn save<T: Serialize>(dir: &Path, checkpoint: &Checkpoint, training: Option<
 pub(crate) struct Files<'a, C, S, T> {
     /// The network's sizes.
     pub(crate) config: &'a C,
-    /// The noise schedule.
-    pub(crate) scheduler: &'a S,
+    /// The noise schedule, where there is one.
+    pub(crate) scheduler: Option<&'a S>,
     /// How the weights were made.
     pub(crate) training: Option<&'a T>,
 }
@@ -261,7 +261,9 @@ pub(crate) fn write<C: Serialize, S: Serialize, T: Serialize>(
     fs::create_dir_all(&fresh)
         .with_context(|| format!("{}: cannot be created", fresh.display()))?;
     write_json(&fresh.join(CONFIG), files.config)?;
-    write_json(&fresh.join(SCHEDULER), files.scheduler)?;
+    if let Some(scheduler) = files.scheduler {
+        write_json(&fresh.join(SCHEDULER), scheduler)?;
+    }
     if let Some(training) = files.training {
         write_json(&fresh.join(TRAINING), training)?;
     }

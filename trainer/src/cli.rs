@@ -3,6 +3,8 @@
 //! This module owns the names and the help of the options. It must not know what they do: it
 //! turns them into [`Settings`] and calls the library.
 
+mod evaluate;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -11,8 +13,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::Spacing;
 use crate::classifier::train as classifier;
+use crate::dataset::Data;
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::preview::{self, Sheet};
+use crate::progress::say;
 use crate::settings::{LrSchedule, ModelKind, Settings};
 use crate::soflow::Course;
 use crate::train::{self, Session};
@@ -55,6 +59,10 @@ enum Command {
     Export(ExportArgs),
     /// Train a classifier of noisy pictures, for classifier guidance: a few minutes.
     Classifier(ClassifierArgs),
+    /// Measure how far drawn pictures are from real ones.
+    Evaluate(evaluate::EvaluateArgs),
+    /// Train the network that `evaluate` measures with; a committed one is part of the program.
+    Evaluator(evaluate::EvaluatorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -136,9 +144,16 @@ struct TrainArgs {
     /// The checkpoint folder to write
     #[arg(long, value_name = "DIR", required = true)]
     output: Option<PathBuf>,
-    /// The folder with the IDX files [default: /usr/share/datasets/fashion-mnist]
-    #[arg(long, value_name = "DIR")]
+    /// A folder of IDX files, a folder of PNG or JPEG pictures whose subfolders are classes, or an
+    /// .npy file [n, c, h, w] [default: /usr/share/datasets/fashion-mnist]
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// The labels of an .npy file: an .npy file [n] of integers
+    #[arg(long, value_name = "NPY", requires = "data")]
+    labels: Option<PathBuf>,
+    /// Width and height to which pictures of a folder are cut and scaled
+    #[arg(long, value_name = "PIXELS", requires = "data")]
+    size: Option<usize>,
     /// Go on from the last checkpoint of the run
     #[arg(long)]
     resume: bool,
@@ -257,7 +272,7 @@ impl TrainArgs {
         let clip = |norm: f64| (norm != 0.0).then_some(norm);
         Settings {
             model,
-            data: self.data.clone().unwrap_or(good.data),
+            data: self.data(good.data),
             epochs: self.epochs.unwrap_or(good.epochs),
             parts: self.parts.unwrap_or(good.parts),
             valid_limit: self.valid_limit.unwrap_or(good.valid_limit),
@@ -290,6 +305,14 @@ impl TrainArgs {
 }
 
 impl TrainArgs {
+    fn data(&self, good: Data) -> Data {
+        Data {
+            path: self.data.clone().unwrap_or(good.path),
+            labels: self.labels.clone(),
+            size: self.size,
+        }
+    }
+
     fn course(&self, good: Course) -> Course {
         Course {
             plain_share: self.plain_share.unwrap_or(good.plain_share),
@@ -306,7 +329,7 @@ impl ClassifierArgs {
     fn settings(self) -> classifier::Settings {
         let good = classifier::Settings::default();
         classifier::Settings {
-            data: self.data.unwrap_or(good.data),
+            data: self.data.map_or(good.data, Data::new),
             epochs: self.epochs.unwrap_or(good.epochs),
             batch_size: self.batch_size.unwrap_or(good.batch_size),
             learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
@@ -332,10 +355,12 @@ impl Cli {
             Some(Command::Export(args)) => {
                 let epochs = train::export_unfinished(&args.run, &args.output, &device)?;
                 let output = args.output.display();
-                println!("{output}: written, as of epoch {epochs:.2}");
+                say(&format!("{output}: written, as of epoch {epochs:.2}"))?;
                 Ok(())
             }
             Some(Command::Classifier(args)) => train_classifier(args, &device),
+            Some(Command::Evaluate(args)) => args.run(&device),
+            Some(Command::Evaluator(args)) => args.run(&device),
             None => train_model(&self.train, &device),
         }
     }
@@ -353,23 +378,23 @@ fn draw(args: &PreviewArgs, device: &Device) -> Result<()> {
         scale: args.scale,
     };
     preview::write(&args.checkpoint, &args.output, sheet, device)?;
-    println!("{}: written", args.output.display());
+    say(&format!("{}: written", args.output.display()))?;
     Ok(())
 }
 
 fn train_classifier(args: ClassifierArgs, device: &Device) -> Result<()> {
     let output = args.output.clone();
     let report = classifier::run(&args.settings(), &output, device)?;
-    println!(
+    say(&format!(
         "{}: written; {} parameters, train loss {:.5}, {:.0} s",
         output.display(),
         report.parameters,
         report.train_loss,
         report.seconds
-    );
+    ))?;
     for accuracy in report.accuracy {
         let (timestep, percent) = (accuracy.timestep, 100.0 * accuracy.share);
-        println!("accuracy at timestep {timestep}: {percent:.1} %");
+        say(&format!("accuracy at timestep {timestep}: {percent:.1} %"))?;
     }
     Ok(())
 }
@@ -381,7 +406,7 @@ fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
     let settings = args.settings(model);
     if settings.epochs == 0 {
         train::export_untrained(&settings, output, device)?;
-        println!("{}: written, untrained", output.display());
+        say(&format!("{}: written, untrained", output.display()))?;
         return Ok(());
     }
     let session = Session {
@@ -391,15 +416,17 @@ fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
         stop_after: args.stop_after,
     };
     match train::run(&settings, &session, device)? {
-        Some(report) => println!(
+        Some(report) => say(&format!(
             "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
             output.display(),
             report.parameters,
             report.train_loss,
             report.valid_loss,
             report.seconds
-        ),
-        None => println!("stopped before the last epoch; go on with --resume"),
+        ))?,
+        None => say(&format!(
+            "stopped before the last epoch; go on with --resume"
+        ))?,
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ pub mod config;
 mod conv;
 pub mod dataset;
 pub mod diffusion;
+pub mod evaluate;
 pub mod guidance;
 pub mod model;
 mod operation;

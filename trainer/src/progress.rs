@@ -2,6 +2,9 @@
 //!
 //! This module owns what is printed. It must not know what is trained.
 
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A part of an epoch, as it went.
@@ -48,15 +51,18 @@ impl Progress {
     }
 
     /// The end of a lap.
-    pub(crate) fn lap(&mut self, lap: &Lap) {
+    ///
+    /// # Errors
+    ///
+    /// As [`say`].
+    pub(crate) fn lap(&mut self, lap: &Lap) -> Result<()> {
         let rate = lap.pictures as f64 / lap.seconds;
-        self.bar.suspend(|| {
-            println!(
-                "epoch {:.2}/{}  train loss {:.5}  valid loss {:.5}  learning rate {:.2e}  {:.1} s, \
-                 {rate:.0} pictures/s",
-                lap.epoch, lap.epochs, lap.train_loss, lap.valid_loss, lap.learning_rate, lap.seconds,
-            );
-        });
+        let line = format!(
+            "epoch {:.2}/{}  train loss {:.5}  valid loss {:.5}  learning rate {:.2e}  {:.1} s, \
+             {rate:.0} pictures/s",
+            lap.epoch, lap.epochs, lap.train_loss, lap.valid_loss, lap.learning_rate, lap.seconds,
+        );
+        self.bar.suspend(|| say(&line))
     }
 }
 
@@ -64,4 +70,13 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Prints a line on standard output.
+///
+/// # Errors
+///
+/// One line, where `println!` would panic: standard output may be a file on a full disk.
+pub(crate) fn say(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("standard output: cannot be written")
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Order;
 use crate::checkpoint::{FlowConfig, Scheduler, SchedulerConfig};
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
-use crate::dataset::CLASSES;
+use crate::dataset::{CLASSES, Data};
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction, Weighting};
 use crate::soflow::{self, Course};
 use crate::unet2d::{Sizes, TIMESTEPS, UNet2dConfig};
@@ -50,8 +50,8 @@ pub enum LrSchedule {
 pub struct Settings {
     /// Which network to train.
     pub model: ModelKind,
-    /// The folder with the IDX files.
-    pub data: PathBuf,
+    /// Where the pictures are.
+    pub data: Data,
     /// How often the training pictures are gone through; 0 exports the untrained network.
     pub epochs: usize,
     /// Parts of an epoch; after each the run's state is saved and the loss measured.
@@ -169,7 +169,7 @@ impl Settings {
     fn mlp() -> Self {
         Self {
             model: ModelKind::Mlp,
-            data: PathBuf::from(crate::dataset::DEFAULT_DIR),
+            data: Data::new(crate::dataset::DEFAULT_DIR),
             epochs: 120,
             parts: 1,
             valid_limit: 10_000,

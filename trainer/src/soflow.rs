@@ -237,11 +237,6 @@ impl Recipe {
 }
 
 impl Batch {
-    /// How many pictures there are.
-    pub(crate) fn len(&self) -> usize {
-        self.drawn.t.len()
-    }
-
     /// The weighted squared error of every picture, `[n]`.
     ///
     /// A jump's error is of the order of `r`, because most of its target is the network's own

@@ -222,7 +222,7 @@ impl Run<'_> {
                     learning_rate: self.rate(&state),
                     seconds,
                     pictures,
-                });
+                })?;
                 (began, pictures, loss) = (Instant::now(), 0, 0.0);
             }
         }
@@ -347,7 +347,8 @@ fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<Opt
         }
         return State::load_newest(run_dir, warn);
     }
-    if run_dir.exists() {
+    // A run that was killed before it wrote its settings leaves a folder with nothing in it.
+    if run_dir.exists() && !is_blank(run_dir)? {
         ensure!(
             file.is_file(),
             "{shown}: is no run folder of this program; move it away"
@@ -361,6 +362,18 @@ fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<Opt
     fs::create_dir_all(run_dir).with_context(|| format!("{shown}: cannot be created"))?;
     checkpoint::write_json(&file, settings)?;
     Ok(None)
+}
+
+/// Whether a folder holds nothing, or only settings that were not completed.
+fn is_blank(run_dir: &Path) -> Result<bool> {
+    let unreadable = || format!("{}: cannot be read", run_dir.display());
+    let unfinished = format!("{SETTINGS}.new");
+    for entry in fs::read_dir(run_dir).with_context(unreadable)? {
+        if entry.with_context(unreadable)?.file_name() != *unfinished {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn check_length(state: &State, network: &Denoiser, run_dir: &Path) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor};
-use quell_trainer::checkpoint::{Checkpoint, SchedulerConfig, load, save};
+use quell_trainer::checkpoint::{Checkpoint, Scheduler, SchedulerConfig, load, save};
 use quell_trainer::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use quell_trainer::dataset::PIXELS;
 use quell_trainer::diffusion::{BetaSchedule, Prediction};
@@ -119,7 +119,7 @@ fn random(config: ModelConfig, device: &Device) -> Checkpoint {
     let model = config.init(device);
     Checkpoint {
         config,
-        scheduler,
+        scheduler: Scheduler::Ddpm(scheduler),
         model,
     }
 }

@@ -3,7 +3,7 @@
 //! This module owns the loss, the course of the run and the accuracy that it reports. It must
 //! not know the network's formula.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -16,10 +16,11 @@ use serde::Serialize;
 use super::{ClassifierConfig, NoisyClassifier};
 use crate::batch::{Batch, Draw, Order, Recipe};
 use crate::checkpoint::{self, SchedulerConfig};
-use crate::dataset::{CLASSES, PIXELS, Pictures, Split};
+use crate::dataset::{CLASSES, Data, PIXELS, Pictures, Split};
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::optimizer::{Optimizer, learning_rate};
 use crate::params::{flatten, gradients, with_weights};
+use crate::progress::say;
 use crate::rng::{self, Stream};
 use crate::settings::LrSchedule;
 use crate::state::State;
@@ -33,8 +34,8 @@ const ASKED: usize = 64;
 /// Everything a run depends on, besides the data itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// The folder with the IDX files.
-    pub data: PathBuf,
+    /// Where the pictures are.
+    pub data: Data,
     /// How often the training pictures are gone through.
     pub epochs: usize,
     /// Pictures per optimizer step.
@@ -55,7 +56,7 @@ impl Default for Settings {
     /// For the schedule of the U-Net: about seven minutes on two cores, longer on busy ones.
     fn default() -> Self {
         Self {
-            data: PathBuf::from(crate::dataset::DEFAULT_DIR),
+            data: Data::new(crate::dataset::DEFAULT_DIR),
             epochs: 10,
             batch_size: 128,
             learning_rate: 3e-3,
@@ -134,7 +135,7 @@ pub fn run(settings: &Settings, output: &Path, device: &Device) -> Result<Report
     };
     let files = checkpoint::Files {
         config: &config,
-        scheduler: &scheduler,
+        scheduler: Some(&scheduler),
         training: Some(&report),
     };
     checkpoint::write(output, files, |store| model.save_into(store))?;
@@ -195,12 +196,12 @@ fn fit(
         loss = sum / pictures.len() as f64;
         let seconds = began.elapsed().as_secs_f64();
         let left = (settings.epochs - epoch) as f64 * seconds / 60.0;
-        println!(
+        say(&format!(
             "epoch {epoch}/{}  train loss {loss:.5}  {seconds:.1} s, {:.0} pictures/s  {left:.0} \
              minutes to go",
             settings.epochs,
             pictures.len() as f64 / seconds,
-        );
+        ))?;
     }
     Ok((with_weights(model, &state.weights, device), loss))
 }
