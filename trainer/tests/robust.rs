@@ -13,6 +13,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_quell-train");
 /// How often a run is killed.
 const KILLS: u64 = 30;
 
+/// Options of a run that is long enough to be killed that often.
+const LONG: [&str; 2] = ["--epochs", "100"];
+
 fn write_data(dir: &Path) {
     for (prefix, count) in [("train", 64u32), ("t10k", 8)] {
         let labels = (0..count).map(|i| (i % 10) as u8).collect();
@@ -49,7 +52,10 @@ fn command(dir: &Path, output: &str, more: &[&str]) -> Command {
     command.current_dir(dir).env("RAYON_NUM_THREADS", "1");
     command.args(["--model", "mlp", "--data", ".", "--output", output]);
     command.args(["--hidden", "16", "--blocks", "1", "--timesteps", "10"]);
-    command.args(["--epochs", "30", "--parts", "4", "--batch-size", "8"]);
+    command.args(["--parts", "4", "--batch-size", "8"]);
+    if !more.contains(&"--epochs") {
+        command.args(["--epochs", "30"]);
+    }
     command
         .args(more)
         .stdout(Stdio::null())
@@ -76,26 +82,29 @@ fn a_run_killed_at_random_moments_equals_an_unbroken_one() {
     let dir = folder.path();
     write_data(dir);
     let began = Instant::now();
-    let unbroken = run(dir, "unbroken", &[]);
+    let unbroken = run(dir, "unbroken", &LONG);
     assert!(unbroken.status.success(), "{}", text(&unbroken));
     let whole = began.elapsed();
 
     let (mut killed, mut random) = (0, 1u64);
     for _ in 0..KILLS {
         let begun = dir.join("killed.run/settings.json").exists();
-        let more: &[&str] = if begun { &["--resume"] } else { &[] };
-        let mut child = command(dir, "killed", more).spawn().unwrap();
+        let mut command = command(dir, "killed", &LONG);
+        let mut child = command.args(begun.then_some("--resume")).spawn().unwrap();
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         let share = (random >> 40) as f64 / (1u64 << 24) as f64;
-        std::thread::sleep(whole.mul_f64(share * 0.4).max(Duration::from_millis(1)));
-        killed += u32::from(child.try_wait().unwrap().is_none());
+        std::thread::sleep(whole.mul_f64(share * 0.06).max(Duration::from_millis(1)));
+        killed += u64::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         let output = child.wait_with_output().unwrap();
         let said = text(&output);
         assert!(said.is_empty(), "a kill is no damage: {said}");
     }
-    assert!(killed >= 10, "only {killed} runs were still going");
-    let last = run(dir, "killed", &["--resume"]);
+    assert!(killed >= KILLS / 2, "only {killed} runs were still going");
+    let last = command(dir, "killed", &LONG)
+        .arg("--resume")
+        .output()
+        .unwrap();
     assert!(last.status.success(), "{}", text(&last));
     assert_eq!(weights(dir, "killed"), weights(dir, "unbroken"));
 }

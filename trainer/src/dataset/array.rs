@@ -112,3 +112,70 @@ fn open(path: &Path) -> Result<(Vec<usize>, Values)> {
     })?;
     Ok((shape, values))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::{Data, Split};
+    use npyz::{AutoSerialize, WriterBuilder};
+
+    fn write<T: AutoSerialize + Copy>(path: &Path, shape: &[u64], values: &[T]) {
+        let options = npyz::WriteOptions::new().default_dtype().shape(shape);
+        let file = File::create(path).unwrap();
+        let mut writer = options.writer(file).begin_nd().unwrap();
+        writer.extend(values.iter().copied()).unwrap();
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn arrays_of_bytes_and_floats_with_and_without_labels() {
+        let dir = tempfile::tempdir().unwrap();
+        let (x, y) = (dir.path().join("x.npy"), dir.path().join("y.npy"));
+        write(
+            &x,
+            &[2, 3, 1, 2],
+            &[0u8, 255, 0, 0, 0, 0, 255, 255, 255, 0, 51, 0],
+        );
+        write(&y, &[2], &[4i64, 1]);
+        let data = Data {
+            labels: Some(y.clone()),
+            ..Data::new(&x)
+        };
+        // Fewer than ten pictures serve for both.
+        for split in [Split::Train, Split::Valid] {
+            let pictures = Pictures::load(&data, split, None).unwrap();
+            assert_eq!((pictures.shape(), pictures.classes()), ([3, 1, 2], 5));
+            assert_eq!((pictures.label(0), pictures.label(1)), (4, 1));
+            assert_eq!(pictures.gather(&[1]), [1.0, 1.0, 1.0, -1.0, -0.6, -1.0]);
+        }
+        write(&x, &[1, 1, 1, 2], &[-0.25f32, 0.5]);
+        let pictures = read(&x, None).unwrap();
+        assert_eq!(
+            (pictures.gather(&[0]), pictures.classes()),
+            (vec![-0.25, 0.5], 1)
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (x, y) = (dir.path().join("x.npy"), dir.path().join("y.npy"));
+        let failure = |labels| format!("{:#}", read(&x, labels).unwrap_err());
+        assert!(failure(None).contains("x.npy: cannot be read"));
+        std::fs::write(&x, "no array").unwrap();
+        assert!(failure(None).contains("x.npy: is no .npy file"));
+        write(&x, &[2, 2], &[0u8; 4]);
+        assert!(failure(None).contains("x.npy: shape is [2, 2]; expected [n, c, h, w]"));
+        write(&x, &[1, 1, 1, 2], &[0.0f32, 255.0]);
+        assert!(failure(None).contains("a pixel is 255; expected floats from -1 to 1"));
+        write(&x, &[1, 1, 1, 2], &[0i64; 2]);
+        assert!(failure(None).contains("elements are integers"));
+        write(&x, &[2, 1, 1, 1], &[0u8; 2]);
+        write(&y, &[3], &[0i64; 3]);
+        assert!(failure(Some(&y)).contains("y.npy: shape is [3]; expected [2]"));
+        write(&y, &[2], &[0i32, -1]);
+        assert!(failure(Some(&y)).contains("y.npy: a label is -1; expected 0 to"));
+        write(&x, &[0, 1, 1, 1], &[0u8; 0]);
+        assert!(failure(None).contains("x.npy: holds no picture"));
+    }
+}

@@ -121,3 +121,86 @@ fn planes(picture: &DynamicImage, colours: bool, bytes: &mut Vec<u8>) {
         bytes.extend(interleaved.as_raw().iter().skip(channel).step_by(3));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::Data;
+    use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    fn grey(path: &Path, side: u32, value: u8) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        GrayImage::from_pixel(side, side, Luma([value]))
+            .save(path)
+            .unwrap();
+    }
+
+    fn load(dir: &Path, size: Option<usize>, split: Split) -> Result<Pictures> {
+        let data = Data {
+            size,
+            ..Data::new(dir)
+        };
+        Pictures::load(&data, split, None)
+    }
+
+    #[test]
+    fn subfolders_are_classes_and_one_picture_in_ten_is_held_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..20 {
+            let class = ["cat", "dog"][i as usize % 2];
+            grey(&dir.path().join(format!("{class}/{i:02}.png")), 4, 10 * i);
+        }
+        fs::write(dir.path().join("cat/notes.txt"), "no picture").unwrap();
+        let train = load(dir.path(), None, Split::Train).unwrap();
+        let valid = load(dir.path(), None, Split::Valid).unwrap();
+        assert_eq!((train.len(), valid.len(), train.classes()), (18, 2, 2));
+        assert_eq!(
+            (train.shape(), train.label(0), train.label(17)),
+            ([1, 4, 4], 0, 1)
+        );
+        // The tenth cat is picture 18.
+        assert_eq!(valid.gather(&[0])[0], 180.0 / 127.5 - 1.0);
+        grey(&dir.path().join("train/a/1.png"), 4, 0);
+        grey(&dir.path().join("test/a/1.png"), 4, 255);
+        let valid = load(dir.path(), None, Split::Valid).unwrap();
+        assert_eq!((valid.len(), valid.gather(&[0])[0]), (1, 1.0));
+    }
+
+    #[test]
+    fn colours_become_planes_and_sizes_are_made_equal_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        grey(&dir.path().join("a/1.jpg"), 6, 255);
+        fs::create_dir(dir.path().join("b")).unwrap();
+        let colours = RgbImage::from_fn(8, 4, |x, _| match x {
+            2..6 => Rgb([255, 0, 51]),
+            _ => Rgb([0, 255, 0]),
+        });
+        colours.save(dir.path().join("b/2.png")).unwrap();
+        let refused = load(dir.path(), None, Split::Train)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("2.png: size is 8x4; expected 6x6"),
+            "{refused}"
+        );
+        let pictures = load(dir.path(), Some(2), Split::Train).unwrap();
+        assert_eq!(pictures.shape(), [3, 2, 2]);
+        let second = pictures.gather(&[1]);
+        assert_eq!(
+            second,
+            [[1.0; 4], [-1.0; 4], [-0.6; 4]].concat(),
+            "the middle square"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = || format!("{:#}", load(dir.path(), None, Split::Train).unwrap_err());
+        assert!(failure().contains("holds no picture"));
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        assert!(failure().contains("empty: holds no PNG"));
+        fs::write(dir.path().join("empty/1.png"), "no picture").unwrap();
+        assert!(failure().contains("empty/1.png: cannot be read"));
+    }
+}

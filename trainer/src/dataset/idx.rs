@@ -104,6 +104,7 @@ fn advice() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::Data;
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
 
@@ -125,50 +126,47 @@ mod tests {
         gzip(&dir.join("t10k-labels-idx1-ubyte.gz"), labels);
     }
 
+    fn load(dir: &Path, limit: Option<usize>) -> Result<Pictures> {
+        Pictures::load(&Data::new(dir), Split::Valid, limit)
+    }
+
     #[test]
     fn reads_pictures_and_scales_them() {
         let dir = tempfile::tempdir().unwrap();
-        let mut data = vec![0u8; 2 * PIXELS];
-        data[PIXELS] = 255;
-        write_pair(dir.path(), &idx(&[2, 28, 28], &data), &idx(&[2], &[3, 9]));
-        let pictures = Pictures::load(dir.path(), Split::Valid, None).unwrap();
-        let mut out = [0.0; PIXELS];
-        pictures.write(1, &mut out);
-        assert_eq!((pictures.len(), pictures.label(1)), (2, 9));
-        assert_eq!((out[0], out[1]), (1.0, -1.0));
-        assert_eq!(
-            Pictures::load(dir.path(), Split::Valid, Some(1))
-                .unwrap()
-                .len(),
-            1
-        );
+        let data = [0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0, 51];
+        let images = idx(&[2, 2, 3], &data);
+        write_pair(dir.path(), &images, &idx(&[2], &[3, 9]));
+        let pictures = load(dir.path(), None).unwrap();
+        assert_eq!((pictures.len(), pictures.classes()), (2, 10));
+        assert_eq!(pictures.shape(), [1, 2, 3]);
+        assert_eq!(pictures.gather(&[1]), [1.0, -1.0, -1.0, -1.0, -1.0, -0.6]);
+        assert_eq!(load(dir.path(), Some(1)).unwrap().len(), 1);
+        // The same without compression.
+        std::fs::write(dir.path().join("t10k-images-idx3-ubyte"), &images).unwrap();
+        assert_eq!(load(dir.path(), None).unwrap().label(1), 9);
     }
 
     #[test]
     fn every_damage_is_named_with_its_file() {
         let dir = tempfile::tempdir().unwrap();
-        let failure =
-            |dir: &Path| format!("{:#}", Pictures::load(dir, Split::Valid, None).unwrap_err());
+        let failure = |dir: &Path| format!("{:#}", load(dir, None).unwrap_err());
+        let good = idx(&[1, 28, 28], &[0; 784]);
+        gzip(&dir.path().join("t10k-images-idx3-ubyte.gz"), &good);
         let missing = failure(dir.path());
         assert!(
-            missing.contains("t10k-images") && missing.contains("apt-get install"),
+            missing.contains("t10k-labels") && missing.contains("apt-get install"),
             "{missing}"
         );
-
-        let good = idx(&[1, 28, 28], &[0; PIXELS]);
         write_pair(dir.path(), &good[..300], &idx(&[1], &[0]));
         assert!(failure(dir.path()).contains("header promises"));
         write_pair(dir.path(), &good, &idx(&[2], &[0, 1]));
         assert!(failure(dir.path()).contains("2 labels for 1 pictures"));
-        write_pair(dir.path(), &good, &idx(&[1], &[10]));
-        assert!(failure(dir.path()).contains("label 10"));
         write_pair(dir.path(), b"plain", &idx(&[1], &[0]));
         assert!(failure(dir.path()).contains("not an IDX file"));
-        std::fs::write(
-            dir.path().join("t10k-images-idx3-ubyte.gz"),
-            b"no gzip at all",
-        )
-        .unwrap();
+        let images = dir.path().join("t10k-images-idx3-ubyte.gz");
+        std::fs::write(images, b"no gzip at all").unwrap();
         assert!(failure(dir.path()).contains("damaged gzip"));
+        let nowhere = failure(&dir.path().join("nowhere"));
+        assert!(nowhere.contains("nowhere"), "{nowhere}");
     }
 }
