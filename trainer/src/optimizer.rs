@@ -93,6 +93,44 @@ mod tests {
             .collect()
     }
 
+    /// The numbers of PyTorch's `AdamW` and `clip_grad_norm_`: `tests/golden/measures.py`.
+    #[test]
+    fn steps_are_those_of_pytorch() {
+        let optimizer = Optimizer {
+            clip: Some(1.0),
+            weight_decay: 0.01,
+            average_decay: 0.5,
+        };
+        let mut state = State::new(vec![1.0, -2.0, 0.5]);
+        for i in 0..5 {
+            let i = i as f32;
+            let gradients = [0.3 * i - 1.0, 2.0, 0.01 * (i + 1.0)];
+            optimizer.step(&mut state, &gradients, 0.1);
+        }
+        let expected = [1.423_736_9, -2.490_207_9, 0.016_077_533];
+        for (found, expected) in state.weights.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-5, "{:?}", state.weights);
+        }
+    }
+
+    #[test]
+    fn the_average_follows_fast_at_first_and_then_as_chosen() {
+        let optimizer = Optimizer {
+            clip: None,
+            weight_decay: 0.0,
+            average_decay: 0.5,
+        };
+        let mut state = State::new(vec![0.0]);
+        optimizer.step(&mut state, &[-1.0], 1.0);
+        let (weight, average) = (state.weights[0], state.average[0]);
+        assert!((weight - 1.0).abs() < 1e-4 && (average - 0.9).abs() < 1e-4);
+        state.step = 1000;
+        let before = state.average[0];
+        optimizer.step(&mut state, &[-1.0], 1.0);
+        let middle = (before + state.weights[0]) / 2.0;
+        assert!((state.average[0] - middle).abs() < 1e-6);
+    }
+
     #[test]
     fn warm_up_rises_and_cosine_falls_to_the_last_step() {
         let rates = rates(LrSchedule::Cosine, 10);

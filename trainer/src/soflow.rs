@@ -271,7 +271,7 @@ impl Batch {
 ///
 /// `euler` asks for the velocity at the beginning of each step, as flow matching does, instead of
 /// the mean velocity.
-pub(crate) fn sample(
+pub fn sample(
     network: &Denoiser,
     noise: Tensor<2>,
     classes: &[usize],
@@ -320,4 +320,113 @@ fn pixels(x: &[f32], device: &Device) -> Tensor<2> {
 
 fn row(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unet2d::UNet2dConfig;
+
+    const RECIPE: Recipe = Recipe {
+        course: Course {
+            plain_share: 0.2,
+            jump_share: 0.5,
+            to_data_share: 0.3,
+            first_ratio: 0.5,
+            last_ratio: 0.05,
+            guidance: 1.7,
+        },
+        label_dropout: 0.3,
+        no_class: 10,
+        seed: 3,
+    };
+
+    #[test]
+    fn the_ratio_falls_exponentially_after_the_plain_share() {
+        let ratio = |progress| RECIPE.course.ratio(progress);
+        assert_eq!(ratio(0.19), None);
+        let close = |progress: f64, expected: f32| {
+            let found = ratio(progress).unwrap();
+            assert!((found - expected).abs() < 1e-6, "{progress}: {found}");
+        };
+        close(0.2, 0.5);
+        close(0.6, (0.5f32 * 0.05).sqrt());
+        close(1.0, 0.05);
+    }
+
+    /// An untrained network answers 0, so guidance and targets can be computed by hand.
+    #[test]
+    fn targets_are_those_of_the_formula() {
+        let device = Device::flex();
+        let network = Denoiser::UNet(UNet2dConfig::few_step(16, true).init(&device));
+        let pixels = (0..40 * PIXELS).map(|i| (i % 256) as u8).collect();
+        let pictures = Pictures::from_raw(pixels, (0..40).map(|i| i % 10).collect());
+        let chosen: Vec<u32> = (0..40).collect();
+        let draw = Draw::Train(1, 2);
+        let batch = |progress| RECIPE.batch(&pictures, &chosen, draw, progress, &network, &device);
+
+        let plain = batch(0.1);
+        assert_eq!((plain.drawn.jumps, plain.ratio), (0, 1.0));
+        assert_eq!(plain.target, plain.drawn.velocity);
+        assert!(plain.drawn.gap.iter().all(|&gap| gap == 0.0));
+
+        let batch = batch(0.6);
+        let r = (0.5f32 * 0.05).sqrt();
+        assert_eq!(batch.drawn.jumps, 20);
+        let raw = RECIPE.draw(&pictures, &chosen, draw, 20);
+        assert!(raw.class.contains(&10) && raw.class.iter().any(|&class| class < 10));
+        for i in 0..40 {
+            let w = if raw.class[i] == 10 { 1.0 } else { 1.7 };
+            let r = if i < 20 { r } else { 1.0 };
+            for p in i * PIXELS..(i + 1) * PIXELS {
+                let expected = r * w * raw.velocity[p];
+                let found = batch.target[p];
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "picture {i}: {found} {expected}"
+                );
+            }
+        }
+        let jumps = || raw.t.iter().zip(&raw.gap).take(20);
+        assert!(jumps().any(|(&t, _)| t == 1.0), "some begin in noise");
+        assert!(jumps().any(|(t, gap)| t == gap) && jumps().any(|(t, gap)| gap < t));
+        assert!(raw.gap[20..].iter().all(|&gap| gap == 0.0));
+    }
+
+    /// `x_t` lies on the straight line between picture and noise.
+    #[test]
+    fn pictures_are_on_their_way() {
+        let pictures = Pictures::from_raw(vec![255; PIXELS], vec![4]);
+        let drawn = RECIPE.draw(&pictures, &[0], Draw::Valid(0), 0);
+        for (x, v) in drawn.x.iter().zip(&drawn.velocity) {
+            assert!((x - drawn.t[0] * v - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn errors_are_weighted_by_their_root_and_the_ratio() {
+        let device = Device::flex();
+        let network = Denoiser::UNet(UNet2dConfig::few_step(16, false).init(&device));
+        let drawn = Drawn {
+            x: vec![0.0; 2 * PIXELS],
+            velocity: vec![0.0; 2 * PIXELS],
+            t: vec![1.0; 2],
+            gap: vec![1.0, 0.0],
+            class: vec![0; 2],
+            jumps: 1,
+        };
+        let mut target = vec![0.05; 2 * PIXELS];
+        target[PIXELS..].fill(0.5);
+        let batch = Batch {
+            drawn,
+            target,
+            ratio: 0.1,
+        };
+        let losses: Vec<f32> = batch.losses(&network, &device).into_data().iter().collect();
+        // Both errors are half a velocity: the jump's is a tenth of it, because r is.
+        let expected = [0.0025 / 0.1 / 0.26f32.sqrt(), 0.25 / 0.26f32.sqrt()];
+        for (loss, expected) in losses.iter().zip(expected) {
+            assert!((loss - expected).abs() < 1e-5, "{losses:?}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ The network is exported, untrained, by `quell-train --model few-step --epochs 0`
 `gap_embedding`, diffusers must load the folder without a missing or an unexpected tensor.
 Then every tensor is filled as `tests/parity/trainer.py` does it, and the weights of the fast
 time features are set to zero, as in every few-step checkpoint. `tests/golden/few-step/` gets
-the two configurations and `calls.safetensors`.
+the two configurations and `calls.safetensors`: single answers, and pictures after four steps.
 """
 
 import argparse
@@ -68,6 +68,14 @@ class FewStep(torch.nn.Module):
         return F.pixel_shuffle(inside, 2)
 
 
+def sample(network, x, classes, steps):
+    """Steps of equal length from noise, each with the mean velocity over it."""
+    for i in reversed(range(steps)):
+        time = torch.full((len(x),), (i + 1) / steps)
+        x = x - network(x, time, torch.full((len(x),), 1 / steps), classes) / steps
+    return x
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -94,9 +102,12 @@ def main():
         "gap": torch.tensor([1.0, 0.25, 0.0, 0.125]),
         "class": torch.tensor([0, 7, 10, 9]),
     }
-    output = FewStep(model.eval(), tensors)(*calls.values())
+    network = FewStep(model.eval(), tensors)
+    output = network(*calls.values())
+    drawn = sample(network, x, calls["class"], 4)
     calls["class"] = calls["class"].to(torch.int32)
-    save_file({**calls, "output": output.contiguous()}, golden / "calls.safetensors")
+    calls.update(output=output.contiguous(), drawn=drawn.contiguous())
+    save_file(calls, golden / "calls.safetensors")
     print(sum(tensor.numel() for tensor in tensors.values()), "parameters")
 
 

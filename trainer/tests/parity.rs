@@ -20,6 +20,7 @@ use quell_trainer::checkpoint::{
 use quell_trainer::classifier;
 use quell_trainer::config::ModelConfig;
 use quell_trainer::dataset::PIXELS;
+use quell_trainer::soflow;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
@@ -198,9 +199,12 @@ fn the_few_step_network_equals_diffusers() {
     );
     let network = load(&folder, &device).unwrap().model;
     let x = x.reshape([-1, PIXELS as i32]);
-    let y = network.velocity(x, time("time"), time("gap"), Some(class));
+    let y = network.velocity(x.clone(), time("time"), time("gap"), Some(class));
     let error = relative_error(&read(y), &floats("output"));
     assert!(error < 1e-5, "{error:e}");
+    let drawn = soflow::sample(&network, x, &[0, 7, 10, 9], 4, false);
+    let error = relative_error(&read(drawn), &floats("drawn"));
+    assert!(error < 1e-5, "four steps: {error:e}");
 }
 
 /// What the trainer exports, the converter reads, "no class" included.

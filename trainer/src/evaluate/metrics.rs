@@ -235,3 +235,50 @@ fn difference(x: &[f32], y: &[f32]) -> f32 {
         .sum();
     sums.iter().sum::<f32>() + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The formula of `tests/golden/measures.py`.
+    fn features(n: usize, phase: f64) -> Vec<f32> {
+        let number = |i: f64, j: f64| {
+            (0.37 * i * (j + 1.0) + phase).sin() + 0.1 * phase * j / 64.0 + (i * i * 0.11 + j).cos()
+        };
+        let row = |i| (0..FEATURES).map(move |j| number(i as f64, j as f64) as f32);
+        (0..n).flat_map(row).collect()
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!(
+            (found / expected - 1.0).abs() < 1e-4,
+            "{found} is not {expected}"
+        );
+    }
+
+    #[test]
+    fn distances_are_those_of_numpy_and_scipy() {
+        let (a, b) = (features(200, 0.0), features(150, 2.0));
+        close(frechet(&a, &b), 9.869_197_284);
+        close(kernel_distance(&a, &b), 0.044_074_888_16);
+        close(coverage(&a, &b), 0.93);
+        close(coverage(&b, &a), 0.906_666_666_7);
+        assert!(frechet(&a, &a).abs() < 1e-6);
+    }
+
+    /// The covariance of fewer pictures than features has no inverse.
+    #[test]
+    fn few_pictures_have_a_distance_too() {
+        let (a, b) = (features(5, 0.0), features(7, 1.0));
+        let distance = frechet(&a, &b);
+        assert!(distance.is_finite() && distance > 0.0, "{distance}");
+    }
+
+    #[test]
+    fn the_nearest_picture_is_found() {
+        let others = [[-1.0f32; 20], [0.5; 20]].concat();
+        let found = nearest(&[[1.0; 20], [-1.0; 20]].concat(), &others, 20);
+        close(found[0], 0.25);
+        assert_eq!(found[1], 0.0);
+    }
+}
