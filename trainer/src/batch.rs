@@ -9,21 +9,21 @@ use std::ops::Range;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use crate::dataset::{PIXELS, Pictures};
+use crate::dataset::Pictures;
 use crate::diffusion::{ForwardProcess, Prediction, Weighting};
 use crate::guidance::{Teacher, guided};
 use crate::rng::{self, Stream};
 
-/// What a network learns from in one step; `n` is the number of pictures.
+/// What a network learns from in one step; `n` is the number of pictures, `p` that of a picture's numbers.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Noisy pictures, `[n, 784]`.
+    /// Noisy pictures, `[n, p]`.
     pub x: Tensor<2>,
     /// Timesteps in `0..T`, `[n]`.
     pub t: Tensor<1, Int>,
     /// Rows of the class table, `[n]`.
     pub class: Tensor<1, Int>,
-    /// What the network should answer, `[n, 784]`.
+    /// What the network should answer, `[n, p]`.
     pub target: Tensor<2>,
     /// The weight of each picture's squared error, `[n]`.
     pub weight: Tensor<1>,
@@ -125,13 +125,14 @@ impl Recipe {
         let n = chosen.len();
         let mut rng = draw.open(self.seed);
         let dropout = draw.dropout(self.label_dropout);
-        let (mut x, mut target) = (vec![0.0; n * PIXELS], vec![0.0; n * PIXELS]);
+        let numbers = pictures.pixels();
+        let (mut x, mut target) = (vec![0.0; n * numbers], vec![0.0; n * numbers]);
         let (mut t, mut class) = (Vec::with_capacity(n), Vec::with_capacity(n));
         let mut weight = Vec::with_capacity(n);
-        let (mut x0, mut noise) = ([0.0; PIXELS], [0.0; PIXELS]);
+        let (mut x0, mut noise) = (vec![0.0; numbers], vec![0.0; numbers]);
         let rows = x
-            .chunks_exact_mut(PIXELS)
-            .zip(target.chunks_exact_mut(PIXELS));
+            .chunks_exact_mut(numbers)
+            .zip(target.chunks_exact_mut(numbers));
         for ((x, target), &index) in rows.zip(chosen) {
             let index = index as usize;
             let time = rng::below(&mut rng, self.process.timesteps());
@@ -151,10 +152,10 @@ impl Recipe {
         }
         let plain = device.clone().without_autodiff();
         let mut batch = Batch {
-            x: Tensor::from_data(TensorData::new(x, [n, PIXELS]), &plain),
+            x: Tensor::from_data(TensorData::new(x, [n, numbers]), &plain),
             t: Tensor::from_data(TensorData::new(t, [n]), &plain),
             class: Tensor::from_data(TensorData::new(class, [n]), &plain),
-            target: Tensor::from_data(TensorData::new(target, [n, PIXELS]), &plain),
+            target: Tensor::from_data(TensorData::new(target, [n, numbers]), &plain),
             weight: Tensor::from_data(TensorData::new(weight, [n]), &plain),
         };
         if let Some(teacher) = &self.teacher {
@@ -181,6 +182,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::PIXELS;
     use crate::diffusion::BetaSchedule;
 
     const ORDER: Order = Order {

@@ -36,6 +36,31 @@ pub const CLASS_NAMES: [&str; CLASSES] = [
 /// Without files for it, one picture in so many is kept for validation.
 const HELD_OUT: usize = 10;
 
+/// What a network must know of the pictures that it learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// 1 for grey pictures, 3 for colours.
+    pub channels: usize,
+    /// Width and height.
+    pub side: usize,
+    /// The number of classes.
+    pub classes: usize,
+}
+
+impl Subject {
+    /// Fashion-MNIST's garments.
+    pub const GARMENTS: Self = Self {
+        channels: 1,
+        side: SIDE,
+        classes: CLASSES,
+    };
+
+    /// How many numbers a picture is.
+    pub fn numbers(&self) -> usize {
+        self.channels * self.side * self.side
+    }
+}
+
 /// Which part of the data to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -156,6 +181,16 @@ impl Pictures {
         self.labels.is_empty()
     }
 
+    /// What a network must know of them; `None` where they are not square.
+    pub fn subject(&self) -> Option<Subject> {
+        let [channels, height, width] = self.shape;
+        (height == width).then_some(Subject {
+            channels,
+            side: height,
+            classes: self.classes,
+        })
+    }
+
     /// Channels, height and width of every picture.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
@@ -204,8 +239,8 @@ impl Pictures {
         (0..self.classes).flat_map(of).collect()
     }
 
-    /// The numbers of a picture.
-    fn pixels(&self) -> usize {
+    /// How many numbers a picture is.
+    pub fn pixels(&self) -> usize {
         self.shape.iter().product()
     }
 

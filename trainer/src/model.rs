@@ -3,12 +3,11 @@
 //! This module owns their forward formulas. It must not know how a network is trained, which
 //! noise schedule it belongs to, or how its weights are stored.
 //!
-//! Both are plain perceptrons over the 784 pixels of a 28 by 28 grey picture: [`MlpClassic`]
+//! Both are plain perceptrons over all `p` numbers of a picture, `p = 784` for garments: [`MlpClassic`]
 //! appends the timestep to the pixels; [`ResidualMlp`] is a stack of residual blocks, each
 //! steered by an embedding of timestep and class. The U-Net has a module of its own.
 
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
-use crate::dataset::PIXELS;
 use crate::unet2d::UNet2d;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -18,9 +17,10 @@ use burn::tensor::{Device, Int, Tensor};
 impl MlpClassicConfig {
     /// Builds the network with random weights (uniform within `1 / sqrt(inputs)`).
     pub fn init(&self, device: &Device) -> MlpClassic {
-        let mut sizes = vec![PIXELS + 1];
+        let numbers = self.in_channels * self.sample_size * self.sample_size;
+        let mut sizes = vec![numbers + 1];
         sizes.extend(&self.hidden_sizes);
-        sizes.push(PIXELS);
+        sizes.push(numbers);
         let layers = sizes
             .windows(2)
             .map(|io| LinearConfig::new(io[0], io[1]).init(device));
@@ -54,10 +54,10 @@ impl MlpClassic {
     ///
     /// # Shapes
     ///
-    /// - `x`: `[n, 784]`, rows of pixels in about `[-1, 1]`
+    /// - `x`: `[n, p]`, rows of pixels in about `[-1, 1]`
     /// - `t`: `[n]`, timesteps in `0..T`; the network sees `t / T`
     /// - `class`: ignored, so that both networks are called alike
-    /// - output: `[n, 784]`
+    /// - output: `[n, p]`
     pub fn forward(
         &self,
         x: Tensor<2>,
@@ -81,6 +81,7 @@ impl ResidualMlpConfig {
     /// Builds the network with random weights (uniform within `1 / sqrt(inputs)`).
     pub fn init(&self, device: &Device) -> ResidualMlp {
         let (h, c) = (self.hidden_size, self.cond_size);
+        let numbers = self.in_channels * self.sample_size * self.sample_size;
         let norm = || {
             LayerNormConfig::new(h)
                 .with_epsilon(self.norm_eps)
@@ -98,10 +99,10 @@ impl ResidualMlpConfig {
             class_embed: self
                 .num_class_embeds
                 .map(|n| EmbeddingConfig::new(n, c).init(device)),
-            input: linear(PIXELS, h),
+            input: linear(numbers, h),
             blocks: (0..self.num_blocks).map(block).collect(),
             norm: norm(),
-            output: linear(h, PIXELS),
+            output: linear(h, numbers),
             time_features: self.time_features,
         }
     }
@@ -124,11 +125,11 @@ impl ResidualMlp {
     ///
     /// # Shapes
     ///
-    /// - `x`: `[n, 784]`, rows of pixels in about `[-1, 1]`
+    /// - `x`: `[n, p]`, rows of pixels in about `[-1, 1]`
     /// - `t`: `[n]`, timesteps in `0..T`
     /// - `class`: `[n]`, rows of the class table: `0..10`, or 10 for "no class"; needed if and
     ///   only if the network has a class table
-    /// - output: `[n, 784]`
+    /// - output: `[n, p]`
     ///
     /// # Panics
     ///
@@ -282,6 +283,7 @@ impl Denoiser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::PIXELS;
 
     #[test]
     fn timestep_features_match_the_formula() {

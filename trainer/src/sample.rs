@@ -10,7 +10,6 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::checkpoint::{Checkpoint, Scheduler, Spacing};
-use crate::dataset::PIXELS;
 use crate::diffusion::{ForwardProcess, Prediction};
 use crate::guidance::guided;
 use crate::rng::{self, Stream};
@@ -27,7 +26,7 @@ pub enum Sampler {
     Euler,
 }
 
-/// Draws one picture for each entry of `classes`: `[n, 784]`, values in about `[-1, 1]`.
+/// Draws one picture for each entry of `classes`: `[n, p]`, values in about `[-1, 1]`.
 ///
 /// `steps` is at least 1 and at most the number of timesteps. A `guidance` of 1 asks the network
 /// once per step; any other value asks it again without class and moves the answer away from
@@ -44,7 +43,7 @@ pub fn sample(
     let mut noise = Noise {
         seed,
         step: 0,
-        rows: classes.len(),
+        shape: [classes.len(), checkpoint.config.subject().numbers()],
         device: device.clone(),
     };
     let mut x = noise.draw();
@@ -97,19 +96,19 @@ fn timesteps(spacing: Spacing, count: usize, steps: usize) -> Vec<usize> {
 struct Noise {
     seed: u64,
     step: u64,
-    rows: usize,
+    shape: [usize; 2],
     device: Device,
 }
 
 impl Noise {
     fn draw(&mut self) -> Tensor<2> {
-        let mut values = vec![0.0; self.rows * PIXELS];
+        let mut values = vec![0.0; self.shape.iter().product()];
         rng::fill_normal(
             &mut rng::open(self.seed, Stream::Sample, self.step, 0),
             &mut values,
         );
         self.step += 1;
-        Tensor::from_data(TensorData::new(values, [self.rows, PIXELS]), &self.device)
+        Tensor::from_data(TensorData::new(values, self.shape), &self.device)
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Order;
 use crate::checkpoint::{FlowConfig, Scheduler, SchedulerConfig};
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
-use crate::dataset::{CLASSES, Data};
+use crate::dataset::{Data, Subject};
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction, Weighting};
 use crate::soflow::{self, Course};
 use crate::unet2d::{Sizes, TIMESTEPS, UNet2dConfig};
@@ -225,9 +225,6 @@ impl Settings {
             self.time_features.is_multiple_of(2),
             "--time-features must be even"
         );
-        if let Some(fault) = self.model_config().fault() {
-            bail!("{fault} (--hidden, --levels and --blocks give the sizes of a U-Net)");
-        }
         ensure!(
             self.learning_rate > 0.0 && self.learning_rate < 1.0,
             "--learning-rate must lie between 0 and 1"
@@ -241,7 +238,7 @@ impl Settings {
             "--label-dropout must be 0 to 1"
         );
         ensure!(
-            self.teacher.is_none() || self.model_config().no_class().is_some(),
+            self.teacher.is_none() || self.garment_config().no_class().is_some(),
             "--teacher needs a model with classes"
         );
         ensure!(
@@ -251,8 +248,28 @@ impl Settings {
         Ok(())
     }
 
-    /// The network's `config.json`.
-    pub fn model_config(&self) -> ModelConfig {
+    /// The network's `config.json`, for such pictures.
+    pub fn model_config(&self, subject: Subject) -> ModelConfig {
+        self.garment_config().for_subject(subject)
+    }
+
+    /// Checks that the network can be built for such pictures.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the field at fault, and the options that give it.
+    pub fn check_model(&self, subject: Subject) -> Result<()> {
+        if let Some(fault) = self.model_config(subject).fault() {
+            bail!(
+                "{fault} (--hidden, --levels and --blocks give the sizes of a U-Net; pictures have \
+                 {0}x{0} pixels)",
+                subject.side
+            );
+        }
+        Ok(())
+    }
+
+    fn garment_config(&self) -> ModelConfig {
         match self.model {
             ModelKind::MlpClassic => ModelConfig::Classic(MlpClassicConfig::new(
                 vec![self.hidden; self.blocks],
@@ -288,11 +305,11 @@ impl Settings {
     }
 
     /// The recipe by which a few-step network's batches are made.
-    pub(crate) fn few_step_recipe(&self) -> Option<soflow::Recipe> {
+    pub(crate) fn few_step_recipe(&self, subject: Subject) -> Option<soflow::Recipe> {
         Some(soflow::Recipe {
             course: self.course?,
             label_dropout: self.label_dropout,
-            no_class: CLASSES,
+            no_class: subject.classes,
             seed: self.seed,
         })
     }
@@ -312,7 +329,7 @@ impl Settings {
     }
 
     /// The recipe by which batches are made, without a teacher.
-    pub fn recipe(&self) -> crate::batch::Recipe {
+    pub fn recipe(&self, subject: Subject) -> crate::batch::Recipe {
         let scheduler = self.scheduler_config();
         crate::batch::Recipe {
             process: ForwardProcess::new(
@@ -324,7 +341,7 @@ impl Settings {
             prediction: self.prediction,
             weighting: self.weighting,
             label_dropout: self.label_dropout,
-            no_class: CLASSES,
+            no_class: subject.classes,
             seed: self.seed,
             teacher: None,
         }
@@ -345,10 +362,11 @@ mod tests {
 
     #[test]
     fn defaults_are_valid_and_classic_is_the_textbook() {
-        for kind in [ModelKind::Mlp, ModelKind::MlpClassic, ModelKind::Unet] {
+        for kind in ModelKind::value_variants() {
+            let kind = *kind;
             let settings = Settings::defaults(kind);
             settings.check().unwrap();
-            assert_eq!(settings.model_config().fault(), None);
+            settings.check_model(Subject::GARMENTS).unwrap();
         }
         let classic = Settings::defaults(ModelKind::MlpClassic);
         assert_eq!(classic.prediction, Prediction::Epsilon);

@@ -20,7 +20,7 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Draw;
-use crate::dataset::{PIXELS, Pictures};
+use crate::dataset::Pictures;
 use crate::model::Denoiser;
 use crate::rng;
 
@@ -83,9 +83,11 @@ pub(crate) struct Recipe {
 /// Pictures on their way, before any network was asked; the jumps come first.
 #[derive(Clone, Debug)]
 struct Drawn {
-    /// `x_t`, `[n, 784]`
+    /// The numbers `p` of a picture.
+    numbers: usize,
+    /// `x_t`, `[n, p]`
     x: Vec<f32>,
-    /// `v`, then `v'`, `[n, 784]`
+    /// `v`, then `v'`, `[n, p]`
     velocity: Vec<f32>,
     t: Vec<f32>,
     /// `t - s`; 0 where the velocity itself is learnt.
@@ -146,20 +148,21 @@ impl Recipe {
     }
 
     fn draw(&self, pictures: &Pictures, chosen: &[u32], draw: Draw, jumps: usize) -> Drawn {
-        let n = chosen.len();
+        let (n, numbers) = (chosen.len(), pictures.pixels());
         let mut rng = draw.open(self.seed);
         let dropout = draw.dropout(self.label_dropout);
         let mut drawn = Drawn {
-            x: vec![0.0; n * PIXELS],
-            velocity: vec![0.0; n * PIXELS],
+            numbers,
+            x: vec![0.0; n * numbers],
+            velocity: vec![0.0; n * numbers],
             t: Vec::with_capacity(n),
             gap: Vec::with_capacity(n),
             class: Vec::with_capacity(n),
             jumps,
         };
-        let (mut data, mut noise) = ([0.0; PIXELS], [0.0; PIXELS]);
-        let rows = drawn.x.chunks_exact_mut(PIXELS);
-        let rows = rows.zip(drawn.velocity.chunks_exact_mut(PIXELS));
+        let (mut data, mut noise) = (vec![0.0; numbers], vec![0.0; numbers]);
+        let rows = drawn.x.chunks_exact_mut(numbers);
+        let rows = rows.zip(drawn.velocity.chunks_exact_mut(numbers));
         for (i, ((x, v), &index)) in rows.zip(chosen).enumerate() {
             // All numbers are drawn in any case, so that they do not depend on the course.
             let normal: f64 = StandardNormal.sample(&mut rng);
@@ -198,8 +201,10 @@ impl Recipe {
         let none = vec![self.no_class as i32; drawn.t.len()];
         let zeros = vec![0.0; drawn.t.len()];
         let free = ask(network, [&drawn.x, &drawn.t, &zeros], &none, device);
-        let rows = drawn.velocity.chunks_exact_mut(PIXELS).zip(&drawn.class);
-        for ((v, &class), free) in rows.zip(free.chunks_exact(PIXELS)) {
+        let numbers = drawn.numbers;
+        let rows = drawn.velocity.chunks_exact_mut(numbers);
+        let rows = rows.zip(&drawn.class);
+        for ((v, &class), free) in rows.zip(free.chunks_exact(numbers)) {
             if class != self.no_class as i32 {
                 for (v, free) in v.iter_mut().zip(free) {
                     *v = w * *v + (1.0 - w) * free;
@@ -215,9 +220,10 @@ impl Recipe {
         if jumps == 0 {
             return target;
         }
-        let mut x = drawn.x[..jumps * PIXELS].to_vec();
-        let rows = x.chunks_exact_mut(PIXELS).zip(&drawn.gap);
-        for ((x, gap), v) in rows.zip(drawn.velocity.chunks_exact(PIXELS)) {
+        let numbers = drawn.numbers;
+        let mut x = drawn.x[..jumps * numbers].to_vec();
+        let rows = x.chunks_exact_mut(numbers).zip(&drawn.gap);
+        for ((x, gap), v) in rows.zip(drawn.velocity.chunks_exact(numbers)) {
             for (x, v) in x.iter_mut().zip(v) {
                 *x -= r * gap * v;
             }
@@ -262,12 +268,12 @@ impl Batch {
         let drawn = &self.drawn;
         let inputs = [&drawn.x[..], &drawn.t, &drawn.gap];
         let answer = answer(network, inputs, &drawn.class, device);
-        let target = pixels(&self.target, device);
+        let target = pixels(&self.target, drawn.t.len(), device);
         (answer - target).square().mean_dim(1).squeeze_dim::<1>(1)
     }
 }
 
-/// Draws one picture for each entry of `classes`: `[n, 784]`, values in about `[-1, 1]`.
+/// Draws one picture for each entry of `classes`: `[n, p]`, values in about `[-1, 1]`.
 ///
 /// `euler` asks for the velocity at the beginning of each step, as flow matching does, instead of
 /// the mean velocity.
@@ -306,15 +312,15 @@ fn answer(
     let classes = TensorData::new(class.to_vec(), [class.len()]);
     let class = Tensor::<1, Int>::from_data(classes, device);
     network.velocity(
-        pixels(x, device),
+        pixels(x, t.len(), device),
         row(t, device),
         row(gap, device),
         Some(class),
     )
 }
 
-fn pixels(x: &[f32], device: &Device) -> Tensor<2> {
-    let shape = [x.len() / PIXELS, PIXELS];
+fn pixels(x: &[f32], rows: usize, device: &Device) -> Tensor<2> {
+    let shape = [rows, x.len() / rows];
     Tensor::from_data(TensorData::new(x.to_vec(), shape), device)
 }
 
@@ -325,6 +331,7 @@ fn row(values: &[f32], device: &Device) -> Tensor<1> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::PIXELS;
     use crate::unet2d::UNet2dConfig;
 
     const RECIPE: Recipe = Recipe {
@@ -408,6 +415,7 @@ mod tests {
         let device = Device::flex();
         let network = Denoiser::UNet(UNet2dConfig::few_step(16, false).init(&device));
         let drawn = Drawn {
+            numbers: PIXELS,
             x: vec![0.0; 2 * PIXELS],
             velocity: vec![0.0; 2 * PIXELS],
             t: vec![1.0; 2],

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::batch::{self, Draw, Order};
 use crate::checkpoint::{self, Checkpoint};
-use crate::dataset::{Pictures, Split};
+use crate::dataset::{Pictures, Split, Subject};
 use crate::guidance::Teacher;
 use crate::model::Denoiser;
 use crate::optimizer::{Optimizer, learning_rate};
@@ -62,9 +62,10 @@ pub struct Report {
 /// One line: impossible settings, or a folder that cannot be written.
 pub fn export_untrained(settings: &Settings, output: &Path, device: &Device) -> Result<()> {
     settings.check()?;
-    let (model, _) = beginning(settings, device)?;
+    settings.check_model(Subject::GARMENTS)?;
+    let (model, _) = beginning(settings, Subject::GARMENTS, device)?;
     let untrained = Checkpoint {
-        config: settings.model_config(),
+        config: settings.model_config(Subject::GARMENTS),
         scheduler: settings.scheduler(),
         model,
     };
@@ -82,7 +83,8 @@ pub fn export_unfinished(run_dir: &Path, output: &Path, device: &Device) -> Resu
         .with_context(|| format!("{}: no folder of a run", run_dir.display()))?;
     let state = State::load_newest(run_dir, warn)?
         .with_context(|| format!("{}: nothing is saved yet", run_dir.display()))?;
-    let config = settings.model_config();
+    let train = Pictures::load(&settings.data, Split::Train, settings.limit)?;
+    let config = settings.model_config(subject(&train, &settings)?);
     let network = config.init(device);
     check_length(&state, &network, run_dir)?;
     let unfinished = Checkpoint {
@@ -91,7 +93,6 @@ pub fn export_unfinished(run_dir: &Path, output: &Path, device: &Device) -> Resu
         model: with_weights(network, &state.average, device),
     };
     checkpoint::save::<()>(output, &unfinished, None)?;
-    let train = Pictures::load(&settings.data, Split::Train, settings.limit)?;
     Ok(state.step as f64 / settings.order(train.len()).steps() as f64)
 }
 
@@ -107,10 +108,12 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     ensure!(settings.epochs > 0, "--epochs must be at least 1");
     let load = |split| Pictures::load(&settings.data, split, settings.limit);
     let (train, valid) = (load(Split::Train)?, load(Split::Valid)?);
+    let subject = subject(&train, settings)?;
+    check_alike(&train, &valid, settings)?;
     let run_dir = checkpoint::sibling(&session.output, "run")?;
     let saved = prepare(&run_dir, settings, session)?;
 
-    let (network, teacher) = beginning(settings, device)?;
+    let (network, teacher) = beginning(settings, subject, device)?;
     let state = match saved {
         Some(state) => state,
         None => State::new(flatten(&network)),
@@ -118,7 +121,7 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
     check_length(&state, &network, &run_dir)?;
     let run = Run {
         settings,
-        recipe: Recipe::new(settings, teacher),
+        recipe: Recipe::new(settings, subject, teacher),
         order: settings.order(train.len()),
         train,
         valid,
@@ -141,7 +144,7 @@ pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Op
         seconds: state.seconds,
     };
     let exported = Checkpoint {
-        config: settings.model_config(),
+        config: settings.model_config(subject),
         scheduler: settings.scheduler(),
         model,
     };
@@ -161,12 +164,12 @@ enum Recipe {
 }
 
 impl Recipe {
-    fn new(settings: &Settings, teacher: Option<Teacher>) -> Self {
-        match settings.few_step_recipe() {
+    fn new(settings: &Settings, subject: Subject, teacher: Option<Teacher>) -> Self {
+        match settings.few_step_recipe(subject) {
             Some(recipe) => Self::SoFlow(recipe),
             None => Self::Denoising(batch::Recipe {
                 teacher,
-                ..settings.recipe()
+                ..settings.recipe(subject)
             }),
         }
     }
@@ -305,12 +308,16 @@ fn denoising_losses(network: &Denoiser, batch: batch::Batch) -> Tensor<1> {
 }
 
 /// The network to begin with, and the teacher if there is one.
-fn beginning(settings: &Settings, device: &Device) -> Result<(Denoiser, Option<Teacher>)> {
+fn beginning(
+    settings: &Settings,
+    subject: Subject,
+    device: &Device,
+) -> Result<(Denoiser, Option<Teacher>)> {
     let Some(dir) = &settings.teacher else {
         device.seed(settings.seed);
-        return Ok((settings.model_config().init(device), None));
+        return Ok((settings.model_config(subject).init(device), None));
     };
-    let model = load_teacher(dir, settings, device)?;
+    let model = load_teacher(dir, settings, subject, device)?;
     let teacher = Teacher {
         model: model.clone(),
         guidance: settings.guidance,
@@ -319,14 +326,45 @@ fn beginning(settings: &Settings, device: &Device) -> Result<(Denoiser, Option<T
 }
 
 /// Reads the network to begin with, which must fit the settings.
-fn load_teacher(dir: &Path, settings: &Settings, device: &Device) -> Result<Denoiser> {
+fn load_teacher(
+    dir: &Path,
+    settings: &Settings,
+    subject: Subject,
+    device: &Device,
+) -> Result<Denoiser> {
     let teacher = checkpoint::load(dir, device)?;
     ensure!(
-        teacher.config == settings.model_config() && teacher.scheduler == settings.scheduler(),
+        teacher.config == settings.model_config(subject)
+            && teacher.scheduler == settings.scheduler(),
         "{}: a teacher must have the sizes, schedule and prediction of the model to train",
         dir.display()
     );
     Ok(teacher.model)
+}
+
+/// What the network must know of the pictures.
+fn subject(pictures: &Pictures, settings: &Settings) -> Result<Subject> {
+    let [_, height, width] = pictures.shape();
+    let subject = pictures.subject().with_context(|| {
+        let name = settings.data.path.display();
+        format!("{name}: pictures are {width}x{height}; expected square ones, or give --size")
+    })?;
+    settings.check_model(subject)?;
+    Ok(subject)
+}
+
+/// Refuses validation pictures of another kind.
+fn check_alike(train: &Pictures, valid: &Pictures, settings: &Settings) -> Result<()> {
+    ensure!(
+        train.shape() == valid.shape() && valid.classes() <= train.classes(),
+        "{}: validation pictures are {:?} of {} classes; expected {:?} of {} as in training",
+        settings.data.path.display(),
+        valid.shape(),
+        valid.classes(),
+        train.shape(),
+        train.classes()
+    );
+    Ok(())
 }
 
 /// Makes the run folder ready and gives the state that it already holds.

@@ -24,10 +24,9 @@ pub use self::config::{DownBlock, Sizes, UNet2dConfig, UpBlock};
 use self::norm::group_norm;
 use self::shuffle::{shuffle, unshuffle};
 use crate::conv::{conv2d, layer};
-use crate::dataset::{PIXELS, SIDE};
 use crate::model::{cosines_and_sines, slow, slow_features};
 
-/// A U-Net over pictures of 28 by 28, steered by timestep and class.
+/// A U-Net over square pictures, steered by timestep and class.
 #[derive(Module, Debug)]
 pub struct UNet2d {
     conv_in: Conv2d,
@@ -42,6 +41,10 @@ pub struct UNet2d {
     time_features: usize,
     /// The side of the squares of pixels that are channels inside.
     square: usize,
+    /// Width and height of a picture.
+    side: usize,
+    /// Its channels.
+    channels: usize,
 }
 
 /// Two linear layers with SiLU in between.
@@ -81,6 +84,8 @@ impl UNet2dConfig {
                 .init(device),
             time_features: base,
             square: self.pixel_unshuffle.unwrap_or(1),
+            side: self.subject().side,
+            channels: self.subject().channels,
         }
     }
 
@@ -142,11 +147,11 @@ impl UNet2d {
     ///
     /// # Shapes
     ///
-    /// - `x`: `[n, 784]`, rows of pixels in about `[-1, 1]`
+    /// - `x`: `[n, p]`, pictures, `[c, h, w]` each, in about `[-1, 1]`
     /// - `t`: `[n]`, timesteps in `0..T`
-    /// - `class`: `[n]`, rows of the class table: `0..10`, or 10 for "no class"; needed if and
+    /// - `class`: `[n]`, rows of the class table, whose last stands for "no class"; needed if and
     ///   only if the network has a class table
-    /// - output: `[n, 784]`
+    /// - output: `[n, p]`
     ///
     /// # Panics
     ///
@@ -190,7 +195,12 @@ impl UNet2d {
     fn denoise(&self, x: Tensor<2>, embedding: Tensor<2>) -> Tensor<2> {
         let n = x.dims()[0];
         let activated = silu(embedding);
-        let x = unshuffle(x.reshape([n, SIDE, SIDE, 1]), self.square);
+        let [side, channels] = [self.side, self.channels];
+        let x = match channels {
+            1 => x.reshape([n, side, side, 1]),
+            _ => x.reshape([n, channels, side, side]).permute([0, 2, 3, 1]),
+        };
+        let x = unshuffle(x, self.square);
         let mut x = conv2d(x, &self.conv_in);
         let mut skips = vec![x.clone()];
         for level in &self.down_blocks {
@@ -203,7 +213,12 @@ impl UNet2d {
             x = level.forward(x, &activated, &mut skips);
         }
         let x = group_norm(x, None, &self.conv_norm_out, true);
-        shuffle(conv2d(x, &self.conv_out), self.square).reshape([n, PIXELS])
+        let y = shuffle(conv2d(x, &self.conv_out), self.square);
+        let y = match channels {
+            1 => y,
+            _ => y.permute([0, 3, 1, 2]),
+        };
+        y.reshape([n, channels * side * side])
     }
 
     fn embed_time(&self, features: Tensor<2>) -> Tensor<2> {

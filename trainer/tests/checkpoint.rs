@@ -254,7 +254,7 @@ fn damage_is_named_with_its_file() {
     let text = std::fs::read_to_string(&path).unwrap();
     for (from, to, expected) in [
         ("MLPClassic", "UNet2D", "config.json"),
-        ("28", "32", "28x28"),
+        ("28", "32", "layers.0.weight"),
         (
             "\"num_train_timesteps\": 20",
             "\"num_train_timesteps\": 21",

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{ClassifierConfig, NoisyClassifier};
 use crate::batch::{Batch, Draw, Order, Recipe};
 use crate::checkpoint::{self, SchedulerConfig};
-use crate::dataset::{CLASSES, Data, PIXELS, Pictures, Split};
+use crate::dataset::{CLASSES, Data, PIXELS, Pictures, SIDE, Split, Subject};
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::optimizer::{Optimizer, learning_rate};
 use crate::params::{flatten, gradients, with_weights};
@@ -116,6 +116,15 @@ pub fn run(settings: &Settings, output: &Path, device: &Device) -> Result<Report
     checkpoint::check_replaceable(output)?;
     let load = |split| Pictures::load(&settings.data, split, settings.limit);
     let (train, test) = (load(Split::Train)?, load(Split::Valid)?);
+    for pictures in [&train, &test] {
+        ensure!(
+            pictures.subject() == Some(Subject::GARMENTS),
+            "{}: pictures are {:?} of {} classes; expected [1, {SIDE}, {SIDE}] of {CLASSES}",
+            settings.data.path.display(),
+            pictures.shape(),
+            pictures.classes()
+        );
+    }
     let scheduler = SchedulerConfig::new(settings.schedule, Prediction::V, settings.timesteps);
     let recipe = recipe(settings, &scheduler);
     let config = ClassifierConfig::new(settings.timesteps);

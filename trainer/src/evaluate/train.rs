@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::network::{Config, Network};
 use crate::batch::{Draw, Order};
 use crate::checkpoint::{self, Files};
-use crate::dataset::{Data, PIXELS, Pictures, SIDE, Split};
+use crate::dataset::{CLASSES, Data, PIXELS, Pictures, SIDE, Split, Subject};
 use crate::optimizer::{Optimizer, learning_rate};
 use crate::params::{flatten, gradients, with_weights};
 use crate::progress::say;
@@ -85,6 +85,15 @@ pub fn run(settings: &Settings, output: &Path, device: &Device) -> Result<Report
     checkpoint::check_replaceable(output)?;
     let load = |split| Pictures::load(&settings.data, split, settings.limit);
     let (train, test) = (load(Split::Train)?, load(Split::Valid)?);
+    for pictures in [&train, &test] {
+        ensure!(
+            pictures.subject() == Some(Subject::GARMENTS),
+            "{}: pictures are {:?} of {} classes; expected [1, {SIDE}, {SIDE}] of {CLASSES}",
+            settings.data.path.display(),
+            pictures.shape(),
+            pictures.classes()
+        );
+    }
     device.seed(settings.seed);
     let (network, train_loss) = fit(settings, Network::new(device), &train, device)?;
     let pixels = test.gather(&(0..test.len()).collect::<Vec<_>>());

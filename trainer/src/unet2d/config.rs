@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Activation;
-use crate::dataset::{CLASSES, SIDE};
+use crate::dataset::{CLASSES, SIDE, Subject};
 
 /// The side of the squares that become channels in a network for few steps.
 const UNSHUFFLE: usize = 2;
@@ -53,11 +53,11 @@ pub struct Sizes {
 /// one more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UNet2dConfig {
-    /// Width and height of a picture: 28.
+    /// Width and height of a picture (inside, of squares).
     pub sample_size: usize,
-    /// Channels of the input: 1.
+    /// Channels of the input.
     pub in_channels: usize,
-    /// Channels of the output: 1.
+    /// Channels of the output: the same.
     pub out_channels: usize,
     /// Whether the input is `[0, 1]`: it is not.
     pub center_input_sample: bool,
@@ -105,7 +105,7 @@ pub struct UNet2dConfig {
     pub add_attention: bool,
     /// Classes are rows of a table: `None`.
     pub class_embed_type: Option<String>,
-    /// Rows of the class table: ten classes and "no class"; `None` without classes.
+    /// Rows of the class table: the classes and "no class"; `None` without classes.
     pub num_class_embeds: Option<usize>,
     /// Timesteps, for learned embeddings only, but honoured where it is given.
     pub num_train_timesteps: usize,
@@ -192,6 +192,31 @@ impl UNet2dConfig {
         }
     }
 
+    /// The same for other pictures than garments.
+    pub fn for_subject(mut self, subject: Subject) -> Self {
+        let square = self.pixel_unshuffle.unwrap_or(1);
+        self.sample_size = subject.side / square;
+        self.in_channels = subject.channels * square * square;
+        self.out_channels = self.in_channels;
+        if self.num_class_embeds.is_some() {
+            self.num_class_embeds = Some(subject.classes + 1);
+            self.null_class_id = Some(subject.classes);
+        }
+        self
+    }
+
+    /// The pictures it is made for.
+    pub fn subject(&self) -> Subject {
+        let square = self.pixel_unshuffle.unwrap_or(1);
+        Subject {
+            channels: self.in_channels / (square * square),
+            side: self.sample_size * square,
+            classes: self
+                .num_class_embeds
+                .map_or(CLASSES, |rows| rows.saturating_sub(1)),
+        }
+    }
+
     /// Says in one line what is wrong with sizes read from a file, if anything is.
     pub fn fault(&self) -> Option<String> {
         let levels = self.block_out_channels.len();
@@ -208,6 +233,17 @@ impl UNet2dConfig {
         if self.num_train_timesteps == 0 || self.norm_eps <= 0.0 {
             return Some("num_train_timesteps and norm_eps must be above zero".to_owned());
         }
+        if !matches!(self.pixel_unshuffle, None | Some(UNSHUFFLE)) {
+            return Some(format!("pixel_unshuffle must be {UNSHUFFLE}"));
+        }
+        let halved = 1 << (levels - 1);
+        if self.sample_size == 0 || !self.sample_size.is_multiple_of(halved) {
+            return Some(format!("sample_size must be a multiple of {halved}"));
+        }
+        let subject = self.subject();
+        if subject.channels == 0 || subject.classes == 0 {
+            return Some("in_channels and num_class_embeds must be larger".to_owned());
+        }
         let sizes = Sizes {
             base,
             levels,
@@ -221,7 +257,7 @@ impl UNet2dConfig {
         };
         let offered = Self {
             norm_eps: self.norm_eps,
-            ..offered
+            ..offered.for_subject(subject)
         };
         difference(self, &offered)
     }
@@ -273,8 +309,8 @@ mod tests {
         };
         for (change, field) in [
             (
-                (|c| c.sample_size = 32) as fn(&mut UNet2dConfig),
-                "sample_size must be 28",
+                (|c| c.sample_size = 30) as fn(&mut UNet2dConfig),
+                "sample_size must be a multiple of 4",
             ),
             (
                 |c| c.block_out_channels = vec![8, 16],
@@ -293,10 +329,10 @@ mod tests {
             ),
             (|c| c.up_block_types.truncate(2), "up_block_types"),
             (|c| c.add_attention = false, "down_block_types"),
-            (
-                |c| c.num_class_embeds = Some(10),
-                "num_class_embeds must be 11",
-            ),
+            (|c| c.num_class_embeds = Some(10), "null_class_id must be 9"),
+            (|c| c.num_class_embeds = Some(1), "num_class_embeds"),
+            (|c| c.out_channels = 2, "out_channels must be 1"),
+            (|c| c.pixel_unshuffle = Some(3), "pixel_unshuffle must be 2"),
             (
                 |c| c.num_class_embeds = None,
                 "null_class_id must be left out",
