@@ -7,7 +7,7 @@ mod evaluate;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
@@ -21,7 +21,7 @@ use crate::settings::{LrSchedule, ModelKind, Settings};
 use crate::soflow::Course;
 use crate::train::{self, Session};
 
-/// Trains a small diffusion model on Fashion-MNIST and writes a checkpoint folder.
+/// Trains a small diffusion model on pictures and writes a checkpoint folder.
 #[derive(Debug, Parser)]
 #[command(
     name = "quell-train",
@@ -33,16 +33,19 @@ Examples:
   quell-train --model mlp --output models/mlp            the model that draws clean garments
   quell-train --model mlp-classic --output models/classic  the textbook recipe, 5 epochs
   quell-train --model unet --output models/unet          diffusers' U-Net, sharpest and slowest
+  quell-train --model few-step --output models/few-step  a U-Net for 1 to 8 calls a picture
   quell-train --model mlp --output try --epochs 2 --limit 2000  a quick try
   quell-train --model mlp --output models/mlp --resume   go on after an interruption
+  quell-train --model mlp --data pictures --size 28 --output models/own  your own pictures
   quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
                                       learn the guided answers: as clear at half the price
+  quell-train evaluate models/few-step --steps 1,2,4,8   distance from real pictures, accuracy
   quell-train preview models/mlp -o grid.png             look at what a model draws
   quell-train export models/unet.run -o models/try        on the way, before preview
   quell-train classifier --output models/classifier      what classifier guidance needs
 
-The data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its state
-in a folder beside the output (models/mlp.run); burn's dashboard is shown in a terminal."
+The default data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its
+state in a folder beside the output (models/mlp.run)."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -163,17 +166,17 @@ struct TrainArgs {
     /// Stop after this epoch; --resume goes on later
     #[arg(long, value_name = "EPOCH")]
     stop_after: Option<usize>,
-    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 8]
+    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 8; few-step: 9]
     #[arg(long)]
     epochs: Option<usize>,
     /// Parts of an epoch: the state is saved, and the loss measured, after each
-    /// [default: 1; unet: 12]
+    /// [default: 1; unet: 12; few-step: 8]
     #[arg(long)]
     parts: Option<usize>,
-    /// Pictures on which the loss is measured on the way, at most [default: 10000; unet: 1000]
+    /// Pictures on which the loss is measured on the way, at most [default: 10000; unet, few-step: 1000]
     #[arg(long, value_name = "N")]
     valid_limit: Option<usize>,
-    /// Pictures per optimizer step [default: 256; mlp-classic: 128; unet: 64]
+    /// Pictures per optimizer step [default: 256; mlp-classic, few-step: 128; unet: 64]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Adam's learning rate after warm-up [default: 0.002; mlp-classic: 0.001]
@@ -182,11 +185,11 @@ struct TrainArgs {
     /// How the learning rate changes [default: cosine; mlp-classic: constant]
     #[arg(long, value_enum)]
     lr_schedule: Option<LrSchedule>,
-    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0; unet: 200]
+    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0; unet, few-step: 200]
     #[arg(long)]
     warmup_steps: Option<usize>,
     /// Decay of the running average of the weights, which is exported (0 = no average)
-    /// [default: 0.9995; mlp-classic: 0.99; unet: 0.999]
+    /// [default: 0.9995; mlp-classic: 0.99; unet, few-step: 0.999]
     #[arg(long)]
     ema_decay: Option<f64>,
     /// Largest norm of all gradients together (0 = no limit) [default: 1; mlp-classic: 0]
@@ -210,8 +213,8 @@ struct TrainArgs {
     /// Number of noise steps [default: 200; unet: 1000]
     #[arg(long)]
     timesteps: Option<usize>,
-    /// Width of the hidden layers, or channels of the first level (unet: 16 or 32)
-    /// [default: 256; mlp-classic: 512; unet: 16]
+    /// Width of the hidden layers, or channels of the first level (unet, few-step: 16 or 32)
+    /// [default: 256; mlp-classic: 512; unet: 16; few-step: 32]
     #[arg(long)]
     hidden: Option<usize>,
     /// Residual blocks (mlp), hidden layers (mlp-classic) or residual blocks per level (unet: 1 or
@@ -313,6 +316,46 @@ impl TrainArgs {
         }
     }
 
+    /// Refuses options that the model does not have.
+    fn check(&self, model: ModelKind) -> Result<()> {
+        let few_step = model == ModelKind::FewStep;
+        let of_course = [
+            ("--plain-share", self.plain_share.is_some()),
+            ("--jump-share", self.jump_share.is_some()),
+            ("--to-data-share", self.to_data_share.is_some()),
+            ("--first-ratio", self.first_ratio.is_some()),
+            ("--last-ratio", self.last_ratio.is_some()),
+        ];
+        let not_of_few_step = [
+            ("--teacher", self.teacher.is_some()),
+            ("--prediction", self.prediction.is_some()),
+            ("--schedule", self.schedule.is_some()),
+            ("--weighting", self.weighting.is_some()),
+            ("--timesteps", self.timesteps.is_some()),
+            ("--blocks", self.blocks.is_some()),
+            ("--levels", self.levels.is_some()),
+            ("--no-attention", self.no_attention),
+        ];
+        let refused: &[_] = if few_step {
+            &not_of_few_step
+        } else {
+            &of_course
+        };
+        if let Some((name, _)) = refused.iter().find(|(_, given)| *given) {
+            let expected = if few_step {
+                "another model"
+            } else {
+                "few-step"
+            };
+            bail!("--model does not go with {name}; expected {expected}");
+        }
+        ensure!(
+            few_step || self.guidance.is_none() || self.teacher.is_some(),
+            "--guidance is given; expected --teacher or --model few-step with it"
+        );
+        Ok(())
+    }
+
     fn course(&self, good: Course) -> Course {
         Course {
             plain_share: self.plain_share.unwrap_or(good.plain_share),
@@ -404,6 +447,7 @@ fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
         unreachable!("clap requires --model and --output without a subcommand");
     };
     let settings = args.settings(model);
+    args.check(model)?;
     if settings.epochs == 0 {
         train::export_untrained(&settings, output, device)?;
         say(&format!("{}: written, untrained", output.display()))?;
@@ -461,6 +505,22 @@ mod tests {
         assert_eq!(settings.schedule, BetaSchedule::ScaledLinear);
         assert_eq!(settings.grad_clip, None);
         assert_eq!(settings.hidden, Settings::defaults(ModelKind::Mlp).hidden);
+    }
+
+    #[test]
+    fn options_of_other_models_are_refused_by_name() {
+        let refused = |model: &str, more: &[&str]| {
+            let words = ["quell-train", "--model", model, "--output", "x"];
+            let cli = Cli::parse_from(words.iter().chain(more));
+            let error = cli.train.check(cli.train.model.unwrap()).unwrap_err();
+            error.to_string()
+        };
+        let error = refused("mlp", &["--last-ratio", "0.1"]);
+        assert!(error.contains("--last-ratio"), "{error}");
+        let error = refused("few-step", &["--timesteps", "10"]);
+        assert!(error.contains("--timesteps"), "{error}");
+        let error = refused("unet", &["--guidance", "3"]);
+        assert!(error.contains("--teacher or --model few-step"), "{error}");
     }
 
     #[test]

@@ -72,15 +72,45 @@ pub enum Split {
 
 /// Where pictures are, and how they are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct Data {
     /// A folder of IDX files or of pictures, or an `.npy` file.
     pub path: PathBuf,
     /// The labels of an `.npy` file; `None` where all pictures are of one class.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
     /// Width and height to which pictures of a folder are cut and scaled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
+}
+
+/// [`Data`] in a file of settings: a path where there is nothing more to say.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Path(PathBuf),
+    More {
+        path: PathBuf,
+        labels: Option<PathBuf>,
+        size: Option<usize>,
+    },
+}
+
+impl From<Written> for Data {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Path(path) => Self::new(path),
+            Written::More { path, labels, size } => Self { path, labels, size },
+        }
+    }
+}
+
+impl From<Data> for Written {
+    fn from(data: Data) -> Self {
+        let Data { path, labels, size } = data;
+        match (&labels, size) {
+            (None, None) => Self::Path(path),
+            _ => Self::More { path, labels, size },
+        }
+    }
 }
 
 impl Data {

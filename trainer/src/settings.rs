@@ -242,6 +242,14 @@ impl Settings {
             "--teacher needs a model with classes"
         );
         ensure!(
+            (0.0..1.0).contains(&self.weight_decay),
+            "--weight-decay is {}; expected at least 0, below 1",
+            self.weight_decay
+        );
+        if let Some(course) = &self.course {
+            course.check()?;
+        }
+        ensure!(
             self.grad_clip.is_none_or(|c| c > 0.0),
             "--grad-clip must be above 0"
         );

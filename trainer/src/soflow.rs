@@ -15,6 +15,7 @@
 //!   velocity means `u(x_t, t, t - s) = r v' + (1 - r) u(x_l, l, l - s)`. The right side is a
 //!   constant. `r` falls exponentially over the run.
 
+use anyhow::{Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
@@ -61,11 +62,42 @@ impl Default for Course {
 }
 
 impl Course {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the option and the values it takes.
+    pub fn check(&self) -> Result<()> {
+        for (name, value) in [
+            ("--plain-share", self.plain_share),
+            ("--jump-share", self.jump_share),
+            ("--to-data-share", self.to_data_share),
+        ] {
+            ensure!(
+                (0.0..=1.0).contains(&value),
+                "{name} is {value}; expected 0 to 1"
+            );
+        }
+        for (name, value) in [
+            ("--first-ratio", self.first_ratio),
+            ("--last-ratio", self.last_ratio),
+        ] {
+            let allowed = value > 0.0 && value <= 1.0;
+            ensure!(allowed, "{name} is {value}; expected above 0, at most 1");
+        }
+        ensure!(
+            self.guidance.is_finite() && self.guidance >= 1.0,
+            "--guidance is {}; expected at least 1",
+            self.guidance
+        );
+        Ok(())
+    }
+
     /// The ratio `r` at this share of the run; `None` while there are no jumps.
     fn ratio(&self, progress: f64) -> Option<f32> {
         let way = (progress - self.plain_share) / (1.0 - self.plain_share);
         let ratio = self.first_ratio * (self.last_ratio / self.first_ratio).powf(way);
-        (way >= 0.0 && self.jump_share > 0.0).then_some(ratio as f32)
+        (progress >= self.plain_share).then_some(ratio as f32)
     }
 }
 

@@ -24,8 +24,10 @@ def frechet(a, b):
 
 
 def kernel_distance(a, b):
+    scale = (b**2).sum(1).mean()
+
     def kernel(x, y):
-        return (x @ y.T / 64 + 1) ** 3
+        return (x @ y.T / scale + 1) ** 3
 
     def within(x):
         gram = kernel(x, x)
