@@ -468,9 +468,7 @@ fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
             report.valid_loss,
             report.seconds
         ))?,
-        None => say(&format!(
-            "stopped before the last epoch; go on with --resume"
-        ))?,
+        None => say("stopped before the last epoch; go on with --resume")?,
     }
     Ok(())
 }

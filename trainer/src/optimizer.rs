@@ -107,7 +107,7 @@ mod tests {
             let gradients = [0.3 * i - 1.0, 2.0, 0.01 * (i + 1.0)];
             optimizer.step(&mut state, &gradients, 0.1);
         }
-        let expected = [1.423_736_9, -2.490_207_9, 0.016_077_533];
+        let expected = [1.423_737, -2.490_208, 0.016_077_533];
         for (found, expected) in state.weights.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-5, "{:?}", state.weights);
         }

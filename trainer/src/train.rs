@@ -158,7 +158,7 @@ const SETTINGS: &str = "settings.json";
 /// How batches are made, and what their loss is.
 enum Recipe {
     /// A network that predicts noise, velocity or picture.
-    Denoising(batch::Recipe),
+    Denoising(Box<batch::Recipe>),
     /// A network for few steps.
     SoFlow(soflow::Recipe),
 }
@@ -167,10 +167,10 @@ impl Recipe {
     fn new(settings: &Settings, subject: Subject, teacher: Option<Teacher>) -> Self {
         match settings.few_step_recipe(subject) {
             Some(recipe) => Self::SoFlow(recipe),
-            None => Self::Denoising(batch::Recipe {
+            None => Self::Denoising(Box::new(batch::Recipe {
                 teacher,
                 ..settings.recipe(subject)
-            }),
+            })),
         }
     }
 }

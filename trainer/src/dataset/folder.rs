@@ -34,11 +34,19 @@ pub fn read(dir: &Path, size: Option<usize>) -> Result<Pictures> {
         entries(dir)?.into_iter().partition(|path| path.is_dir());
     let mut listed: Vec<(PathBuf, u32)> = Vec::new();
     if folders.is_empty() {
-        listed.extend(files.into_iter().filter(is_picture).map(|file| (file, 0)));
+        listed.extend(
+            files
+                .into_iter()
+                .filter(|path| is_picture(path))
+                .map(|file| (file, 0)),
+        );
     }
     let mut classes = 0;
     for folder in folders {
-        let of_class: Vec<_> = entries(&folder)?.into_iter().filter(is_picture).collect();
+        let of_class: Vec<_> = entries(&folder)?
+            .into_iter()
+            .filter(|path| is_picture(path))
+            .collect();
         ensure!(
             !of_class.is_empty(),
             "{}: holds no PNG or JPEG picture; expected the pictures of a class",
@@ -91,7 +99,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn is_picture(path: &PathBuf) -> bool {
+fn is_picture(path: &Path) -> bool {
     let end = path.extension().and_then(|end| end.to_str()).unwrap_or("");
     ["png", "jpg", "jpeg"]
         .iter()
