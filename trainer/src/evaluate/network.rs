@@ -149,3 +149,37 @@ pub struct Described {
     /// The likeliest class of each.
     pub classes: Vec<usize>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::SafeTensors;
+
+    /// PyTorch's numbers for the committed weights: `tests/evaluator.py`.
+    #[test]
+    fn the_committed_network_equals_pytorch() {
+        let bytes = include_bytes!("../../tests/golden/evaluator.safetensors");
+        let golden = SafeTensors::deserialize(bytes).unwrap();
+        let numbers = |name: &str| -> Vec<f32> {
+            let view = golden.tensor(name).unwrap();
+            let chunks = view.data().chunks_exact(4);
+            chunks
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect()
+        };
+        let device = Device::flex();
+        let network = Network::committed(&device).unwrap();
+        let x = Tensor::from_data(TensorData::new(numbers("input"), [2, PIXELS]), &device);
+        let found = network.forward(x);
+        for (found, name) in found.into_iter().zip(["features", "logits"]) {
+            let found: Vec<f32> = found.into_data().iter().collect();
+            for (found, expected) in found.iter().zip(numbers(name)) {
+                let error = (found - expected).abs();
+                assert!(
+                    error < 1e-4 * (1.0 + expected.abs()),
+                    "{name}: {found} {expected}"
+                );
+            }
+        }
+    }
+}
