@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ModelConfig;
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction};
 use crate::model::Denoiser;
+use crate::state;
 
 pub(crate) const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -36,12 +37,106 @@ pub struct Checkpoint {
     /// The network's sizes.
     pub config: ModelConfig,
     /// The noise schedule it was trained on.
-    pub scheduler: SchedulerConfig,
+    pub scheduler: Scheduler,
     /// The network with its weights.
     pub model: Denoiser,
 }
 
-/// The only scheduler class that is written and read.
+/// `scheduler_config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Scheduler {
+    /// A noise schedule in whole timesteps.
+    Ddpm(SchedulerConfig),
+    /// Straight lines between data and noise.
+    Flow(FlowConfig),
+}
+
+/// `scheduler_config.json` of a few-step network: fields of diffusers'
+/// `FlowMatchEulerDiscreteScheduler`, and one more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowConfig {
+    /// Always `FlowMatchEulerDiscreteScheduler`.
+    #[serde(rename = "_class_name")]
+    pub class_name: FlowClass,
+    /// What times in `0..=1` are multiplied by where the network reads them.
+    pub num_train_timesteps: usize,
+    /// How times are shifted: 1, not at all.
+    pub shift: f64,
+    /// Whether the shift depends on the picture's size: no.
+    pub use_dynamic_shifting: bool,
+    /// quell's own field, which diffusers ignores: how the network was trained, and so what its
+    /// answer is. `soflow`: the mean velocity between two times.
+    pub objective: Objective,
+}
+
+/// The only class of a [`FlowConfig`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FlowClass {
+    /// diffusers'.
+    FlowMatchEulerDiscreteScheduler,
+}
+
+/// How a few-step network was trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// As `soflow` in this crate says.
+    SoFlow,
+}
+
+impl FlowConfig {
+    /// The only one that is written.
+    pub fn soflow(timesteps: usize) -> Self {
+        Self {
+            class_name: FlowClass::FlowMatchEulerDiscreteScheduler,
+            num_train_timesteps: timesteps,
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            objective: Objective::SoFlow,
+        }
+    }
+}
+
+impl Scheduler {
+    /// The number of timesteps `T`.
+    pub fn timesteps(&self) -> usize {
+        match self {
+            Self::Ddpm(config) => config.num_train_timesteps,
+            Self::Flow(config) => config.num_train_timesteps,
+        }
+    }
+
+    /// Reads the file; its class says which fields are expected.
+    fn read(path: &Path) -> Result<Self> {
+        let value: serde_json::Value = read_json(path)?;
+        if value.get("_class_name").and_then(|name| name.as_str())
+            != Some("FlowMatchEulerDiscreteScheduler")
+        {
+            return Self::read_ddpm(path).map(Self::Ddpm);
+        }
+        let config: FlowConfig = read_json(path)?;
+        ensure!(
+            config == FlowConfig::soflow(config.num_train_timesteps),
+            "{}: shift must be 1 and use_dynamic_shifting false",
+            path.display()
+        );
+        Ok(Self::Flow(config))
+    }
+
+    fn read_ddpm(path: &Path) -> Result<SchedulerConfig> {
+        let config: SchedulerConfig = read_json(path)?;
+        let betas = [config.beta_start, config.beta_end];
+        ensure!(
+            betas.iter().all(|b| (1e-9..1.0).contains(b)) && config.trained_betas.is_none(),
+            "{}: betas must lie between 0 and 1, trained_betas must be null",
+            path.display()
+        );
+        Ok(config)
+    }
+}
+
+/// The only class of a [`SchedulerConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SchedulerClass {
     /// diffusers' `DDPMScheduler`.
@@ -134,7 +229,7 @@ impl SchedulerConfig {
 pub fn save<T: Serialize>(dir: &Path, checkpoint: &Checkpoint, training: Option<&T>) -> Result<()> {
     let files = Files {
         config: &checkpoint.config,
-        scheduler: &checkpoint.scheduler,
+        scheduler: Some(&checkpoint.scheduler),
         training,
     };
     write(dir, files, |store| match &checkpoint.model {
@@ -145,19 +240,19 @@ pub fn save<T: Serialize>(dir: &Path, checkpoint: &Checkpoint, training: Option<
 }
 
 /// What lies in a checkpoint folder beside the weights.
-pub(crate) struct Files<'a, C, T> {
+pub(crate) struct Files<'a, C, S, T> {
     /// The network's sizes.
     pub(crate) config: &'a C,
-    /// The noise schedule.
-    pub(crate) scheduler: &'a SchedulerConfig,
+    /// The noise schedule, where there is one.
+    pub(crate) scheduler: Option<&'a S>,
     /// How the weights were made.
     pub(crate) training: Option<&'a T>,
 }
 
 /// [`save`] for any network, whose weights `save_into` stores.
-pub(crate) fn write<C: Serialize, T: Serialize>(
+pub(crate) fn write<C: Serialize, S: Serialize, T: Serialize>(
     dir: &Path,
-    files: Files<'_, C, T>,
+    files: Files<'_, C, S, T>,
     save_into: impl FnOnce(&mut SafetensorsStore) -> Result<(), SafetensorsStoreError>,
 ) -> Result<()> {
     check_replaceable(dir)?;
@@ -166,14 +261,16 @@ pub(crate) fn write<C: Serialize, T: Serialize>(
     fs::create_dir_all(&fresh)
         .with_context(|| format!("{}: cannot be created", fresh.display()))?;
     write_json(&fresh.join(CONFIG), files.config)?;
-    write_json(&fresh.join(SCHEDULER), files.scheduler)?;
+    if let Some(scheduler) = files.scheduler {
+        write_json(&fresh.join(SCHEDULER), scheduler)?;
+    }
     if let Some(training) = files.training {
         write_json(&fresh.join(TRAINING), training)?;
     }
     let path = fresh.join(WEIGHTS);
     let weights = weights_bytes(save_into)
         .map_err(|error| anyhow!("{}: cannot be serialized: {error}", path.display()))?;
-    fs::write(&path, weights).with_context(|| format!("{}: cannot be written", path.display()))?;
+    state::write(&path, &weights)?;
     put_in_place(&fresh, dir)
 }
 
@@ -189,19 +286,18 @@ pub fn load(dir: &Path, device: &Device) -> Result<Checkpoint> {
         anyhow::bail!("{}: {fault}", dir.join(CONFIG).display());
     }
     let path = dir.join(SCHEDULER);
-    let scheduler: SchedulerConfig = read_json(&path)?;
-    let betas = [scheduler.beta_start, scheduler.beta_end];
+    let scheduler = Scheduler::read(&path)?;
     ensure!(
-        betas.iter().all(|b| (1e-9..1.0).contains(b)) && scheduler.trained_betas.is_none(),
-        "{}: betas must lie between 0 and 1, trained_betas must be null",
-        path.display()
-    );
-    ensure!(
-        scheduler.num_train_timesteps == config.timesteps(),
+        scheduler.timesteps() == config.timesteps(),
         "{}: {} timesteps, but {CONFIG} says {}",
         path.display(),
-        scheduler.num_train_timesteps,
+        scheduler.timesteps(),
         config.timesteps()
+    );
+    ensure!(
+        matches!(scheduler, Scheduler::Flow(_)) == config.is_few_step(),
+        "{}: a network with a second timestep and a FlowMatchEulerDiscreteScheduler go together",
+        path.display()
     );
     let mut model = config.init(device);
     read_weights(dir, |store| match &mut model {
@@ -324,7 +420,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
         .with_context(|| format!("{}: cannot be serialized", path.display()))?;
     text.push('\n');
-    fs::write(path, text).with_context(|| format!("{}: cannot be written", path.display()))
+    state::write(path, text.as_bytes())
 }
 
 /// Reads a value from JSON.

@@ -173,7 +173,7 @@ impl NoisyClassifier {
     /// - output: `[n, 10]`
     pub fn forward(&self, x: Tensor<2>, t: Tensor<1, Int>) -> Tensor<2> {
         let n = x.dims()[0];
-        let features = cosines_and_sines(t, self.time_features);
+        let features = cosines_and_sines(t.float(), self.time_features);
         let e = silu(self.time_embedding.forward(features));
         let mut h = x.reshape([n, SIDE, SIDE, 1]);
         for block in &self.blocks {

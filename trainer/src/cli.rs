@@ -3,6 +3,9 @@
 //! This module owns the names and the help of the options. It must not know what they do: it
 //! turns them into [`Settings`] and calls the library.
 
+mod evaluate;
+mod train;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -11,12 +14,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::Spacing;
 use crate::classifier::train as classifier;
-use crate::diffusion::{BetaSchedule, Prediction, Weighting};
+use crate::dataset::Data;
+use crate::diffusion::BetaSchedule;
 use crate::preview::{self, Sheet};
-use crate::settings::{LrSchedule, ModelKind, Settings};
-use crate::train::{self, Session};
+use crate::progress::say;
+use crate::train::export_unfinished;
 
-/// Trains a small diffusion model on Fashion-MNIST and writes a checkpoint folder.
+/// Trains a small diffusion model on pictures and writes a checkpoint folder.
 #[derive(Debug, Parser)]
 #[command(
     name = "quell-train",
@@ -28,22 +32,25 @@ Examples:
   quell-train --model mlp --output models/mlp            the model that draws clean garments
   quell-train --model mlp-classic --output models/classic  the textbook recipe, 5 epochs
   quell-train --model unet --output models/unet          diffusers' U-Net, sharpest and slowest
+  quell-train --model few-step --output models/few-step  a U-Net for 1 to 8 calls a picture
   quell-train --model mlp --output try --epochs 2 --limit 2000  a quick try
   quell-train --model mlp --output models/mlp --resume   go on after an interruption
+  quell-train --model mlp --data pictures --size 28 --output models/own  your own pictures
   quell-train --model mlp --output models/student --teacher models/mlp --epochs 40
                                       learn the guided answers: as clear at half the price
+  quell-train evaluate models/few-step --steps 1,2,4,8   distance from real pictures, accuracy
   quell-train preview models/mlp -o grid.png             look at what a model draws
   quell-train export models/unet.run -o models/try        on the way, before preview
   quell-train classifier --output models/classifier      what classifier guidance needs
 
-The data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its state
-in a folder beside the output (models/mlp.run); burn's dashboard is shown in a terminal."
+The default data is Debian's package dataset-fashion-mnist. While it trains, the run keeps its
+state in a folder beside the output (models/mlp.run)."
 )]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    train: TrainArgs,
+    train: train::TrainArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,6 +61,10 @@ enum Command {
     Export(ExportArgs),
     /// Train a classifier of noisy pictures, for classifier guidance: a few minutes.
     Classifier(ClassifierArgs),
+    /// Measure how far drawn pictures are from real ones.
+    Evaluate(evaluate::EvaluateArgs),
+    /// Train the network that `evaluate` measures with; a committed one is part of the program.
+    Evaluator(evaluate::EvaluatorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -126,151 +137,11 @@ struct PreviewArgs {
     scale: u32,
 }
 
-/// Options without a default here take the model's own (see [`Settings::defaults`]).
-#[derive(Debug, Args)]
-struct TrainArgs {
-    /// The network to train
-    #[arg(long, value_enum, required = true)]
-    model: Option<ModelKind>,
-    /// The checkpoint folder to write
-    #[arg(long, value_name = "DIR", required = true)]
-    output: Option<PathBuf>,
-    /// The folder with the IDX files [default: /usr/share/datasets/fashion-mnist]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Go on from the last checkpoint of the run
-    #[arg(long)]
-    resume: bool,
-    /// Throw an earlier run of the same name away
-    #[arg(long, conflicts_with = "resume")]
-    force: bool,
-    /// Stop after this epoch; --resume goes on later
-    #[arg(long, value_name = "EPOCH")]
-    stop_after: Option<usize>,
-    /// Times to go through the training pictures; 0 writes the untrained network [default: 120; mlp-classic: 5; unet: 8]
-    #[arg(long)]
-    epochs: Option<usize>,
-    /// Parts of an epoch: the state is saved, and the loss measured, after each
-    /// [default: 1; unet: 12]
-    #[arg(long)]
-    parts: Option<usize>,
-    /// Pictures on which the loss is measured on the way, at most [default: 10000; unet: 1000]
-    #[arg(long, value_name = "N")]
-    valid_limit: Option<usize>,
-    /// Pictures per optimizer step [default: 256; mlp-classic: 128; unet: 64]
-    #[arg(long)]
-    batch_size: Option<usize>,
-    /// Adam's learning rate after warm-up [default: 0.002; mlp-classic: 0.001]
-    #[arg(long)]
-    learning_rate: Option<f64>,
-    /// How the learning rate changes [default: cosine; mlp-classic: constant]
-    #[arg(long, value_enum)]
-    lr_schedule: Option<LrSchedule>,
-    /// Optimizer steps until the full learning rate [default: 500; mlp-classic: 0; unet: 200]
-    #[arg(long)]
-    warmup_steps: Option<usize>,
-    /// Decay of the running average of the weights, which is exported (0 = no average)
-    /// [default: 0.9995; mlp-classic: 0.99; unet: 0.999]
-    #[arg(long)]
-    ema_decay: Option<f64>,
-    /// Largest norm of each tensor's gradient (0 = no limit) [default: 1; mlp-classic: 0]
-    #[arg(long)]
-    grad_clip: Option<f64>,
-    /// Share of labels replaced by "no class" [default: 0.1]
-    #[arg(long)]
-    label_dropout: Option<f64>,
-    /// Noise schedule [default: cosine; mlp-classic: linear]
-    #[arg(long, value_enum)]
-    schedule: Option<BetaSchedule>,
-    /// What the network predicts [default: sample; mlp-classic: epsilon; unet: v]
-    #[arg(long, value_enum)]
-    prediction: Option<Prediction>,
-    /// How much each timestep counts in the loss [default: uniform]
-    #[arg(long, value_enum)]
-    weighting: Option<Weighting>,
-    /// Number of noise steps [default: 200; unet: 1000]
-    #[arg(long)]
-    timesteps: Option<usize>,
-    /// Width of the hidden layers, or channels of the first level (unet: 16 or 32)
-    /// [default: 256; mlp-classic: 512; unet: 16]
-    #[arg(long)]
-    hidden: Option<usize>,
-    /// Residual blocks (mlp), hidden layers (mlp-classic) or residual blocks per level (unet: 1 or
-    /// 2) [default: 3; mlp-classic: 2; unet: 1]
-    #[arg(long)]
-    blocks: Option<usize>,
-    /// Levels, each of half the side: 2 or 3 (unet) [default: 3]
-    #[arg(long)]
-    levels: Option<usize>,
-    /// Leave self-attention out of the deepest level and the middle (unet)
-    #[arg(long)]
-    no_attention: bool,
-    /// Width of the embedding of timestep and class (mlp) [default: 64]
-    #[arg(long)]
-    cond: Option<usize>,
-    /// Sinusoidal features of the timestep, even (mlp) [default: 64]
-    #[arg(long)]
-    time_features: Option<usize>,
-    /// Train without classes (mlp, unet)
-    #[arg(long)]
-    unconditional: bool,
-    /// Begin with this checkpoint and learn its guided answers, so that sampling needs no
-    /// guidance (mlp, unet; same sizes, schedule and prediction)
-    #[arg(long, value_name = "CHECKPOINT")]
-    teacher: Option<PathBuf>,
-    /// How strongly the teacher is guided [default: 2]
-    #[arg(long, requires = "teacher")]
-    guidance: Option<f32>,
-    /// Seed of weights, data order, timesteps and noise [default: 42]
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Use only the first pictures of each split, for quick tries
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-}
-
-impl TrainArgs {
-    /// The model's good settings with what was given in their place.
-    fn settings(&self, model: ModelKind) -> Settings {
-        let good = Settings::defaults(model);
-        let clip = |norm: f64| (norm != 0.0).then_some(norm);
-        Settings {
-            model,
-            data: self.data.clone().unwrap_or(good.data),
-            epochs: self.epochs.unwrap_or(good.epochs),
-            parts: self.parts.unwrap_or(good.parts),
-            valid_limit: self.valid_limit.unwrap_or(good.valid_limit),
-            batch_size: self.batch_size.unwrap_or(good.batch_size),
-            learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
-            lr_schedule: self.lr_schedule.unwrap_or(good.lr_schedule),
-            warmup_steps: self.warmup_steps.unwrap_or(good.warmup_steps),
-            ema_decay: self.ema_decay.unwrap_or(good.ema_decay),
-            grad_clip: self.grad_clip.map_or(good.grad_clip, clip),
-            label_dropout: self.label_dropout.unwrap_or(good.label_dropout),
-            schedule: self.schedule.unwrap_or(good.schedule),
-            prediction: self.prediction.unwrap_or(good.prediction),
-            weighting: self.weighting.unwrap_or(good.weighting),
-            timesteps: self.timesteps.unwrap_or(good.timesteps),
-            hidden: self.hidden.unwrap_or(good.hidden),
-            blocks: self.blocks.unwrap_or(good.blocks),
-            levels: self.levels.unwrap_or(good.levels),
-            no_attention: self.no_attention || good.no_attention,
-            cond: self.cond.unwrap_or(good.cond),
-            time_features: self.time_features.unwrap_or(good.time_features),
-            unconditional: self.unconditional || good.unconditional,
-            teacher: self.teacher.clone(),
-            guidance: self.guidance.unwrap_or(good.guidance),
-            seed: self.seed.unwrap_or(good.seed),
-            limit: self.limit,
-        }
-    }
-}
-
 impl ClassifierArgs {
     fn settings(self) -> classifier::Settings {
         let good = classifier::Settings::default();
         classifier::Settings {
-            data: self.data.unwrap_or(good.data),
+            data: self.data.map_or(good.data, Data::new),
             epochs: self.epochs.unwrap_or(good.epochs),
             batch_size: self.batch_size.unwrap_or(good.batch_size),
             learning_rate: self.learning_rate.unwrap_or(good.learning_rate),
@@ -287,20 +158,22 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// One line for the user: see [`train::run`], [`preview::write`] and
+    /// One line for the user: see [`crate::train::run`], [`preview::write`] and
     /// [`classifier::run`].
     pub fn run(self) -> Result<()> {
         let device = Device::default();
         match self.command {
             Some(Command::Preview(args)) => draw(&args, &device),
             Some(Command::Export(args)) => {
-                let epochs = train::export_unfinished(&args.run, &args.output, &device)?;
+                let epochs = export_unfinished(&args.run, &args.output, &device)?;
                 let output = args.output.display();
-                println!("{output}: written, as of epoch {epochs:.2}");
+                say(&format!("{output}: written, as of epoch {epochs:.2}"))?;
                 Ok(())
             }
             Some(Command::Classifier(args)) => train_classifier(args, &device),
-            None => train_model(&self.train, &device),
+            Some(Command::Evaluate(args)) => args.run(&device),
+            Some(Command::Evaluator(args)) => args.run(&device),
+            None => self.train.run(&device),
         }
     }
 }
@@ -317,53 +190,23 @@ fn draw(args: &PreviewArgs, device: &Device) -> Result<()> {
         scale: args.scale,
     };
     preview::write(&args.checkpoint, &args.output, sheet, device)?;
-    println!("{}: written", args.output.display());
+    say(&format!("{}: written", args.output.display()))?;
     Ok(())
 }
 
 fn train_classifier(args: ClassifierArgs, device: &Device) -> Result<()> {
     let output = args.output.clone();
     let report = classifier::run(&args.settings(), &output, device)?;
-    println!(
+    say(&format!(
         "{}: written; {} parameters, train loss {:.5}, {:.0} s",
         output.display(),
         report.parameters,
         report.train_loss,
         report.seconds
-    );
+    ))?;
     for accuracy in report.accuracy {
         let (timestep, percent) = (accuracy.timestep, 100.0 * accuracy.share);
-        println!("accuracy at timestep {timestep}: {percent:.1} %");
-    }
-    Ok(())
-}
-
-fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
-    let (Some(model), Some(output)) = (args.model, &args.output) else {
-        unreachable!("clap requires --model and --output without a subcommand");
-    };
-    let settings = args.settings(model);
-    if settings.epochs == 0 {
-        train::export_untrained(&settings, output, device)?;
-        println!("{}: written, untrained", output.display());
-        return Ok(());
-    }
-    let session = Session {
-        output: output.clone(),
-        resume: args.resume,
-        force: args.force,
-        stop_after: args.stop_after,
-    };
-    match train::run(&settings, &session, device)? {
-        Some(report) => println!(
-            "{}: written; {} parameters, train loss {:.5}, valid loss {:.5}, {:.0} s",
-            output.display(),
-            report.parameters,
-            report.train_loss,
-            report.valid_loss,
-            report.seconds
-        ),
-        None => println!("stopped before the last epoch; go on with --resume"),
+        say(&format!("accuracy at timestep {timestep}: {percent:.1} %"))?;
     }
     Ok(())
 }
@@ -371,6 +214,8 @@ fn train_model(args: &TrainArgs, device: &Device) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::Prediction;
+    use crate::settings::{ModelKind, Settings};
     use clap::CommandFactory;
 
     #[test]
@@ -398,6 +243,22 @@ mod tests {
         assert_eq!(settings.schedule, BetaSchedule::ScaledLinear);
         assert_eq!(settings.grad_clip, None);
         assert_eq!(settings.hidden, Settings::defaults(ModelKind::Mlp).hidden);
+    }
+
+    #[test]
+    fn options_of_other_models_are_refused_by_name() {
+        let refused = |model: &str, more: &[&str]| {
+            let words = ["quell-train", "--model", model, "--output", "x"];
+            let cli = Cli::parse_from(words.iter().chain(more));
+            let error = cli.train.check(cli.train.model.unwrap()).unwrap_err();
+            error.to_string()
+        };
+        let error = refused("mlp", &["--last-ratio", "0.1"]);
+        assert!(error.contains("--last-ratio"), "{error}");
+        let error = refused("few-step", &["--timesteps", "10"]);
+        assert!(error.contains("--timesteps"), "{error}");
+        let error = refused("unet", &["--guidance", "3"]);
+        assert!(error.contains("--teacher or --model few-step"), "{error}");
     }
 
     #[test]

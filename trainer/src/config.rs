@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{CLASSES, SIDE};
+use crate::dataset::{CLASSES, SIDE, Subject};
 use crate::unet2d::UNet2dConfig;
 
 /// The activation function of a network, under diffusers' names.
@@ -47,6 +47,53 @@ impl ModelConfig {
         }
     }
 
+    /// Whether the network reads two timesteps.
+    pub fn is_few_step(&self) -> bool {
+        match self {
+            Self::Classic(_) | Self::Residual(_) => false,
+            Self::UNet(config) => config.second_timestep,
+        }
+    }
+
+    /// The pictures it is made for; ten classes where it knows none.
+    pub fn subject(&self) -> Subject {
+        let of = |channels, side, rows: Option<usize>| Subject {
+            channels,
+            side,
+            classes: rows.map_or(CLASSES, |rows| rows - 1),
+        };
+        match self {
+            Self::Classic(c) => of(c.in_channels, c.sample_size, None),
+            Self::Residual(c) => of(c.in_channels, c.sample_size, c.num_class_embeds),
+            Self::UNet(c) => c.subject(),
+        }
+    }
+
+    /// The same for other pictures than garments.
+    pub fn for_subject(self, subject: Subject) -> Self {
+        let Subject {
+            channels,
+            side,
+            classes,
+        } = subject;
+        match self {
+            Self::Classic(config) => Self::Classic(MlpClassicConfig {
+                sample_size: side,
+                in_channels: channels,
+                out_channels: channels,
+                ..config
+            }),
+            Self::Residual(config) => Self::Residual(ResidualMlpConfig {
+                sample_size: side,
+                in_channels: channels,
+                out_channels: channels,
+                num_class_embeds: config.num_class_embeds.map(|_| classes + 1),
+                ..config
+            }),
+            Self::UNet(config) => Self::UNet(config.for_subject(subject)),
+        }
+    }
+
     /// The row of the class table that stands for "no class"; `None` without a class table.
     pub fn no_class(&self) -> Option<usize> {
         match self {
@@ -61,8 +108,8 @@ impl ModelConfig {
         let fault = |wrong: bool, text: &str| wrong.then(|| text.to_owned());
         match self {
             Self::Classic(c) => fault(
-                (c.sample_size, c.in_channels, c.out_channels) != (SIDE, 1, 1),
-                "pictures must be 28x28 with one channel",
+                c.sample_size * c.in_channels == 0 || c.in_channels != c.out_channels,
+                "in_channels and out_channels must be equal, they and sample_size above zero",
             )
             .or_else(|| fault(c.act_fn != Activation::Relu, "act_fn must be \"relu\""))
             .or_else(|| {
@@ -79,8 +126,8 @@ impl ModelConfig {
                 )
             }),
             Self::Residual(c) => fault(
-                (c.sample_size, c.in_channels, c.out_channels) != (SIDE, 1, 1),
-                "pictures must be 28x28 with one channel",
+                c.sample_size * c.in_channels == 0 || c.in_channels != c.out_channels,
+                "in_channels and out_channels must be equal, they and sample_size above zero",
             )
             .or_else(|| fault(c.act_fn != Activation::Silu, "act_fn must be \"silu\""))
             .or_else(|| {
@@ -90,8 +137,8 @@ impl ModelConfig {
                 )
             })
             .or_else(|| {
-                let rows = c.num_class_embeds.is_some_and(|rows| rows != CLASSES + 1);
-                fault(rows, "num_class_embeds must be 11 or null")
+                let rows = c.num_class_embeds.is_some_and(|rows| rows < 2);
+                fault(rows, "num_class_embeds must be at least 2 or null")
             })
             .or_else(|| {
                 let sizes = [c.hidden_size, c.num_blocks, c.time_features, c.cond_size];
@@ -109,11 +156,11 @@ impl ModelConfig {
 /// Sizes of [`MlpClassic`](crate::model::MlpClassic).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlpClassicConfig {
-    /// Width and height of a picture: 28.
+    /// Width and height of a picture.
     pub sample_size: usize,
-    /// Channels of the input: 1.
+    /// Channels of the input.
     pub in_channels: usize,
-    /// Channels of the output: 1.
+    /// Channels of the output: the same.
     pub out_channels: usize,
     /// The width of every hidden layer.
     pub hidden_sizes: Vec<usize>,
@@ -143,11 +190,11 @@ impl MlpClassicConfig {
 /// Sizes of [`ResidualMlp`](crate::model::ResidualMlp).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResidualMlpConfig {
-    /// Width and height of a picture: 28.
+    /// Width and height of a picture.
     pub sample_size: usize,
-    /// Channels of the input: 1.
+    /// Channels of the input.
     pub in_channels: usize,
-    /// Channels of the output: 1.
+    /// Channels of the output: the same.
     pub out_channels: usize,
     /// The width `H` of the residual stream.
     pub hidden_size: usize,
@@ -163,7 +210,7 @@ pub struct ResidualMlpConfig {
     pub norm_eps: f64,
     /// The number of timesteps `T`.
     pub num_train_timesteps: usize,
-    /// Rows of the class table: ten classes and "no class"; `None` without classes.
+    /// Rows of the class table: the classes and "no class"; `None` without classes.
     pub num_class_embeds: Option<usize>,
 }
 

@@ -58,6 +58,16 @@ struct Convolution {
     outputs: usize,
 }
 
+/// Buffers that are the same for every picture of a group.
+struct Scratch {
+    /// The picture, channel by channel.
+    planes: Vec<f32>,
+    /// What every tap saw.
+    seen: Vec<f32>,
+    /// The value's gradient as weights of the kernel; zeros fill up the last panel.
+    panels: Vec<f32>,
+}
+
 impl Operation<3> for Convolution {
     fn value(&self, [x, weight, bias]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
         (convolve(self.shape, x, weight, bias), Vec::new())
@@ -136,28 +146,47 @@ impl Convolution {
         let sums: Vec<Vec<f32>> = groups
             .map(|(x, value)| {
                 let mut sum = vec![0.0; rows * self.outputs];
+                let mut scratch = self.scratch();
                 let pictures = x.chunks_exact(picture);
                 for (x, value) in pictures.zip(value.chunks_exact(windows * self.outputs)) {
-                    self.add_products(x, value, &mut sum);
+                    self.add_products(x, value, &mut scratch, &mut sum);
                 }
                 sum
             })
             .collect();
         let mut total = vec![0.0; rows * self.outputs];
         for sum in sums {
-            for (i, s) in sum.into_iter().enumerate() {
-                total[i % self.outputs * rows + i / self.outputs] += s;
+            for (total, s) in total.iter_mut().zip(sum) {
+                *total += s;
             }
         }
-        total
+        let mut transposed = vec![0.0; total.len()];
+        image::transpose(&total, rows, self.outputs, &mut transposed);
+        transposed
+    }
+
+    fn scratch(&self) -> Scratch {
+        let shape = self.shape;
+        let windows = shape.out_height * shape.out_width;
+        let taps = shape.kernel * shape.kernel;
+        Scratch {
+            planes: vec![0.0; shape.height * shape.width * shape.channels],
+            seen: vec![0.0; shape.channels * taps * windows],
+            panels: vec![0.0; panels_len(self.outputs, windows)],
+        }
     }
 
     /// Adds the products of one picture, `[c · k · k, outputs]`: as a convolution with a window
     /// of 1, whose pixels are what every tap of every channel saw, `[c · k · k, windows]`, and
     /// whose weights are the value's gradient.
-    fn add_products(&self, x: &[f32], value: &[f32], sum: &mut [f32]) {
+    fn add_products(&self, x: &[f32], value: &[f32], scratch: &mut Scratch, sum: &mut [f32]) {
         let windows = self.shape.out_height * self.shape.out_width;
-        let seen = self.seen_by_taps(x);
+        let Scratch {
+            planes,
+            seen,
+            panels,
+        } = scratch;
+        let seen = self.seen_by_taps(x, planes, seen);
         let shape = ConvShape {
             height: 1,
             width: seen.len() / windows,
@@ -169,7 +198,6 @@ impl Convolution {
             pad_top: 0,
             pad_left: 0,
         };
-        let mut panels = vec![0.0; panels_len(self.outputs, windows)];
         for (window, gradient) in value.chunks_exact(self.outputs).enumerate() {
             for (panel, gradient) in gradient.chunks(PANEL).enumerate() {
                 let at = (panel * windows + window) * PANEL;
@@ -178,26 +206,25 @@ impl Convolution {
         }
         let operands = Operands {
             shape,
-            weights: &panels,
+            weights: panels,
             bias: &vec![0.0; pad(self.outputs, PANEL)],
-            x: &seen,
+            x: seen,
         };
         Kernels::detect().conv2d_f32(operands, Epilogue::Accumulate, sum);
     }
 
-    /// `[c, k · k, windows]`: the input of every tap of every channel.
-    fn seen_by_taps(&self, x: &[f32]) -> Vec<f32> {
+    /// `[c, k · k, windows]`: the input of every tap of every channel. `seen` has zeros where a tap
+    /// lies outside of the picture; they are not written.
+    fn seen_by_taps<'a>(&self, x: &[f32], planes: &'a mut [f32], seen: &'a mut [f32]) -> &'a [f32] {
         let shape = self.shape;
         let (pixels, taps) = (shape.height * shape.width, shape.kernel * shape.kernel);
         let windows = shape.out_height * shape.out_width;
-        let mut planes = vec![0.0; x.len()];
-        image::transpose(x, pixels, shape.channels, &mut planes);
+        image::transpose(x, pixels, shape.channels, planes);
         if shape.kernel == 1 {
             return planes;
         }
-        let mut seen = vec![0.0; shape.channels * taps * windows];
-        let planes = planes.chunks_exact(pixels);
-        for (plane, seen) in planes.zip(seen.chunks_exact_mut(taps * windows)) {
+        let channels = planes.chunks_exact(pixels);
+        for (plane, seen) in channels.zip(seen.chunks_exact_mut(taps * windows)) {
             for (tap, seen) in seen.chunks_exact_mut(windows).enumerate() {
                 self.seen_by_tap(plane, tap, seen);
             }

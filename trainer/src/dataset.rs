@@ -1,26 +1,31 @@
-//! Reading labelled pictures from IDX files.
+//! Labelled pictures: IDX files, folders of PNG and JPEG files, `.npy` arrays.
 //!
-//! This module owns the file format and the checks on it. It must not know training: it hands
-//! out bytes and labels. The format is that of the MNIST files: big-endian, magic `00 00 08 n`
-//! (unsigned bytes, `n` dimensions), the dimensions as `u32`, then the data; gzip-compressed.
+//! This module owns what all sources have in common: the pictures in memory, and which of them
+//! are learnt from. It must not know training. What a source may look like is in `idx`, `folder`
+//! and `array`.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+mod array;
+mod folder;
+mod idx;
 
-use anyhow::{Result, anyhow, bail, ensure};
-use flate2::read::GzDecoder;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+pub use array::read as read_array;
+pub use folder::read as read_folder;
 
 /// Where Debian's package `dataset-fashion-mnist` puts its files.
 pub const DEFAULT_DIR: &str = "/usr/share/datasets/fashion-mnist";
 
-/// Width and height of a picture.
+/// Width and height of a picture of Fashion-MNIST.
 pub const SIDE: usize = 28;
 
-/// Pixels of one picture.
+/// Pixels of one such picture.
 pub const PIXELS: usize = SIDE * SIDE;
 
-/// Number of classes; labels are `0..CLASSES`.
+/// Number of its classes; labels are `0..CLASSES`.
 pub const CLASSES: usize = 10;
 
 /// The names of Fashion-MNIST's classes, by label.
@@ -28,68 +33,151 @@ pub const CLASS_NAMES: [&str; CLASSES] = [
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 ];
 
-/// Which half of the data set to read.
+/// Without files for it, one picture in so many is kept for validation.
+const HELD_OUT: usize = 10;
+
+/// What a network must know of the pictures that it learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// 1 for grey pictures, 3 for colours.
+    pub channels: usize,
+    /// Width and height.
+    pub side: usize,
+    /// The number of classes.
+    pub classes: usize,
+}
+
+impl Subject {
+    /// Fashion-MNIST's garments.
+    pub const GARMENTS: Self = Self {
+        channels: 1,
+        side: SIDE,
+        classes: CLASSES,
+    };
+
+    /// How many numbers a picture is.
+    pub fn numbers(&self) -> usize {
+        self.channels * self.side * self.side
+    }
+}
+
+/// Which part of the data to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// The 60,000 pictures to learn from.
+    /// The pictures to learn from.
     Train,
-    /// The 10,000 pictures that are never learnt from.
+    /// The pictures that are never learnt from.
     Valid,
 }
 
-/// Labelled grey pictures, kept as the bytes of the file.
+/// Where pictures are, and how they are read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub struct Data {
+    /// A folder of IDX files or of pictures, or an `.npy` file.
+    pub path: PathBuf,
+    /// The labels of an `.npy` file; `None` where all pictures are of one class.
+    pub labels: Option<PathBuf>,
+    /// Width and height to which pictures of a folder are cut and scaled.
+    pub size: Option<usize>,
+}
+
+/// [`Data`] in a file of settings: a path where there is nothing more to say.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Path(PathBuf),
+    More {
+        path: PathBuf,
+        labels: Option<PathBuf>,
+        size: Option<usize>,
+    },
+}
+
+impl From<Written> for Data {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Path(path) => Self::new(path),
+            Written::More { path, labels, size } => Self { path, labels, size },
+        }
+    }
+}
+
+impl From<Data> for Written {
+    fn from(data: Data) -> Self {
+        let Data { path, labels, size } = data;
+        match (&labels, size) {
+            (None, None) => Self::Path(path),
+            _ => Self::More { path, labels, size },
+        }
+    }
+}
+
+impl Data {
+    /// Pictures that are read as they are.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            labels: None,
+            size: None,
+        }
+    }
+}
+
+/// The numbers of all pictures, one picture after the other, `[c, h, w]` each.
+#[derive(Clone, Debug)]
+enum Numbers {
+    /// From 0 to 255.
+    Bytes(Vec<u8>),
+    /// From -1 to 1.
+    Floats(Vec<f32>),
+}
+
+/// Labelled pictures of one size.
 #[derive(Clone, Debug)]
 pub struct Pictures {
-    pixels: Vec<u8>,
-    labels: Vec<u8>,
+    numbers: Numbers,
+    labels: Vec<u32>,
+    /// Channels, height, width.
+    shape: [usize; 3],
+    classes: usize,
 }
 
 impl Pictures {
-    /// Reads one split from the IDX files in `dir`, at most `limit` pictures of it.
+    /// Reads one part of the data, at most `limit` pictures of it.
     ///
     /// # Errors
     ///
-    /// One line that names the file and what is wrong with it: missing, not gzip, not IDX, of
-    /// other dimensions than 28 by 28, shorter than its header says, or with a label above 9.
-    pub fn load(dir: &Path, split: Split, limit: Option<usize>) -> Result<Self> {
-        let prefix = match split {
-            Split::Train => "train",
-            Split::Valid => "t10k",
+    /// One line that names the file and what is wrong with it.
+    pub fn load(data: &Data, split: Split, limit: Option<usize>) -> Result<Self> {
+        let path = data.path.as_path();
+        let name = path.display();
+        let is_array = path.extension().is_some_and(|end| end == "npy");
+        ensure!(
+            is_array || data.labels.is_none(),
+            "{name}: --labels is given; expected an .npy file with it"
+        );
+        let is_idx = idx::is_folder(path);
+        ensure!(
+            data.size.is_none() || !(is_array || is_idx),
+            "{name}: --size is given; expected a folder of PNG or JPEG pictures with it"
+        );
+        let mut pictures = if is_array {
+            held_out(array::read(path, data.labels.as_deref())?, split)?
+        } else if is_idx || !path.is_dir() {
+            idx::read(path, split)?
+        } else {
+            match folder::part(path, split) {
+                Some(part) => folder::read(&part, data.size)?,
+                None => held_out(folder::read(path, data.size)?, split)?,
+            }
         };
-        let images = dir.join(format!("{prefix}-images-idx3-ubyte.gz"));
-        let labels = dir.join(format!("{prefix}-labels-idx1-ubyte.gz"));
-        let (shape, mut pixels) = read_idx::<3>(&images)?;
-        let ([count], mut classes) = read_idx::<1>(&labels)?;
-        ensure!(
-            shape[1..] == [SIDE, SIDE],
-            "{}: pictures are {}x{}, expected {SIDE}x{SIDE}",
-            images.display(),
-            shape[1],
-            shape[2]
-        );
-        ensure!(
-            shape[0] == count && count > 0,
-            "{}: {count} labels for {} pictures",
-            labels.display(),
-            shape[0]
-        );
-        if let Some(bad) = classes.iter().find(|&&c| usize::from(c) >= CLASSES) {
-            bail!(
-                "{}: label {bad}, expected 0 to {}",
-                labels.display(),
-                CLASSES - 1
-            );
-        }
-        let kept = limit.unwrap_or(count).min(count);
-        pixels.truncate(kept * PIXELS);
-        classes.truncate(kept);
-        Ok(Self {
-            pixels,
-            labels: classes,
-        })
+        pictures.truncate(limit.unwrap_or(usize::MAX));
+        Ok(pictures)
     }
 
-    /// Wraps pictures that are already in memory: `PIXELS` bytes and one label each.
+    /// Wraps pictures of Fashion-MNIST's size that are already in memory: `PIXELS` bytes and one
+    /// label each.
     ///
     /// # Panics
     ///
@@ -100,11 +188,17 @@ impl Pictures {
             labels.len() * PIXELS,
             "{PIXELS} pixels for each label"
         );
+        let labels: Vec<u32> = labels.into_iter().map(u32::from).collect();
         assert!(
-            labels.iter().all(|&l| usize::from(l) < CLASSES),
+            labels.iter().all(|&l| (l as usize) < CLASSES),
             "labels below {CLASSES}"
         );
-        Self { pixels, labels }
+        Self {
+            numbers: Numbers::Bytes(pixels),
+            labels,
+            shape: [1, SIDE, SIDE],
+            classes: CLASSES,
+        }
     }
 
     /// How many pictures there are.
@@ -117,131 +211,117 @@ impl Pictures {
         self.labels.is_empty()
     }
 
-    /// The class of picture `index`, in `0..CLASSES`.
-    pub fn label(&self, index: usize) -> usize {
-        usize::from(self.labels[index])
+    /// What a network must know of them; `None` where they are not square.
+    pub fn subject(&self) -> Option<Subject> {
+        let [channels, height, width] = self.shape;
+        (height == width).then_some(Subject {
+            channels,
+            side: height,
+            classes: self.classes,
+        })
     }
 
-    /// Writes picture `index`, row by row, with black at -1 and white at 1.
+    /// Channels, height and width of every picture.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// The number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The class of picture `index`, in `0..classes`.
+    pub fn label(&self, index: usize) -> usize {
+        self.labels[index] as usize
+    }
+
+    /// Writes picture `index`, channel by channel, row by row, with black at -1 and white at 1.
     pub fn write(&self, index: usize, out: &mut [f32]) {
-        let bytes = &self.pixels[index * PIXELS..(index + 1) * PIXELS];
-        for (out, &byte) in out.iter_mut().zip(bytes) {
-            *out = f32::from(byte) / 127.5 - 1.0;
+        let pixels = self.pixels();
+        let range = index * pixels..(index + 1) * pixels;
+        match &self.numbers {
+            Numbers::Bytes(bytes) => {
+                for (out, &byte) in out.iter_mut().zip(&bytes[range]) {
+                    *out = f32::from(byte) / 127.5 - 1.0;
+                }
+            }
+            Numbers::Floats(floats) => out.copy_from_slice(&floats[range]),
+        }
+    }
+
+    /// All of the pictures `chosen`, one after the other.
+    pub fn gather(&self, chosen: &[usize]) -> Vec<f32> {
+        let mut all = vec![0.0; chosen.len() * self.pixels()];
+        for (out, &index) in all.chunks_exact_mut(self.pixels()).zip(chosen) {
+            self.write(index, out);
+        }
+        all
+    }
+
+    /// The first `count` pictures of every class, class by class.
+    pub fn first_of_each_class(&self, count: usize) -> Vec<usize> {
+        let of = |class: usize| {
+            (0..self.len())
+                .filter(move |&i| self.label(i) == class)
+                .take(count)
+        };
+        (0..self.classes).flat_map(of).collect()
+    }
+
+    /// How many numbers a picture is.
+    pub fn pixels(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn truncate(&mut self, kept: usize) {
+        let numbers = kept.saturating_mul(self.pixels());
+        match &mut self.numbers {
+            Numbers::Bytes(bytes) => bytes.truncate(numbers),
+            Numbers::Floats(floats) => floats.truncate(numbers),
+        }
+        self.labels.truncate(kept);
+    }
+
+    fn select(&self, chosen: &[usize]) -> Self {
+        let pixels = self.pixels();
+        let range = |&i: &usize| i * pixels..(i + 1) * pixels;
+        let numbers = match &self.numbers {
+            Numbers::Bytes(all) => Numbers::Bytes(
+                chosen
+                    .iter()
+                    .flat_map(|i| &all[range(i)])
+                    .copied()
+                    .collect(),
+            ),
+            Numbers::Floats(all) => Numbers::Floats(
+                chosen
+                    .iter()
+                    .flat_map(|i| &all[range(i)])
+                    .copied()
+                    .collect(),
+            ),
+        };
+        Self {
+            numbers,
+            labels: chosen.iter().map(|&i| self.labels[i]).collect(),
+            ..*self
         }
     }
 }
 
-/// Reads a gzip-compressed IDX file of unsigned bytes with `N` dimensions.
-fn read_idx<const N: usize>(path: &Path) -> Result<([usize; N], Vec<u8>)> {
-    let bytes = unzip(path)?;
-    let name = path.display();
-    ensure!(
-        bytes.get(..4) == Some(&[0, 0, 8, N as u8]),
-        "{name}: not an IDX file of bytes with {N} dimension(s); {}",
-        advice()
-    );
-    let mut shape = [0usize; N];
-    let header = 4 + 4 * N;
-    ensure!(
-        bytes.len() >= header,
-        "{name}: ends inside its header; {}",
-        advice()
-    );
-    for (dimension, field) in shape.iter_mut().zip(bytes[4..header].chunks_exact(4)) {
-        *dimension = u32::from_be_bytes([field[0], field[1], field[2], field[3]]) as usize;
+/// Every tenth picture for validation, the others to learn from; all for both where there are
+/// fewer than ten.
+fn held_out(pictures: Pictures, split: Split) -> Result<Pictures> {
+    if pictures.len() < HELD_OUT {
+        return Ok(pictures);
     }
-    let expected = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let found = bytes.len() - header;
-    ensure!(
-        expected == Some(found),
-        "{name}: header promises {shape:?} bytes, the file holds {found}; {}",
-        advice()
-    );
-    Ok((shape, bytes[header..].to_vec()))
+    let kept = |i: &usize| (i % HELD_OUT == HELD_OUT - 1) == (split == Split::Valid);
+    Ok(pictures.select(&(0..pictures.len()).filter(kept).collect::<Vec<_>>()))
 }
 
-fn unzip(path: &Path) -> Result<Vec<u8>> {
-    let name = path.display();
-    let file = File::open(path).map_err(|error| anyhow!("{name}: {error}; {}", advice()))?;
-    let mut bytes = Vec::new();
-    GzDecoder::new(file)
-        .read_to_end(&mut bytes)
-        .map_err(|error| anyhow!("{name}: damaged gzip file ({error}); {}", advice()))?;
-    Ok(bytes)
-}
-
-fn advice() -> &'static str {
-    "get the data with `apt-get install dataset-fashion-mnist`, or name its folder with --data"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use flate2::{Compression, write::GzEncoder};
-    use std::io::Write;
-
-    fn gzip(path: &Path, bytes: &[u8]) {
-        let mut out = GzEncoder::new(File::create(path).unwrap(), Compression::fast());
-        out.write_all(bytes).unwrap();
-        out.finish().unwrap();
-    }
-
-    fn idx(shape: &[u32], data: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0, 0, 8, shape.len() as u8];
-        bytes.extend(shape.iter().flat_map(|d| d.to_be_bytes()));
-        bytes.extend(data);
-        bytes
-    }
-
-    fn write_pair(dir: &Path, images: &[u8], labels: &[u8]) {
-        gzip(&dir.join("t10k-images-idx3-ubyte.gz"), images);
-        gzip(&dir.join("t10k-labels-idx1-ubyte.gz"), labels);
-    }
-
-    #[test]
-    fn reads_pictures_and_scales_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut data = vec![0u8; 2 * PIXELS];
-        data[PIXELS] = 255;
-        write_pair(dir.path(), &idx(&[2, 28, 28], &data), &idx(&[2], &[3, 9]));
-        let pictures = Pictures::load(dir.path(), Split::Valid, None).unwrap();
-        let mut out = [0.0; PIXELS];
-        pictures.write(1, &mut out);
-        assert_eq!((pictures.len(), pictures.label(1)), (2, 9));
-        assert_eq!((out[0], out[1]), (1.0, -1.0));
-        assert_eq!(
-            Pictures::load(dir.path(), Split::Valid, Some(1))
-                .unwrap()
-                .len(),
-            1
-        );
-    }
-
-    #[test]
-    fn every_damage_is_named_with_its_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let failure =
-            |dir: &Path| format!("{:#}", Pictures::load(dir, Split::Valid, None).unwrap_err());
-        let missing = failure(dir.path());
-        assert!(
-            missing.contains("t10k-images") && missing.contains("apt-get install"),
-            "{missing}"
-        );
-
-        let good = idx(&[1, 28, 28], &[0; PIXELS]);
-        write_pair(dir.path(), &good[..300], &idx(&[1], &[0]));
-        assert!(failure(dir.path()).contains("header promises"));
-        write_pair(dir.path(), &good, &idx(&[2], &[0, 1]));
-        assert!(failure(dir.path()).contains("2 labels for 1 pictures"));
-        write_pair(dir.path(), &good, &idx(&[1], &[10]));
-        assert!(failure(dir.path()).contains("label 10"));
-        write_pair(dir.path(), b"plain", &idx(&[1], &[0]));
-        assert!(failure(dir.path()).contains("not an IDX file"));
-        std::fs::write(
-            dir.path().join("t10k-images-idx3-ubyte.gz"),
-            b"no gzip at all",
-        )
-        .unwrap();
-        assert!(failure(dir.path()).contains("damaged gzip"));
-    }
+/// What is known of a set once all of its pictures are read.
+fn checked(path: &Path, pictures: Pictures) -> Result<Pictures> {
+    ensure!(!pictures.is_empty(), "{}: holds no picture", path.display());
+    Ok(pictures)
 }

@@ -17,8 +17,8 @@ use crate::model::Denoiser;
 ///
 /// # Shapes
 ///
-/// - `x`: `[n, 784]`, `t` and `class`: `[n]`
-/// - output: `[n, 784]`
+/// - `x`: `[n, p]`, `t` and `class`: `[n]`
+/// - output: `[n, p]`
 pub fn guided(
     model: &Denoiser,
     x: Tensor<2>,

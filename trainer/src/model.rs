@@ -3,12 +3,11 @@
 //! This module owns their forward formulas. It must not know how a network is trained, which
 //! noise schedule it belongs to, or how its weights are stored.
 //!
-//! Both are plain perceptrons over the 784 pixels of a 28 by 28 grey picture: [`MlpClassic`]
+//! Both are plain perceptrons over all `p` numbers of a picture, `p = 784` for garments: [`MlpClassic`]
 //! appends the timestep to the pixels; [`ResidualMlp`] is a stack of residual blocks, each
 //! steered by an embedding of timestep and class. The U-Net has a module of its own.
 
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
-use crate::dataset::PIXELS;
 use crate::unet2d::UNet2d;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -18,9 +17,10 @@ use burn::tensor::{Device, Int, Tensor};
 impl MlpClassicConfig {
     /// Builds the network with random weights (uniform within `1 / sqrt(inputs)`).
     pub fn init(&self, device: &Device) -> MlpClassic {
-        let mut sizes = vec![PIXELS + 1];
+        let numbers = self.in_channels * self.sample_size * self.sample_size;
+        let mut sizes = vec![numbers + 1];
         sizes.extend(&self.hidden_sizes);
-        sizes.push(PIXELS);
+        sizes.push(numbers);
         let layers = sizes
             .windows(2)
             .map(|io| LinearConfig::new(io[0], io[1]).init(device));
@@ -54,10 +54,10 @@ impl MlpClassic {
     ///
     /// # Shapes
     ///
-    /// - `x`: `[n, 784]`, rows of pixels in about `[-1, 1]`
+    /// - `x`: `[n, p]`, rows of pixels in about `[-1, 1]`
     /// - `t`: `[n]`, timesteps in `0..T`; the network sees `t / T`
     /// - `class`: ignored, so that both networks are called alike
-    /// - output: `[n, 784]`
+    /// - output: `[n, p]`
     pub fn forward(
         &self,
         x: Tensor<2>,
@@ -81,6 +81,7 @@ impl ResidualMlpConfig {
     /// Builds the network with random weights (uniform within `1 / sqrt(inputs)`).
     pub fn init(&self, device: &Device) -> ResidualMlp {
         let (h, c) = (self.hidden_size, self.cond_size);
+        let numbers = self.in_channels * self.sample_size * self.sample_size;
         let norm = || {
             LayerNormConfig::new(h)
                 .with_epsilon(self.norm_eps)
@@ -98,10 +99,10 @@ impl ResidualMlpConfig {
             class_embed: self
                 .num_class_embeds
                 .map(|n| EmbeddingConfig::new(n, c).init(device)),
-            input: linear(PIXELS, h),
+            input: linear(numbers, h),
             blocks: (0..self.num_blocks).map(block).collect(),
             norm: norm(),
-            output: linear(h, PIXELS),
+            output: linear(h, numbers),
             time_features: self.time_features,
         }
     }
@@ -124,11 +125,11 @@ impl ResidualMlp {
     ///
     /// # Shapes
     ///
-    /// - `x`: `[n, 784]`, rows of pixels in about `[-1, 1]`
+    /// - `x`: `[n, p]`, rows of pixels in about `[-1, 1]`
     /// - `t`: `[n]`, timesteps in `0..T`
     /// - `class`: `[n]`, rows of the class table: `0..10`, or 10 for "no class"; needed if and
     ///   only if the network has a class table
-    /// - output: `[n, 784]`
+    /// - output: `[n, p]`
     ///
     /// # Panics
     ///
@@ -184,10 +185,42 @@ fn timestep_features(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
 
 /// Sinusoidal features of timesteps: `[n]` to `[n, count]`, first all cosines, then all sines
 /// (diffusers' `get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0)`).
-pub(crate) fn cosines_and_sines(t: Tensor<1, Int>, count: usize) -> Tensor<2> {
-    let row = Tensor::<1>::from_floats(frequencies(count / 2).as_slice(), &t.device());
-    let angles = t.float().unsqueeze_dim::<2>(1).matmul(row.unsqueeze_dim(0));
-    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+pub(crate) fn cosines_and_sines(t: Tensor<1>, count: usize) -> Tensor<2> {
+    features(t, frequencies(count / 2), |_| true)
+}
+
+/// The same of times in `0..=1`, which are `scale` timesteps long, with zeros in place of the
+/// features that turn more than five times on the way from 0 to 1.
+///
+/// A few-step network is compared with itself at two times close to each other. Fast features
+/// differ there like random numbers, so the network must not see them. The weights of these
+/// features are set to zero ([`slow`]), so other implementations need not know.
+pub(crate) fn slow_features(t: Tensor<1>, count: usize, scale: usize) -> Tensor<2> {
+    let keep = slow(count / 2, scale);
+    features(t.mul_scalar(scale as f32), frequencies(count / 2), |i| {
+        keep[i]
+    })
+}
+
+/// Which of `count` frequencies are slow enough for [`slow_features`].
+pub(crate) fn slow(count: usize, scale: usize) -> Vec<bool> {
+    let limit = 5.0 * std::f32::consts::TAU;
+    let frequencies = frequencies(count).into_iter();
+    frequencies.map(|f| f * scale as f32 <= limit).collect()
+}
+
+fn features(t: Tensor<1>, mut frequencies: Vec<f32>, keep: impl Fn(usize) -> bool) -> Tensor<2> {
+    let count = frequencies.len();
+    let mask: Vec<f32> = (0..2 * count)
+        .map(|i| f32::from(u8::from(keep(i % count))))
+        .collect();
+    for (i, frequency) in frequencies.iter_mut().enumerate() {
+        *frequency *= f32::from(u8::from(keep(i)));
+    }
+    let row = |values: &[f32]| Tensor::<1>::from_floats(values, &t.device()).unsqueeze_dim::<2>(0);
+    let (frequencies, mask) = (row(&frequencies), row(&mask));
+    let angles = t.unsqueeze_dim::<2>(1).matmul(frequencies);
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1) * mask
 }
 
 /// Frequencies that fall geometrically from 1 towards 1/10000 (Vaswani et al. 2017, section 3.5).
@@ -225,11 +258,32 @@ impl Denoiser {
             Self::UNet(model) => model.forward(x, t, class),
         }
     }
+
+    /// Predicts the mean velocity from `t` down to `t - gap`; shapes as in [`UNet2d::velocity`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if the network has no second timestep.
+    pub fn velocity(
+        &self,
+        x: Tensor<2>,
+        t: Tensor<1>,
+        gap: Tensor<1>,
+        class: Option<Tensor<1, Int>>,
+    ) -> Tensor<2> {
+        match self {
+            Self::UNet(model) => model.velocity(x, t, gap, class),
+            Self::Classic(_) | Self::Residual(_) => {
+                panic!("only a U-Net has a second timestep")
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::PIXELS;
 
     #[test]
     fn timestep_features_match_the_formula() {

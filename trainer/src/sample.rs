@@ -9,22 +9,24 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::checkpoint::{Checkpoint, Spacing};
-use crate::dataset::PIXELS;
+use crate::checkpoint::{Checkpoint, Scheduler, Spacing};
 use crate::diffusion::{ForwardProcess, Prediction};
 use crate::guidance::guided;
 use crate::rng::{self, Stream};
+use crate::soflow;
 
 /// How to go from noise to picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampler {
     /// Ancestral sampling: new noise in every step.
     Ddpm,
-    /// Deterministic: only the first noise counts.
+    /// Deterministic: only the first noise counts. Few-step networks make steps of their own.
     Ddim,
+    /// Few-step networks only: steps along the velocity, as of a flow-matching network.
+    Euler,
 }
 
-/// Draws one picture for each entry of `classes`: `[n, 784]`, values in about `[-1, 1]`.
+/// Draws one picture for each entry of `classes`: `[n, p]`, values in about `[-1, 1]`.
 ///
 /// `steps` is at least 1 and at most the number of timesteps. A `guidance` of 1 asks the network
 /// once per step; any other value asks it again without class and moves the answer away from
@@ -38,25 +40,25 @@ pub fn sample(
     seed: u64,
     device: &Device,
 ) -> Tensor<2> {
-    let process = checkpoint.scheduler.process();
     let mut noise = Noise {
         seed,
         step: 0,
-        rows: classes.len(),
+        shape: [classes.len(), checkpoint.config.subject().numbers()],
         device: device.clone(),
     };
     let mut x = noise.draw();
-    let visited = timesteps(
-        checkpoint.scheduler.timestep_spacing,
-        process.timesteps(),
-        steps,
-    );
+    let Scheduler::Ddpm(scheduler) = &checkpoint.scheduler else {
+        let euler = sampler == Sampler::Euler;
+        return soflow::sample(&checkpoint.model, x, classes, steps, euler);
+    };
+    let process = scheduler.process();
+    let visited = timesteps(scheduler.timestep_spacing, process.timesteps(), steps);
     for (i, &t) in visited.iter().enumerate() {
         let answer = ask(checkpoint, &x, t, classes, guidance, device);
-        let prediction = checkpoint.scheduler.prediction_type;
+        let prediction = scheduler.prediction_type;
         let clean = clean_estimate(&process, prediction, t, &x, answer);
-        let clip = checkpoint.scheduler.clip_sample_range;
-        let clean = if checkpoint.scheduler.clip_sample {
+        let clip = scheduler.clip_sample_range;
+        let clean = if scheduler.clip_sample {
             clean.clamp(-clip, clip)
         } else {
             clean
@@ -65,7 +67,7 @@ pub fn sample(
             .get(i + 1)
             .map_or(1.0, |&p| process.alpha_cumprod(p));
         x = match sampler {
-            Sampler::Ddim => ddim_step(&process, t, previous, x, clean),
+            Sampler::Ddim | Sampler::Euler => ddim_step(&process, t, previous, x, clean),
             Sampler::Ddpm => {
                 let (mean, deviation) = ddpm_step(&process, t, previous, x, clean);
                 if previous < 1.0 {
@@ -94,19 +96,19 @@ fn timesteps(spacing: Spacing, count: usize, steps: usize) -> Vec<usize> {
 struct Noise {
     seed: u64,
     step: u64,
-    rows: usize,
+    shape: [usize; 2],
     device: Device,
 }
 
 impl Noise {
     fn draw(&mut self) -> Tensor<2> {
-        let mut values = vec![0.0; self.rows * PIXELS];
+        let mut values = vec![0.0; self.shape.iter().product()];
         rng::fill_normal(
             &mut rng::open(self.seed, Stream::Sample, self.step, 0),
             &mut values,
         );
         self.step += 1;
-        Tensor::from_data(TensorData::new(values, [self.rows, PIXELS]), &self.device)
+        Tensor::from_data(TensorData::new(values, self.shape), &self.device)
     }
 }
 

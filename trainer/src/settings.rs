@@ -10,11 +10,13 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::SchedulerConfig;
+use crate::batch::Order;
+use crate::checkpoint::{FlowConfig, Scheduler, SchedulerConfig};
 use crate::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
-use crate::dataset::CLASSES;
+use crate::dataset::{Data, Subject};
 use crate::diffusion::{BetaSchedule, ForwardProcess, Prediction, Weighting};
-use crate::unet2d::{Sizes, UNet2dConfig};
+use crate::soflow::{self, Course};
+use crate::unet2d::{Sizes, TIMESTEPS, UNet2dConfig};
 
 /// Which network to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -28,6 +30,9 @@ pub enum ModelKind {
     /// diffusers' `UNet2DModel`: the sharpest pictures, for the longest training, about an hour on
     /// two cores.
     Unet,
+    /// A U-Net over squares of pixels that draws in one to eight calls, trained by SoFlow, with
+    /// guidance trained in.
+    FewStep,
 }
 
 /// How the learning rate changes over the run.
@@ -45,8 +50,8 @@ pub enum LrSchedule {
 pub struct Settings {
     /// Which network to train.
     pub model: ModelKind,
-    /// The folder with the IDX files.
-    pub data: PathBuf,
+    /// Where the pictures are.
+    pub data: Data,
     /// How often the training pictures are gone through; 0 exports the untrained network.
     pub epochs: usize,
     /// Parts of an epoch; after each the run's state is saved and the loss measured.
@@ -63,8 +68,10 @@ pub struct Settings {
     pub warmup_steps: usize,
     /// How much of the running average of the weights is kept in each step; 0 switches it off.
     pub ema_decay: f64,
-    /// The largest norm of any single tensor's gradient; `None` for no limit.
+    /// The largest norm of all gradients together; `None` for no limit.
     pub grad_clip: Option<f64>,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
     /// The share of labels replaced by "no class".
     pub label_dropout: f64,
     /// The noise schedule.
@@ -94,6 +101,9 @@ pub struct Settings {
     pub teacher: Option<PathBuf>,
     /// How strongly the teacher is guided.
     pub guidance: f32,
+    /// The course of a few-step training; no other model has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub course: Option<Course>,
     /// What weights, data order, timesteps and noise depend on.
     pub seed: u64,
     /// Use only the first pictures of each split.
@@ -136,13 +146,30 @@ impl Settings {
                 blocks: 1,
                 ..Self::mlp()
             },
+            ModelKind::FewStep => Self {
+                model,
+                epochs: 9,
+                parts: 8,
+                valid_limit: 1000,
+                batch_size: 128,
+                warmup_steps: 200,
+                ema_decay: 0.999,
+                weight_decay: 0.01,
+                timesteps: TIMESTEPS,
+                hidden: 32,
+                blocks: 1,
+                levels: 2,
+                no_attention: true,
+                course: Some(Course::default()),
+                ..Self::mlp()
+            },
         }
     }
 
     fn mlp() -> Self {
         Self {
             model: ModelKind::Mlp,
-            data: PathBuf::from(crate::dataset::DEFAULT_DIR),
+            data: Data::new(crate::dataset::DEFAULT_DIR),
             epochs: 120,
             parts: 1,
             valid_limit: 10_000,
@@ -152,6 +179,7 @@ impl Settings {
             warmup_steps: 500,
             ema_decay: 0.9995,
             grad_clip: Some(1.0),
+            weight_decay: 0.0,
             label_dropout: 0.1,
             schedule: BetaSchedule::Cosine,
             prediction: Prediction::Sample,
@@ -166,6 +194,7 @@ impl Settings {
             unconditional: false,
             teacher: None,
             guidance: 2.0,
+            course: None,
             seed: 42,
             limit: None,
         }
@@ -196,9 +225,6 @@ impl Settings {
             self.time_features.is_multiple_of(2),
             "--time-features must be even"
         );
-        if let Some(fault) = self.model_config().fault() {
-            bail!("{fault} (--hidden, --levels and --blocks give the sizes of a U-Net)");
-        }
         ensure!(
             self.learning_rate > 0.0 && self.learning_rate < 1.0,
             "--learning-rate must lie between 0 and 1"
@@ -212,9 +238,17 @@ impl Settings {
             "--label-dropout must be 0 to 1"
         );
         ensure!(
-            self.teacher.is_none() || self.model_config().no_class().is_some(),
+            self.teacher.is_none() || self.garment_config().no_class().is_some(),
             "--teacher needs a model with classes"
         );
+        ensure!(
+            (0.0..1.0).contains(&self.weight_decay),
+            "--weight-decay is {}; expected at least 0, below 1",
+            self.weight_decay
+        );
+        if let Some(course) = &self.course {
+            course.check()?;
+        }
         ensure!(
             self.grad_clip.is_none_or(|c| c > 0.0),
             "--grad-clip must be above 0"
@@ -222,8 +256,28 @@ impl Settings {
         Ok(())
     }
 
-    /// The network's `config.json`.
-    pub fn model_config(&self) -> ModelConfig {
+    /// The network's `config.json`, for such pictures.
+    pub fn model_config(&self, subject: Subject) -> ModelConfig {
+        self.garment_config().for_subject(subject)
+    }
+
+    /// Checks that the network can be built for such pictures.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the field at fault, and the options that give it.
+    pub fn check_model(&self, subject: Subject) -> Result<()> {
+        if let Some(fault) = self.model_config(subject).fault() {
+            bail!(
+                "{fault} (--hidden, --levels and --blocks give the sizes of a U-Net; pictures have \
+                 {0}x{0} pixels)",
+                subject.side
+            );
+        }
+        Ok(())
+    }
+
+    fn garment_config(&self) -> ModelConfig {
         match self.model {
             ModelKind::MlpClassic => ModelConfig::Classic(MlpClassicConfig::new(
                 vec![self.hidden; self.blocks],
@@ -244,16 +298,46 @@ impl Settings {
                 let classes = !self.unconditional;
                 ModelConfig::UNet(UNet2dConfig::new(sizes, self.timesteps, classes))
             }
+            ModelKind::FewStep => {
+                ModelConfig::UNet(UNet2dConfig::few_step(self.hidden, !self.unconditional))
+            }
         }
     }
 
-    /// The noise schedule's `scheduler_config.json`.
+    /// The checkpoint's `scheduler_config.json`.
+    pub fn scheduler(&self) -> Scheduler {
+        match self.course {
+            Some(_) => Scheduler::Flow(FlowConfig::soflow(self.timesteps)),
+            None => Scheduler::Ddpm(self.scheduler_config()),
+        }
+    }
+
+    /// The recipe by which a few-step network's batches are made.
+    pub(crate) fn few_step_recipe(&self, subject: Subject) -> Option<soflow::Recipe> {
+        Some(soflow::Recipe {
+            course: self.course?,
+            label_dropout: self.label_dropout,
+            no_class: subject.classes,
+            seed: self.seed,
+        })
+    }
+
+    /// The order of so many pictures.
+    pub fn order(&self, pictures: usize) -> Order {
+        Order {
+            seed: self.seed,
+            pictures,
+            batch_size: self.batch_size,
+        }
+    }
+
+    /// The noise schedule.
     pub fn scheduler_config(&self) -> SchedulerConfig {
         SchedulerConfig::new(self.schedule, self.prediction, self.timesteps)
     }
 
     /// The recipe by which batches are made, without a teacher.
-    pub fn recipe(&self) -> crate::batch::Recipe {
+    pub fn recipe(&self, subject: Subject) -> crate::batch::Recipe {
         let scheduler = self.scheduler_config();
         crate::batch::Recipe {
             process: ForwardProcess::new(
@@ -265,8 +349,7 @@ impl Settings {
             prediction: self.prediction,
             weighting: self.weighting,
             label_dropout: self.label_dropout,
-            no_class: CLASSES,
-            batch_size: self.batch_size,
+            no_class: subject.classes,
             seed: self.seed,
             teacher: None,
         }
@@ -287,10 +370,11 @@ mod tests {
 
     #[test]
     fn defaults_are_valid_and_classic_is_the_textbook() {
-        for kind in [ModelKind::Mlp, ModelKind::MlpClassic, ModelKind::Unet] {
+        for kind in ModelKind::value_variants() {
+            let kind = *kind;
             let settings = Settings::defaults(kind);
             settings.check().unwrap();
-            assert_eq!(settings.model_config().fault(), None);
+            settings.check_model(Subject::GARMENTS).unwrap();
         }
         let classic = Settings::defaults(ModelKind::MlpClassic);
         assert_eq!(classic.prediction, Prediction::Epsilon);

@@ -1,39 +1,28 @@
-//! The training run: data, burn's learner, and the folder from which a run goes on.
+//! The training run: data, steps, and the folder from which a run goes on.
 //!
-//! This module owns the order of events from settings to finished checkpoint, the optimizer and
-//! the learning rate. It must not know the file formats of data and checkpoint, nor the command
-//! line.
+//! This module owns the order of events from settings to finished checkpoint. It must not know
+//! the file formats of data, state and checkpoint, nor the command line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::data::dataloader::DataLoader;
+use anyhow::{Context, Result, ensure};
 use burn::module::Module;
-use burn::optim::grad_clipping::GradientClippingConfig;
-use burn::optim::lr_scheduler::LrSchedulerConfig;
-use burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
-use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLrScheduler, ModuleLrSchedulerConfig};
-use burn::optim::lr_scheduler::sequential::SequentialLrSchedulerConfig;
-use burn::optim::{AdamConfig, ModuleOptimizer};
-use burn::store::ModuleRecord;
-use burn::tensor::Device;
-use burn::train::checkpoint::KeepLastNCheckpoints;
-use burn::train::metric::{LearningRateMetric, LossMetric};
-use burn::train::{Interrupter, Learner, SupervisedTraining};
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
 
-use crate::batch::{Batch, Loader, Recipe};
+use crate::batch::{self, Draw, Order};
 use crate::checkpoint::{self, Checkpoint};
-use crate::dataset::{Pictures, Split};
+use crate::dataset::{Pictures, Split, Subject};
 use crate::guidance::Teacher;
 use crate::model::Denoiser;
-use crate::progress::{self, Pace};
-use crate::settings::{LrSchedule, Settings};
-use crate::trainee::Trainee;
+use crate::optimizer::{Optimizer, learning_rate};
+use crate::params::{flatten, gradients, with_weights};
+use crate::progress::{Lap, Progress};
+use crate::settings::Settings;
+use crate::soflow;
+use crate::state::State;
 
 /// How a run begins and ends, besides its settings.
 #[derive(Clone, Debug)]
@@ -57,11 +46,12 @@ pub struct Report {
     pub settings: Settings,
     /// The number of trained numbers.
     pub parameters: usize,
-    /// The averaged weights' loss (with a teacher: against its answers) on as many training pictures as there are validation pictures.
+    /// The averaged weights' loss (with a teacher: against its answers; for few steps: of the
+    /// velocity) on as many training pictures as there are validation pictures.
     pub train_loss: f64,
     /// The averaged weights' loss on the validation pictures.
     pub valid_loss: f64,
-    /// Seconds of this session (without earlier ones that it resumed).
+    /// Seconds of all sessions' steps that are part of the result.
     pub seconds: f64,
 }
 
@@ -72,10 +62,11 @@ pub struct Report {
 /// One line: impossible settings, or a folder that cannot be written.
 pub fn export_untrained(settings: &Settings, output: &Path, device: &Device) -> Result<()> {
     settings.check()?;
-    let (model, _) = beginning(settings, device)?;
+    settings.check_model(Subject::GARMENTS)?;
+    let (model, _) = beginning(settings, Subject::GARMENTS, device)?;
     let untrained = Checkpoint {
-        config: settings.model_config(),
-        scheduler: settings.scheduler_config(),
+        config: settings.model_config(Subject::GARMENTS),
+        scheduler: settings.scheduler(),
         model,
     };
     checkpoint::save::<()>(output, &untrained, None)
@@ -88,22 +79,21 @@ pub fn export_untrained(settings: &Settings, output: &Path, device: &Device) -> 
 ///
 /// One line: no run folder, nothing saved in it yet, or a folder that cannot be written.
 pub fn export_unfinished(run_dir: &Path, output: &Path, device: &Device) -> Result<f64> {
-    let settings: Settings = checkpoint::read_json(&run_dir.join("settings.json"))
+    let settings: Settings = checkpoint::read_json(&run_dir.join(SETTINGS))
         .with_context(|| format!("{}: no folder of a run", run_dir.display()))?;
-    let lap = last_checkpoint(run_dir)?;
-    ensure!(lap > 0, "{}: nothing is saved yet", run_dir.display());
-    let path = run_dir.join(format!("checkpoint/model-{lap}.bpk"));
-    let record = ModuleRecord::load(&path)
-        .map_err(|fault| anyhow!("{}: cannot be read: {fault}", path.display()))?;
-    let config = settings.model_config();
-    let trainee = Trainee::new(config.init(device), settings.ema_decay, device);
+    let state = State::load_newest(run_dir, warn)?
+        .with_context(|| format!("{}: nothing is saved yet", run_dir.display()))?;
+    let train = Pictures::load(&settings.data, Split::Train, settings.limit)?;
+    let config = settings.model_config(subject(&train, &settings)?);
+    let network = config.init(device);
+    check_length(&state, &network, run_dir)?;
     let unfinished = Checkpoint {
         config,
-        scheduler: settings.scheduler_config(),
-        model: trainee.load_record(record).into_average(),
+        scheduler: settings.scheduler(),
+        model: with_weights(network, &state.average, device),
     };
     checkpoint::save::<()>(output, &unfinished, None)?;
-    Ok(lap as f64 / settings.parts as f64)
+    Ok(state.step as f64 / settings.order(train.len()).steps() as f64)
 }
 
 /// Trains and exports; `None` if the run stopped before its last epoch.
@@ -111,144 +101,275 @@ pub fn export_unfinished(run_dir: &Path, output: &Path, device: &Device) -> Resu
 /// # Errors
 ///
 /// One line: data missing or damaged, a run folder in the way, settings that differ from those
-/// of the resumed run, or an error inside burn.
+/// of the resumed run, or a state that cannot be written.
 pub fn run(settings: &Settings, session: &Session, device: &Device) -> Result<Option<Report>> {
-    let began = Instant::now();
     settings.check()?;
     checkpoint::check_replaceable(&session.output)?;
     ensure!(settings.epochs > 0, "--epochs must be at least 1");
-    let load = |split| Pictures::load(&settings.data, split, settings.limit).map(Arc::new);
+    let load = |split| Pictures::load(&settings.data, split, settings.limit);
     let (train, valid) = (load(Split::Train)?, load(Split::Valid)?);
+    let subject = subject(&train, settings)?;
+    check_alike(&train, &valid, settings)?;
     let run_dir = checkpoint::sibling(&session.output, "run")?;
-    let done = prepare(&run_dir, settings, session)?;
+    let saved = prepare(&run_dir, settings, session)?;
 
-    let (first, teacher) = beginning(settings, device)?;
-    let config = settings.model_config();
-    let autodiff = device.clone().autodiff();
-    let recipe = Arc::new(Recipe {
-        teacher,
-        ..settings.recipe()
-    });
-    let train_loader = Loader::train(
-        Arc::clone(&train),
-        Arc::clone(&recipe),
-        done + 1,
-        settings.parts,
-        &autodiff,
-    );
-    let valid_loader = Loader::valid(valid, Arc::clone(&recipe), device);
-    let measured = valid_loader.num_items().min(settings.valid_limit);
-    let trainee = Trainee::new(first, settings.ema_decay, &autodiff);
-    let scheduler = learning_rate(
-        settings.lr_schedule,
-        settings.learning_rate,
-        settings.warmup_steps,
-        settings.epochs * train_loader.steps(),
-    )?;
-    let learner = Learner::new(trainee, optimizer(settings.grad_clip), scheduler);
-
-    let last = session
-        .stop_after
-        .unwrap_or(settings.epochs)
-        .min(settings.epochs);
-    let finished = launch(
-        learner,
-        Arc::new(train_loader),
-        valid_loader.slice(0, measured),
-        &run_dir,
-        done,
-        [last, settings.parts],
-    )?;
-    let Some(trainee) = finished.filter(|_| last == settings.epochs) else {
-        return Ok(None);
+    let (network, teacher) = beginning(settings, subject, device)?;
+    let state = match saved {
+        Some(state) => state,
+        None => State::new(flatten(&network)),
     };
-    let model = trainee.into_average();
-    let sample = Loader::valid(train, recipe, device).slice(0, valid_loader.num_items());
+    check_length(&state, &network, &run_dir)?;
+    let run = Run {
+        settings,
+        recipe: Recipe::new(settings, subject, teacher),
+        order: settings.order(train.len()),
+        train,
+        valid,
+        device: device.clone(),
+        recorder: device.clone().autodiff(),
+    };
+    let last = session.stop_after.unwrap_or(settings.epochs);
+    let last = last.min(settings.epochs);
+    let state = run.until(last, state, &network, &run_dir)?;
+    if last < settings.epochs {
+        return Ok(None);
+    }
+    let model = with_weights(network, &state.average, device);
     let report = Report {
         trainer_version: env!("CARGO_PKG_VERSION"),
         settings: settings.clone(),
         parameters: model.num_params(),
-        train_loss: evaluate(&model, sample.as_ref())?,
-        valid_loss: evaluate(&model, &valid_loader)?,
-        seconds: began.elapsed().as_secs_f64(),
+        train_loss: run.measure(&model, &run.train, run.valid.len())?,
+        valid_loss: run.measure(&model, &run.valid, run.valid.len())?,
+        seconds: state.seconds,
     };
-    let scheduler = settings.scheduler_config();
     let exported = Checkpoint {
-        config,
-        scheduler,
+        config: settings.model_config(subject),
+        scheduler: settings.scheduler(),
         model,
     };
     checkpoint::save(&session.output, &exported, Some(&report))?;
     Ok(Some(report))
 }
 
-/// The network to begin with, on a device with autodiff, and the teacher if there is one.
-fn beginning(settings: &Settings, device: &Device) -> Result<(Denoiser, Option<Teacher>)> {
-    let autodiff = device.clone().autodiff();
-    let Some(dir) = &settings.teacher else {
-        device.seed(settings.seed);
-        return Ok((settings.model_config().init(&autodiff), None));
-    };
-    let model = load_teacher(dir, settings, device)?;
-    let teacher = Teacher {
-        model,
-        guidance: settings.guidance,
-    };
-    Ok((load_teacher(dir, settings, &autodiff)?, Some(teacher)))
+/// The file of a run folder that says what is trained.
+const SETTINGS: &str = "settings.json";
+
+/// How batches are made, and what their loss is.
+enum Recipe {
+    /// A network that predicts noise, velocity or picture.
+    Denoising(Box<batch::Recipe>),
+    /// A network for few steps.
+    SoFlow(soflow::Recipe),
 }
 
-/// Runs burn's learner up to epoch `last`; `None` if it was interrupted on the way.
-///
-/// What burn calls an epoch is one of its `parts` here; `done` of them lie behind.
-fn launch(
-    learner: Learner<Trainee>,
-    train: Arc<dyn DataLoader<Batch>>,
-    valid: Arc<dyn DataLoader<Batch>>,
-    run_dir: &Path,
-    done: usize,
-    [last, parts]: [usize; 2],
-) -> Result<Option<Trainee>> {
-    let interrupter = Interrupter::new();
-    let resumed = (done > 0).then_some(done);
-    let pace = Pace {
-        parts,
-        pictures: train.num_items(),
+impl Recipe {
+    fn new(settings: &Settings, subject: Subject, teacher: Option<Teacher>) -> Self {
+        match settings.few_step_recipe(subject) {
+            Some(recipe) => Self::SoFlow(recipe),
+            None => Self::Denoising(Box::new(batch::Recipe {
+                teacher,
+                ..settings.recipe(subject)
+            })),
+        }
+    }
+}
+
+/// Everything that stays the same during a run.
+struct Run<'a> {
+    settings: &'a Settings,
+    recipe: Recipe,
+    order: Order,
+    train: Pictures,
+    valid: Pictures,
+    /// Records nothing.
+    device: Device,
+    /// The same device, recording for gradients.
+    recorder: Device,
+}
+
+impl Run<'_> {
+    /// Trains up to the end of epoch `last`; the state is saved after each part of an epoch.
+    fn until(
+        &self,
+        last: usize,
+        mut state: State,
+        network: &Denoiser,
+        run_dir: &Path,
+    ) -> Result<State> {
+        let steps = self.order.steps();
+        let lap = |step: u64| step as usize * self.settings.parts / steps;
+        let mut progress = Progress::new(last * steps, state.step as usize);
+        let (mut began, mut pictures, mut loss) = (Instant::now(), 0, 0.0);
+        let mut epoch = (0, Vec::new());
+        while state.step < (last * steps) as u64 {
+            let now = state.step as usize / steps + 1;
+            if epoch.0 != now {
+                epoch = (now, self.order.epoch(now));
+            }
+            let chosen = &epoch.1[self.order.places(state.step as usize % steps)];
+            loss += self.step(&mut state, chosen, network)? * chosen.len() as f64;
+            pictures += chosen.len();
+            progress.step(loss / pictures as f64);
+            if lap(state.step) > lap(state.step - 1) {
+                let model = with_weights(network.clone(), &state.average, &self.device);
+                let valid_loss = self.measure(&model, &self.valid, self.settings.valid_limit)?;
+                let seconds = began.elapsed().as_secs_f64();
+                state.seconds += seconds;
+                state.save(run_dir)?;
+                progress.lap(&Lap {
+                    epoch: state.step as f64 / steps as f64,
+                    epochs: last,
+                    train_loss: loss / pictures as f64,
+                    valid_loss,
+                    learning_rate: self.rate(&state),
+                    seconds,
+                    pictures,
+                })?;
+                (began, pictures, loss) = (Instant::now(), 0, 0.0);
+            }
+        }
+        Ok(state)
+    }
+
+    /// One step of the optimizer; gives the mean loss of the pictures `chosen`.
+    fn step(&self, state: &mut State, chosen: &[u32], network: &Denoiser) -> Result<f64> {
+        let steps = self.order.steps() as u64;
+        let draw = Draw::Train(state.step / steps + 1, state.step % steps);
+        let recorded = with_weights(network.clone(), &state.weights, &self.recorder);
+        let losses = match &self.recipe {
+            Recipe::Denoising(recipe) => {
+                let batch = recipe.batch(&self.train, chosen, draw, &self.recorder);
+                denoising_losses(&recorded, batch)
+            }
+            Recipe::SoFlow(recipe) => {
+                let plain = with_weights(network.clone(), &state.weights, &self.device);
+                let progress = state.step as f64 / (self.settings.epochs as u64 * steps) as f64;
+                let device = &self.device;
+                recipe
+                    .batch(&self.train, chosen, draw, progress, &plain, device)
+                    .losses(&recorded, &self.recorder)
+            }
+        };
+        let loss = losses.mean();
+        let gradients = gradients(&recorded, &loss.backward());
+        let optimizer = Optimizer {
+            clip: self.settings.grad_clip,
+            weight_decay: self.settings.weight_decay,
+            average_decay: self.settings.ema_decay,
+        };
+        let rate = self.rate(state);
+        optimizer.step(state, &gradients, rate);
+        Ok(loss.try_into_scalar::<f64>()?)
+    }
+
+    /// The learning rate of the next step.
+    fn rate(&self, state: &State) -> f64 {
+        let settings = self.settings;
+        let all = settings.epochs * self.order.steps();
+        let (schedule, peak) = (settings.lr_schedule, settings.learning_rate);
+        learning_rate(
+            schedule,
+            peak,
+            settings.warmup_steps,
+            state.step as usize,
+            all,
+        )
+    }
+
+    /// The mean loss of a network over the first `limit` pictures, with the same noise each time.
+    fn measure(&self, network: &Denoiser, pictures: &Pictures, limit: usize) -> Result<f64> {
+        let all: Vec<u32> = (0..pictures.len().min(limit) as u32).collect();
+        let (mut sum, mut count) = (0.0, 0);
+        for (step, chosen) in all.chunks(self.settings.batch_size).enumerate() {
+            let draw = Draw::Valid(step as u64);
+            let losses = match &self.recipe {
+                Recipe::Denoising(recipe) => {
+                    let batch = recipe.batch(pictures, chosen, draw, &self.device);
+                    denoising_losses(network, batch)
+                }
+                Recipe::SoFlow(recipe) => {
+                    let batch = recipe.plain(pictures, chosen, draw);
+                    batch.errors(network, &self.device)
+                }
+            };
+            count += chosen.len();
+            sum += losses.sum().try_into_scalar::<f64>()?;
+        }
+        Ok(sum / count as f64)
+    }
+}
+
+/// The squared error of each picture, weighted: `[n]`.
+fn denoising_losses(network: &Denoiser, batch: batch::Batch) -> Tensor<1> {
+    let predicted = network.forward(batch.x, batch.t, Some(batch.class));
+    let errors = (predicted - batch.target).square().mean_dim(1);
+    errors.squeeze_dim::<1>(1) * batch.weight
+}
+
+/// The network to begin with, and the teacher if there is one.
+fn beginning(
+    settings: &Settings,
+    subject: Subject,
+    device: &Device,
+) -> Result<(Denoiser, Option<Teacher>)> {
+    let Some(dir) = &settings.teacher else {
+        device.seed(settings.seed);
+        return Ok((settings.model_config(subject).init(device), None));
     };
-    let mut training = SupervisedTraining::new(run_dir, train, valid)
-        .metrics((LossMetric::new(),))
-        .metric_train_numeric(LearningRateMetric::new())
-        // burn's log holds a line per step and nothing that the metric files lack.
-        .with_application_logger(None)
-        .with_default_checkpointers()
-        .with_checkpointing_strategy(KeepLastNCheckpoints::new(2))
-        .with_interrupter(interrupter.clone())
-        .renderer(progress::renderer(interrupter, resumed, pace))
-        .num_epochs(last * parts);
-    if let Some(epoch) = resumed {
-        training = training.checkpoint(epoch);
-    }
-    let result = training.launch(learner);
-    if let Some(error) = result.error {
-        bail!("the training stopped: {error}");
-    }
-    Ok(result.interrupted.is_none().then_some(result.model))
+    let model = load_teacher(dir, settings, subject, device)?;
+    let teacher = Teacher {
+        model: model.clone(),
+        guidance: settings.guidance,
+    };
+    Ok((model, Some(teacher)))
 }
 
 /// Reads the network to begin with, which must fit the settings.
-fn load_teacher(dir: &Path, settings: &Settings, device: &Device) -> Result<Denoiser> {
+fn load_teacher(
+    dir: &Path,
+    settings: &Settings,
+    subject: Subject,
+    device: &Device,
+) -> Result<Denoiser> {
     let teacher = checkpoint::load(dir, device)?;
     ensure!(
-        teacher.config == settings.model_config()
-            && teacher.scheduler == settings.scheduler_config(),
+        teacher.config == settings.model_config(subject)
+            && teacher.scheduler == settings.scheduler(),
         "{}: a teacher must have the sizes, schedule and prediction of the model to train",
         dir.display()
     );
     Ok(teacher.model)
 }
 
-/// Makes the run folder ready and says how many laps it already holds.
-fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<usize> {
-    let file = run_dir.join("settings.json");
+/// What the network must know of the pictures.
+fn subject(pictures: &Pictures, settings: &Settings) -> Result<Subject> {
+    let [_, height, width] = pictures.shape();
+    let subject = pictures.subject().with_context(|| {
+        let name = settings.data.path.display();
+        format!("{name}: pictures are {width}x{height}; expected square ones, or give --size")
+    })?;
+    settings.check_model(subject)?;
+    Ok(subject)
+}
+
+/// Refuses validation pictures of another kind.
+fn check_alike(train: &Pictures, valid: &Pictures, settings: &Settings) -> Result<()> {
+    ensure!(
+        train.shape() == valid.shape() && valid.classes() <= train.classes(),
+        "{}: validation pictures are {:?} of {} classes; expected {:?} of {} as in training",
+        settings.data.path.display(),
+        valid.shape(),
+        valid.classes(),
+        train.shape(),
+        train.classes()
+    );
+    Ok(())
+}
+
+/// Makes the run folder ready and gives the state that it already holds.
+fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<Option<State>> {
+    let file = run_dir.join(SETTINGS);
     let shown = run_dir.display();
     if session.resume {
         let before: Settings = checkpoint::read_json(&file)
@@ -259,10 +380,13 @@ fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<usi
              differ)",
             file.display()
         );
-        checkpoint::write_json(&file, settings)?;
-        return last_checkpoint(run_dir);
+        if before != *settings {
+            checkpoint::write_json(&file, settings)?;
+        }
+        return State::load_newest(run_dir, warn);
     }
-    if run_dir.exists() {
+    // A run that was killed before it wrote its settings leaves a folder with nothing in it.
+    if run_dir.exists() && !is_blank(run_dir)? {
         ensure!(
             file.is_file(),
             "{shown}: is no run folder of this program; move it away"
@@ -275,101 +399,32 @@ fn prepare(run_dir: &Path, settings: &Settings, session: &Session) -> Result<usi
     }
     fs::create_dir_all(run_dir).with_context(|| format!("{shown}: cannot be created"))?;
     checkpoint::write_json(&file, settings)?;
-    Ok(0)
+    Ok(None)
 }
 
-/// The last lap of which burn's three checkpoint files all lie in the run folder, else 0.
-///
-/// burn renames each file into place when it is complete, so a file that is there is whole.
-fn last_checkpoint(run_dir: &Path) -> Result<usize> {
-    let dir = run_dir.join("checkpoint");
-    if !dir.exists() {
-        return Ok(0);
+/// Whether a folder holds nothing, or only settings that were not completed.
+fn is_blank(run_dir: &Path) -> Result<bool> {
+    let unreadable = || format!("{}: cannot be read", run_dir.display());
+    let unfinished = format!("{SETTINGS}.new");
+    for entry in fs::read_dir(run_dir).with_context(unreadable)? {
+        if entry.with_context(unreadable)?.file_name() != *unfinished {
+            return Ok(false);
+        }
     }
-    let entries = fs::read_dir(&dir).with_context(|| format!("{}: unreadable", dir.display()))?;
-    let epoch = |name: &str| {
-        name.strip_prefix("model-")?
-            .strip_suffix(".bpk")?
-            .parse()
-            .ok()
-    };
-    let whole = |e: &usize| {
-        ["optim", "scheduler"]
-            .iter()
-            .all(|part| dir.join(format!("{part}-{e}.bpk")).is_file())
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names
-        .filter_map(|name| epoch(&name))
-        .filter(whole)
-        .max()
-        .unwrap_or(0))
+    Ok(true)
 }
 
-/// Adam as PyTorch has it (burn's own epsilon is 1e-5), with gradients clipped per tensor.
-pub(crate) fn optimizer(grad_clip: Option<f64>) -> ModuleOptimizer {
-    let clip = grad_clip.map(|norm| GradientClippingConfig::Norm(norm as f32));
-    AdamConfig::new()
-        .with_epsilon(1e-8)
-        .with_grad_clipping(clip)
-        .init()
+fn check_length(state: &State, network: &Denoiser, run_dir: &Path) -> Result<()> {
+    ensure!(
+        state.weights.len() == network.num_params(),
+        "{}: the state has {} weights; expected {}, as many as the network",
+        run_dir.display(),
+        state.weights.len(),
+        network.num_params()
+    );
+    Ok(())
 }
 
-/// Warm-up, then constant or half a cosine over the rest of `steps`.
-pub(crate) fn learning_rate(
-    schedule: LrSchedule,
-    peak: f64,
-    warmup: usize,
-    steps: usize,
-) -> Result<ModuleLrScheduler> {
-    let warmup = warmup.min(steps.saturating_sub(1));
-    let rest: LrSchedulerConfig = match schedule {
-        LrSchedule::Constant => LrSchedulerConfig::Constant(peak),
-        // burn's cosine rises again after its last step, so it gets exactly the steps there are.
-        LrSchedule::Cosine => CosineAnnealingLrSchedulerConfig::new(peak, steps - warmup)
-            .with_min_lr(peak / 100.0)
-            .into(),
-    };
-    let built = if warmup == 0 {
-        ModuleLrSchedulerConfig::new(rest).init()
-    } else {
-        let rise = LinearLrSchedulerConfig::new(peak / 100.0, peak, warmup);
-        SequentialLrSchedulerConfig::new(vec![rise.into(), rest], vec![warmup]).init()
-    };
-    built.map_err(|fault| anyhow!("learning rate schedule: {fault}"))
-}
-
-/// The mean loss of a network over everything a loader holds.
-fn evaluate(model: &Denoiser, loader: &dyn DataLoader<Batch>) -> Result<f64> {
-    let (mut sum, mut count) = (0.0, 0);
-    for batch in loader.iter() {
-        let losses = Trainee::loss(model, batch?);
-        count += losses.dims()[0];
-        sum += losses.sum().try_into_scalar::<f64>()?;
-    }
-    Ok(sum / count as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rates(schedule: LrSchedule, warmup: usize) -> Vec<f64> {
-        let mut scheduler = learning_rate(schedule, 1.0, warmup, 100).unwrap();
-        (0..100).map(|_| scheduler.step().base()).collect()
-    }
-
-    #[test]
-    fn warm_up_rises_and_cosine_falls_to_the_last_step() {
-        let rates = rates(LrSchedule::Cosine, 10);
-        assert!(rates[..10].windows(2).all(|w| w[0] < w[1]));
-        assert!(rates[10] > 0.98 && rates[10..].windows(2).all(|w| w[0] > w[1]));
-        assert!(rates[99] < 0.02, "{}", rates[99]);
-    }
-
-    #[test]
-    fn constant_stays() {
-        assert!(rates(LrSchedule::Constant, 0).iter().all(|&r| r == 1.0));
-        assert_eq!(rates(LrSchedule::Constant, 5)[5..], [1.0; 95]);
-    }
+fn warn(warning: String) {
+    eprintln!("warning: {warning}");
 }

@@ -10,6 +10,7 @@
 mod blocks;
 mod config;
 mod norm;
+mod shuffle;
 
 use burn::module::{Initializer, Module};
 use burn::nn::conv::Conv2d;
@@ -18,24 +19,32 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor};
 
 use self::blocks::{Down, Mid, Up, norm};
+pub(crate) use self::config::TIMESTEPS;
 pub use self::config::{DownBlock, Sizes, UNet2dConfig, UpBlock};
 use self::norm::group_norm;
+use self::shuffle::{shuffle, unshuffle};
 use crate::conv::{conv2d, layer};
-use crate::dataset::{PIXELS, SIDE};
-use crate::model::cosines_and_sines;
+use crate::model::{cosines_and_sines, slow, slow_features};
 
-/// A U-Net over pictures of 28 by 28, steered by timestep and class.
+/// A U-Net over square pictures, steered by timestep and class.
 #[derive(Module, Debug)]
 pub struct UNet2d {
     conv_in: Conv2d,
     time_embedding: TimeEmbedding,
+    gap_embedding: Option<Linear>,
     class_embedding: Option<Embedding>,
     down_blocks: Vec<Down>,
-    mid_block: Mid,
+    mid_block: Option<Mid>,
     up_blocks: Vec<Up>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     time_features: usize,
+    /// The side of the squares of pixels that are channels inside.
+    square: usize,
+    /// Width and height of a picture.
+    side: usize,
+    /// Its channels.
+    channels: usize,
 }
 
 /// Two linear layers with SiLU in between.
@@ -52,23 +61,31 @@ impl UNet2dConfig {
         let channels = &self.block_out_channels;
         let (base, size) = (channels[0], self.embedding_size());
         let deepest = channels[channels.len() - 1];
+        let gap = LinearConfig::new(base, size).with_initializer(Initializer::Zeros);
         UNet2d {
-            conv_in: layer(3, 1, base).init(device),
+            conv_in: layer(3, self.in_channels, base).init(device),
             time_embedding: TimeEmbedding {
-                linear_1: LinearConfig::new(base, size).init(device),
+                linear_1: match self.second_timestep {
+                    true => blind_to_fast_features(LinearConfig::new(base, size).init(device)),
+                    false => LinearConfig::new(base, size).init(device),
+                },
                 linear_2: LinearConfig::new(size, size).init(device),
             },
+            gap_embedding: self.second_timestep.then(|| gap.init(device)),
             class_embedding: self
                 .num_class_embeds
                 .map(|rows| EmbeddingConfig::new(rows, size).init(device)),
             down_blocks: self.down(device),
-            mid_block: Mid::new(self, deepest, device),
+            mid_block: (self.mid_block_type.is_some()).then(|| Mid::new(self, deepest, device)),
             up_blocks: self.up(device),
             conv_norm_out: norm(self, base, device),
-            conv_out: layer(3, base, 1)
+            conv_out: layer(3, base, self.out_channels)
                 .with_initializer(Initializer::Zeros)
                 .init(device),
             time_features: base,
+            square: self.pixel_unshuffle.unwrap_or(1),
+            side: self.subject().side,
+            channels: self.subject().channels,
         }
     }
 
@@ -110,16 +127,31 @@ impl UNet2dConfig {
     }
 }
 
+/// With zeros as the weights of the features that [`slow_features`] leaves out.
+fn blind_to_fast_features(mut layer: Linear) -> Linear {
+    layer.weight = layer.weight.map(|weight| {
+        let [features, _] = weight.dims();
+        let keep = slow(features / 2, TIMESTEPS);
+        let mask: Vec<f32> = (0..features)
+            .map(|i| f32::from(u8::from(keep[i % keep.len()])))
+            .collect();
+        let mask = Tensor::<1>::from_floats(mask.as_slice(), &weight.device());
+        let recorded = weight.is_require_grad();
+        (weight.detach() * mask.unsqueeze_dim(1)).set_require_grad(recorded)
+    });
+    layer
+}
+
 impl UNet2d {
     /// Predicts for noisy pictures.
     ///
     /// # Shapes
     ///
-    /// - `x`: `[n, 784]`, rows of pixels in about `[-1, 1]`
+    /// - `x`: `[n, p]`, pictures, `[c, h, w]` each, in about `[-1, 1]`
     /// - `t`: `[n]`, timesteps in `0..T`
-    /// - `class`: `[n]`, rows of the class table: `0..10`, or 10 for "no class"; needed if and
+    /// - `class`: `[n]`, rows of the class table, whose last stands for "no class"; needed if and
     ///   only if the network has a class table
-    /// - output: `[n, 784]`
+    /// - output: `[n, p]`
     ///
     /// # Panics
     ///
@@ -130,28 +162,73 @@ impl UNet2d {
         t: Tensor<1, Int>,
         class: Option<Tensor<1, Int>>,
     ) -> Tensor<2> {
+        let features = cosines_and_sines(t.float(), self.time_features);
+        let time = self.embed_time(features);
+        self.denoise(x, self.embed(time, class))
+    }
+
+    /// Predicts the mean velocity on the way from `t` down to `t - gap`.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `class` and output: as in [`UNet2d::forward`]
+    /// - `t` and `gap`: `[n]`, in `0..=1`
+    ///
+    /// # Panics
+    ///
+    /// Panics if the network has no second timestep, or a class table and `class` is `None`.
+    pub fn velocity(
+        &self,
+        x: Tensor<2>,
+        t: Tensor<1>,
+        gap: Tensor<1>,
+        class: Option<Tensor<1, Int>>,
+    ) -> Tensor<2> {
+        let second = self.gap_embedding.as_ref();
+        let second = second.expect("a network with a second timestep");
+        let features = |time: Tensor<1>| slow_features(time, self.time_features, TIMESTEPS);
+        let time = self.embed_time(features(t)) + second.forward(features(gap));
+        self.denoise(x, self.embed(time, class))
+    }
+
+    /// From pixels and the vector that conditions every block, `[n, e]`, to pixels.
+    fn denoise(&self, x: Tensor<2>, embedding: Tensor<2>) -> Tensor<2> {
         let n = x.dims()[0];
-        let activated = silu(self.embed(t, class));
-        let mut x = conv2d(x.reshape([n, SIDE, SIDE, 1]), &self.conv_in);
+        let activated = silu(embedding);
+        let [side, channels] = [self.side, self.channels];
+        let x = match channels {
+            1 => x.reshape([n, side, side, 1]),
+            _ => x.reshape([n, channels, side, side]).permute([0, 2, 3, 1]),
+        };
+        let x = unshuffle(x, self.square);
+        let mut x = conv2d(x, &self.conv_in);
         let mut skips = vec![x.clone()];
         for level in &self.down_blocks {
             x = level.forward(x, &activated, &mut skips);
         }
-        x = self.mid_block.forward(x, &activated);
+        if let Some(middle) = &self.mid_block {
+            x = middle.forward(x, &activated);
+        }
         for level in &self.up_blocks {
             x = level.forward(x, &activated, &mut skips);
         }
         let x = group_norm(x, None, &self.conv_norm_out, true);
-        conv2d(x, &self.conv_out).reshape([n, PIXELS])
+        let y = shuffle(conv2d(x, &self.conv_out), self.square);
+        let y = match channels {
+            1 => y,
+            _ => y.permute([0, 3, 1, 2]),
+        };
+        y.reshape([n, channels * side * side])
     }
 
-    /// The vector that conditions every block: `[n, e]`.
-    fn embed(&self, t: Tensor<1, Int>, class: Option<Tensor<1, Int>>) -> Tensor<2> {
+    fn embed_time(&self, features: Tensor<2>) -> Tensor<2> {
         let layers = &self.time_embedding;
-        let time = layers
-            .linear_1
-            .forward(cosines_and_sines(t, self.time_features));
-        let time = layers.linear_2.forward(silu(time));
+        let time = layers.linear_1.forward(features);
+        layers.linear_2.forward(silu(time))
+    }
+
+    /// Adds what is known of the class.
+    fn embed(&self, time: Tensor<2>, class: Option<Tensor<1, Int>>) -> Tensor<2> {
         let Some(table) = &self.class_embedding else {
             return time;
         };

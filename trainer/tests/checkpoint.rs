@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor};
-use quell_trainer::checkpoint::{Checkpoint, SchedulerConfig, load, save};
+use quell_trainer::checkpoint::{Checkpoint, Scheduler, SchedulerConfig, load, save};
 use quell_trainer::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use quell_trainer::dataset::PIXELS;
 use quell_trainer::diffusion::{BetaSchedule, Prediction};
@@ -119,7 +119,7 @@ fn random(config: ModelConfig, device: &Device) -> Checkpoint {
     let model = config.init(device);
     Checkpoint {
         config,
-        scheduler,
+        scheduler: Scheduler::Ddpm(scheduler),
         model,
     }
 }
@@ -254,7 +254,7 @@ fn damage_is_named_with_its_file() {
     let text = std::fs::read_to_string(&path).unwrap();
     for (from, to, expected) in [
         ("MLPClassic", "UNet2D", "config.json"),
-        ("28", "32", "28x28"),
+        ("28", "32", "layers.0.weight"),
         (
             "\"num_train_timesteps\": 20",
             "\"num_train_timesteps\": 21",

@@ -14,10 +14,13 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint as Source;
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_trainer::checkpoint::{Checkpoint, SchedulerConfig, load, read_json, save};
+use quell_trainer::checkpoint::{
+    Checkpoint, FlowConfig, Scheduler, SchedulerConfig, load, read_json, save,
+};
 use quell_trainer::classifier;
 use quell_trainer::config::ModelConfig;
 use quell_trainer::dataset::PIXELS;
+use quell_trainer::soflow;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
@@ -48,16 +51,37 @@ fn fill(name: &str, shape: &[usize]) -> Vec<u8> {
         .collect()
 }
 
+/// Whether a tensor's columns are features of a time.
+fn reads_time(name: &str) -> bool {
+    ["time_embedding.linear_1.weight", "gap_embedding.weight"].contains(&name)
+}
+
+/// Zeros for the features that turn more than five times from 0 to 1, as `few_step.py` does it.
+fn blind_to_fast_features(columns: usize, data: &mut [u8]) {
+    let half = columns / 2;
+    for (i, number) in data.chunks_exact_mut(4).enumerate() {
+        let k = (i % half) as f64 / half as f64;
+        if 1000.0 * 10_000f64.powf(-k) > 10.0 * std::f64::consts::PI {
+            number.fill(0);
+        }
+    }
+}
+
 /// Exports a network of this golden's configuration, with the formula's weights.
 fn export(golden: &Path, folder: &Path, device: &Device) {
     let config: ModelConfig = read_json(&golden.join("config.json")).unwrap();
     assert_eq!(config.fault(), None);
-    let scheduler: SchedulerConfig = read_json(&golden.join("scheduler_config.json")).unwrap();
+    let path = golden.join("scheduler_config.json");
+    let scheduler = match config.is_few_step() {
+        true => Scheduler::Flow(read_json::<FlowConfig>(&path).unwrap()),
+        false => Scheduler::Ddpm(read_json::<SchedulerConfig>(&path).unwrap()),
+    };
     let checkpoint = Checkpoint {
         model: config.init(device),
         config,
         scheduler,
     };
+    let scheduler_is_flow = matches!(checkpoint.scheduler, Scheduler::Flow(_));
     save::<()>(folder, &checkpoint, None).unwrap();
     let path = folder.join(WEIGHTS);
     let bytes = fs::read(&path).unwrap();
@@ -66,7 +90,10 @@ fn export(golden: &Path, folder: &Path, device: &Device) {
         .tensors()
         .into_iter()
         .map(|(name, view)| {
-            let data = fill(&name, view.shape());
+            let mut data = fill(&name, view.shape());
+            if scheduler_is_flow && reads_time(&name) {
+                blind_to_fast_features(view.shape()[1], &mut data);
+            }
             (name, view.shape().to_vec(), data)
         })
         .collect();
@@ -153,6 +180,31 @@ fn networks_equal_diffusers() {
         let error = relative_error(&read(y), &calls.output);
         assert!(error < 1e-5, "{}: {error:e}", golden.display());
     }
+}
+
+#[test]
+fn the_few_step_network_equals_diffusers() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let golden = repository("trainer/tests/golden/few-step");
+    let folder = dir.path().join("few-step");
+    export(&golden, &folder, &device);
+    let bytes = fs::read(golden.join("calls.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |name| numbers(&file, name, f32::from_le_bytes).unwrap();
+    let time = |name| Tensor::<1>::from_floats(floats(name).as_slice(), &device);
+    let x = Tensor::<1>::from_floats(floats("input").as_slice(), &device);
+    let class = row(
+        &numbers(&file, "class", i32::from_le_bytes).unwrap(),
+        &device,
+    );
+    let network = load(&folder, &device).unwrap().model;
+    let x = x.reshape([-1, PIXELS as i32]);
+    let y = network.velocity(x.clone(), time("time"), time("gap"), Some(class));
+    let error = relative_error(&read(y), &floats("output"));
+    assert!(error < 1e-5, "{error:e}");
+    let drawn = soflow::sample(&network, x, &[0, 7, 10, 9], 4, false);
+    let error = relative_error(&read(drawn), &floats("drawn"));
+    assert!(error < 1e-5, "four steps: {error:e}");
 }
 
 /// What the trainer exports, the converter reads, "no class" included.

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor};
 use flate2::{Compression, write::GzEncoder};
 use quell_trainer::checkpoint::load;
 use quell_trainer::classifier;
-use quell_trainer::dataset::PIXELS;
+use quell_trainer::dataset::{Data, PIXELS};
 use quell_trainer::preview::{self, Sheet};
 use quell_trainer::settings::{ModelKind, Settings};
 use quell_trainer::train::{Report, Session, export_unfinished, export_untrained, run};
@@ -53,7 +53,7 @@ fn write_idx(path: &Path, shape: &[u32], data: Vec<u8>) {
 
 fn tiny(data: &Path) -> Settings {
     Settings {
-        data: data.to_owned(),
+        data: Data::new(data),
         epochs: 4,
         batch_size: 16,
         timesteps: 10,
@@ -191,7 +191,7 @@ fn runs_repeat_resume_and_refuse() {
 fn unets_repeat_and_resume(dir: &Path, device: &Device) {
     let at = |name: &str| dir.join(name);
     let settings = Settings {
-        data: dir.to_owned(),
+        data: Data::new(dir),
         epochs: 2,
         parts: 3,
         valid_limit: 4,
@@ -234,7 +234,7 @@ fn unets_repeat_and_resume(dir: &Path, device: &Device) {
 
 fn classifiers_repeat(dir: &Path, device: &Device) {
     let settings = classifier::train::Settings {
-        data: dir.to_owned(),
+        data: Data::new(dir),
         epochs: 30,
         batch_size: 10,
         timesteps: 10,

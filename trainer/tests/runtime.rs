@@ -9,7 +9,7 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::Checkpoint as Source;
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_trainer::checkpoint::{Checkpoint, SchedulerConfig, load, save};
+use quell_trainer::checkpoint::{Checkpoint, Scheduler, SchedulerConfig, load, save};
 use quell_trainer::config::{MlpClassicConfig, ModelConfig, ResidualMlpConfig};
 use quell_trainer::dataset::PIXELS;
 use quell_trainer::diffusion::{BetaSchedule, Prediction};
@@ -62,7 +62,11 @@ fn random_networks_agree_to_1e_5() {
         let checkpoint = Checkpoint {
             model: config.init(&device),
             config,
-            scheduler: SchedulerConfig::new(BetaSchedule::Cosine, Prediction::Sample, 20),
+            scheduler: Scheduler::Ddpm(SchedulerConfig::new(
+                BetaSchedule::Cosine,
+                Prediction::Sample,
+                20,
+            )),
         };
         let path = folder.path().join("model");
         save::<()>(&path, &checkpoint, None).unwrap();

@@ -3,27 +3,27 @@
 //! This module owns the loss, the course of the run and the accuracy that it reports. It must
 //! not know the network's formula.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use burn::data::dataloader::DataLoader;
 use burn::module::Module;
-use burn::optim::GradientsParams;
 use burn::store::ModuleSnapshot;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Serialize;
 
 use super::{ClassifierConfig, NoisyClassifier};
-use crate::batch::{Batch, Loader, Recipe};
+use crate::batch::{Batch, Draw, Order, Recipe};
 use crate::checkpoint::{self, SchedulerConfig};
-use crate::dataset::{CLASSES, PIXELS, Pictures, Split};
+use crate::dataset::{CLASSES, Data, PIXELS, Pictures, SIDE, Split, Subject};
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
+use crate::optimizer::{Optimizer, learning_rate};
+use crate::params::{flatten, gradients, with_weights};
+use crate::progress::say;
 use crate::rng::{self, Stream};
 use crate::settings::LrSchedule;
-use crate::train::{learning_rate, optimizer};
+use crate::state::State;
 
 /// Where the accuracy is measured, in thousandths of the timesteps.
 const MEASURED: [usize; 5] = [0, 100, 250, 500, 750];
@@ -34,8 +34,8 @@ const ASKED: usize = 64;
 /// Everything a run depends on, besides the data itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// The folder with the IDX files.
-    pub data: PathBuf,
+    /// Where the pictures are.
+    pub data: Data,
     /// How often the training pictures are gone through.
     pub epochs: usize,
     /// Pictures per optimizer step.
@@ -56,7 +56,7 @@ impl Default for Settings {
     /// For the schedule of the U-Net: about seven minutes on two cores, longer on busy ones.
     fn default() -> Self {
         Self {
-            data: PathBuf::from(crate::dataset::DEFAULT_DIR),
+            data: Data::new(crate::dataset::DEFAULT_DIR),
             epochs: 10,
             batch_size: 128,
             learning_rate: 3e-3,
@@ -114,15 +114,22 @@ pub fn run(settings: &Settings, output: &Path, device: &Device) -> Result<Report
         "--learning-rate must lie between 0 and 1"
     );
     checkpoint::check_replaceable(output)?;
-    let load = |split| Pictures::load(&settings.data, split, settings.limit).map(Arc::new);
+    let load = |split| Pictures::load(&settings.data, split, settings.limit);
     let (train, test) = (load(Split::Train)?, load(Split::Valid)?);
+    for pictures in [&train, &test] {
+        ensure!(
+            pictures.subject() == Some(Subject::GARMENTS),
+            "{}: pictures are {:?} of {} classes; expected [1, {SIDE}, {SIDE}] of {CLASSES}",
+            settings.data.path.display(),
+            pictures.shape(),
+            pictures.classes()
+        );
+    }
     let scheduler = SchedulerConfig::new(settings.schedule, Prediction::V, settings.timesteps);
     let recipe = recipe(settings, &scheduler);
     let config = ClassifierConfig::new(settings.timesteps);
-    let autodiff = device.clone().autodiff();
     device.seed(settings.seed);
-    let loader = Loader::train(train, Arc::new(recipe.clone()), 1, 1, &autodiff);
-    let (model, train_loss) = fit(settings, config.init(&autodiff), &loader)?;
+    let (model, train_loss) = fit(settings, config.init(device), &recipe, &train, device)?;
     let accuracy = |thousandths: usize| {
         let timestep = thousandths * settings.timesteps / 1000;
         accuracy(&model, &recipe, &test, timestep, device)
@@ -137,7 +144,7 @@ pub fn run(settings: &Settings, output: &Path, device: &Device) -> Result<Report
     };
     let files = checkpoint::Files {
         config: &config,
-        scheduler: &scheduler,
+        scheduler: Some(&scheduler),
         training: Some(&report),
     };
     checkpoint::write(output, files, |store| model.save_into(store))?;
@@ -152,7 +159,6 @@ fn recipe(settings: &Settings, scheduler: &SchedulerConfig) -> Recipe {
         weighting: Weighting::Uniform,
         label_dropout: 0.0,
         no_class: CLASSES,
-        batch_size: settings.batch_size,
         seed: settings.seed,
         teacher: None,
     }
@@ -161,36 +167,52 @@ fn recipe(settings: &Settings, scheduler: &SchedulerConfig) -> Recipe {
 /// Trains; gives the network and the mean loss of the last epoch.
 fn fit(
     settings: &Settings,
-    mut model: NoisyClassifier,
-    loader: &Loader,
+    model: NoisyClassifier,
+    recipe: &Recipe,
+    pictures: &Pictures,
+    device: &Device,
 ) -> Result<(NoisyClassifier, f64)> {
-    let steps = settings.epochs * loader.steps();
-    let warmup = steps / 20;
-    let mut rates = learning_rate(LrSchedule::Cosine, settings.learning_rate, warmup, steps)?;
-    let mut optimizer = optimizer(None);
+    let order = Order {
+        seed: settings.seed,
+        pictures: pictures.len(),
+        batch_size: settings.batch_size,
+    };
+    let steps = settings.epochs * order.steps();
+    let optimizer = Optimizer {
+        clip: None,
+        weight_decay: 0.0,
+        average_decay: 0.0,
+    };
+    let recorder = device.clone().autodiff();
+    let mut state = State::new(flatten(&model));
     let mut loss = f64::NAN;
     for epoch in 1..=settings.epochs {
         let began = Instant::now();
-        let (mut sum, mut count) = (0.0, 0);
-        for batch in loader.iter() {
-            let losses = losses(&model, batch?);
-            let gradients = losses.clone().mean().backward();
-            let gradients = GradientsParams::from_grads(gradients, &model);
-            model = optimizer.step(rates.step(), model, gradients);
-            count += losses.dims()[0];
-            sum += losses.sum().try_into_scalar::<f64>()?;
+        let mut sum = 0.0;
+        let places = order.epoch(epoch);
+        for step in 0..order.steps() {
+            let draw = Draw::Train(epoch as u64, step as u64);
+            let batch = recipe.batch(pictures, &places[order.places(step)], draw, &recorder);
+            let recorded = with_weights(model.clone(), &state.weights, &recorder);
+            let losses = losses(&recorded, batch);
+            sum += losses.clone().sum().try_into_scalar::<f64>()?;
+            let gradients = gradients(&recorded, &losses.mean().backward());
+            let (schedule, peak) = (LrSchedule::Cosine, settings.learning_rate);
+            let done = state.step as usize;
+            let rate = learning_rate(schedule, peak, steps / 20, done, steps);
+            optimizer.step(&mut state, &gradients, rate);
         }
-        loss = sum / count as f64;
+        loss = sum / pictures.len() as f64;
         let seconds = began.elapsed().as_secs_f64();
         let left = (settings.epochs - epoch) as f64 * seconds / 60.0;
-        println!(
+        say(&format!(
             "epoch {epoch}/{}  train loss {loss:.5}  {seconds:.1} s, {:.0} pictures/s  {left:.0} \
              minutes to go",
             settings.epochs,
-            count as f64 / seconds,
-        );
+            pictures.len() as f64 / seconds,
+        ))?;
     }
-    Ok((model, loss))
+    Ok((with_weights(model, &state.weights, device), loss))
 }
 
 /// The cross entropy of every picture, `[n]`.

@@ -6,7 +6,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Activation;
-use crate::dataset::{CLASSES, SIDE};
+use crate::dataset::{CLASSES, SIDE, Subject};
+
+/// The side of the squares that become channels in a network for few steps.
+const UNSHUFFLE: usize = 2;
+
+/// What times from 0 to 1 are multiplied by where a network reads them.
+pub(crate) const TIMESTEPS: usize = 1000;
 
 /// Where the network halves the picture, and whether it looks at the whole picture there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,11 +53,11 @@ pub struct Sizes {
 /// one more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UNet2dConfig {
-    /// Width and height of a picture: 28.
+    /// Width and height of a picture (inside, of squares).
     pub sample_size: usize,
-    /// Channels of the input: 1.
+    /// Channels of the input.
     pub in_channels: usize,
-    /// Channels of the output: 1.
+    /// Channels of the output: the same.
     pub out_channels: usize,
     /// Whether the input is `[0, 1]`: it is not.
     pub center_input_sample: bool,
@@ -65,8 +71,8 @@ pub struct UNet2dConfig {
     pub flip_sin_to_cos: bool,
     /// The levels on the way down.
     pub down_block_types: Vec<DownBlock>,
-    /// The middle: `UNetMidBlock2D`.
-    pub mid_block_type: String,
+    /// The middle: `UNetMidBlock2D`, or `None` for no middle.
+    pub mid_block_type: Option<String>,
     /// The levels on the way up, deepest first.
     pub up_block_types: Vec<UpBlock>,
     /// The channels of every level.
@@ -99,7 +105,7 @@ pub struct UNet2dConfig {
     pub add_attention: bool,
     /// Classes are rows of a table: `None`.
     pub class_embed_type: Option<String>,
-    /// Rows of the class table: ten classes and "no class"; `None` without classes.
+    /// Rows of the class table: the classes and "no class"; `None` without classes.
     pub num_class_embeds: Option<usize>,
     /// Timesteps, for learned embeddings only, but honoured where it is given.
     pub num_train_timesteps: usize,
@@ -107,6 +113,15 @@ pub struct UNet2dConfig {
     /// "no class".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub null_class_id: Option<usize>,
+    /// quell's own field, which diffusers ignores: the side of the squares of pixels that become
+    /// channels before the first layer, and pixels again behind the last (`PixelUnshuffle` and
+    /// `PixelShuffle` of PyTorch). `sample_size` and the channels are those of the network inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixel_unshuffle: Option<usize>,
+    /// quell's own field, which diffusers ignores: whether the network also reads the distance
+    /// to the timestep that it predicts for, through `gap_embedding`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub second_timestep: bool,
 }
 
 impl UNet2dConfig {
@@ -131,7 +146,7 @@ impl UNet2dConfig {
             freq_shift: 0.0,
             flip_sin_to_cos: true,
             down_block_types: (0..sizes.levels).map(down).collect(),
-            mid_block_type: "UNetMidBlock2D".to_owned(),
+            mid_block_type: Some("UNetMidBlock2D".to_owned()),
             up_block_types: (0..sizes.levels).rev().map(up).collect(),
             block_out_channels: (0..sizes.levels).map(|level| sizes.base << level).collect(),
             layers_per_block: sizes.layers,
@@ -151,6 +166,54 @@ impl UNet2dConfig {
             num_class_embeds: classes.then_some(CLASSES + 1),
             num_train_timesteps: timesteps,
             null_class_id: classes.then_some(CLASSES),
+            pixel_unshuffle: None,
+            second_timestep: false,
+        }
+    }
+
+    /// A network for few steps: two timesteps, squares of four pixels as channels, `base` and
+    /// one and a half times as many channels in two levels, no middle and no attention.
+    pub fn few_step(base: usize, classes: bool) -> Self {
+        let sizes = Sizes {
+            base,
+            levels: 2,
+            layers: 1,
+            attention: false,
+        };
+        Self {
+            sample_size: SIDE / UNSHUFFLE,
+            in_channels: UNSHUFFLE * UNSHUFFLE,
+            out_channels: UNSHUFFLE * UNSHUFFLE,
+            block_out_channels: vec![base, base * 3 / 2],
+            mid_block_type: None,
+            pixel_unshuffle: Some(UNSHUFFLE),
+            second_timestep: true,
+            ..Self::new(sizes, TIMESTEPS, classes)
+        }
+    }
+
+    /// The same for other pictures than garments.
+    pub fn for_subject(mut self, subject: Subject) -> Self {
+        let square = self.pixel_unshuffle.unwrap_or(1);
+        self.sample_size = subject.side / square;
+        self.in_channels = subject.channels * square * square;
+        self.out_channels = self.in_channels;
+        if self.num_class_embeds.is_some() {
+            self.num_class_embeds = Some(subject.classes + 1);
+            self.null_class_id = Some(subject.classes);
+        }
+        self
+    }
+
+    /// The pictures it is made for.
+    pub fn subject(&self) -> Subject {
+        let square = self.pixel_unshuffle.unwrap_or(1);
+        Subject {
+            channels: self.in_channels / (square * square),
+            side: self.sample_size * square,
+            classes: self
+                .num_class_embeds
+                .map_or(CLASSES, |rows| rows.saturating_sub(1)),
         }
     }
 
@@ -170,6 +233,17 @@ impl UNet2dConfig {
         if self.num_train_timesteps == 0 || self.norm_eps <= 0.0 {
             return Some("num_train_timesteps and norm_eps must be above zero".to_owned());
         }
+        if !matches!(self.pixel_unshuffle, None | Some(UNSHUFFLE)) {
+            return Some(format!("pixel_unshuffle must be {UNSHUFFLE}"));
+        }
+        let halved = 1 << (levels - 1);
+        if self.sample_size == 0 || !self.sample_size.is_multiple_of(halved) {
+            return Some(format!("sample_size must be a multiple of {halved}"));
+        }
+        let subject = self.subject();
+        if subject.channels == 0 || subject.classes == 0 {
+            return Some("in_channels and num_class_embeds must be larger".to_owned());
+        }
         let sizes = Sizes {
             base,
             levels,
@@ -177,9 +251,13 @@ impl UNet2dConfig {
             attention: self.add_attention,
         };
         let classes = self.num_class_embeds.is_some();
+        let offered = match self.second_timestep {
+            true => Self::few_step(base, classes),
+            false => Self::new(sizes, self.num_train_timesteps, classes),
+        };
         let offered = Self {
             norm_eps: self.norm_eps,
-            ..Self::new(sizes, self.num_train_timesteps, classes)
+            ..offered.for_subject(subject)
         };
         difference(self, &offered)
     }
@@ -231,8 +309,8 @@ mod tests {
         };
         for (change, field) in [
             (
-                (|c| c.sample_size = 32) as fn(&mut UNet2dConfig),
-                "sample_size must be 28",
+                (|c| c.sample_size = 30) as fn(&mut UNet2dConfig),
+                "sample_size must be a multiple of 4",
             ),
             (
                 |c| c.block_out_channels = vec![8, 16],
@@ -251,10 +329,10 @@ mod tests {
             ),
             (|c| c.up_block_types.truncate(2), "up_block_types"),
             (|c| c.add_attention = false, "down_block_types"),
-            (
-                |c| c.num_class_embeds = Some(10),
-                "num_class_embeds must be 11",
-            ),
+            (|c| c.num_class_embeds = Some(10), "null_class_id must be 9"),
+            (|c| c.num_class_embeds = Some(1), "num_class_embeds"),
+            (|c| c.out_channels = 2, "out_channels must be 1"),
+            (|c| c.pixel_unshuffle = Some(3), "pixel_unshuffle must be 2"),
             (
                 |c| c.num_class_embeds = None,
                 "null_class_id must be left out",

@@ -1,0 +1,472 @@
+//! SoFlow: a network that is asked once for each of a few long steps.
+//!
+//! This module owns the training targets of "SoFlow: Solution Flow Models for One-Step Generative
+//! Modeling" (arXiv 2512.15657) and the sampler. It must not know which network learns them.
+//!
+//! Data and noise are connected by straight lines, `x_t = (1 - t) data + t noise`, whose velocity
+//! is `v = noise - data`. The network `u(x, t, t - s)` predicts the mean velocity from `t` down to
+//! `s`, so that a step is `x_s = x_t + (s - t) u(x_t, t, t - s)`, for any `s` below `t`.
+//!
+//! - The first share of the run is flow matching: `u(x_t, t, 0)` learns `v`.
+//! - Then guidance is trained in: for pictures whose class is known the velocity is
+//!   `v' = w v + (1 - w) u(x_t, t, 0 | no class)`.
+//! - Then most pictures are jumps: with `l = t - r (t - s)` and `x_l = x_t - r (t - s) v'` the step
+//!   from `x_t` to `s` must arrive where the step from `x_l` to `s` does, which for the mean
+//!   velocity means `u(x_t, t, t - s) = r v' + (1 - r) u(x_l, l, l - s)`. The right side is a
+//!   constant. `r` falls exponentially over the run.
+
+use anyhow::{Result, ensure};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Draw;
+use crate::dataset::Pictures;
+use crate::model::Denoiser;
+use crate::rng;
+
+/// Keeps the weight of small errors finite.
+const SOFTENING: f32 = 0.01;
+
+/// The share of jumps that begin in pure noise, where every sampler begins.
+const FROM_NOISE: f64 = 0.2;
+
+/// The course of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// The share of the run that is flow matching without guidance.
+    pub plain_share: f64,
+    /// The share of the pictures of a batch that are jumps, afterwards.
+    pub jump_share: f64,
+    /// The share of the jumps that end at the data; the others end between.
+    pub to_data_share: f64,
+    /// The first part `r` of a jump that the velocity answers for, when jumps begin.
+    pub first_ratio: f64,
+    /// The same at the end of the run.
+    pub last_ratio: f64,
+    /// The guidance scale `w` that is trained in; 1 for none.
+    pub guidance: f64,
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Self {
+            plain_share: 0.15,
+            jump_share: 0.75,
+            to_data_share: 0.3,
+            first_ratio: 0.5,
+            last_ratio: 0.03,
+            guidance: 1.7,
+        }
+    }
+}
+
+impl Course {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the option and the values it takes.
+    pub fn check(&self) -> Result<()> {
+        for (name, value) in [
+            ("--plain-share", self.plain_share),
+            ("--jump-share", self.jump_share),
+            ("--to-data-share", self.to_data_share),
+        ] {
+            ensure!(
+                (0.0..=1.0).contains(&value),
+                "{name} is {value}; expected 0 to 1"
+            );
+        }
+        for (name, value) in [
+            ("--first-ratio", self.first_ratio),
+            ("--last-ratio", self.last_ratio),
+        ] {
+            let allowed = value > 0.0 && value <= 1.0;
+            ensure!(allowed, "{name} is {value}; expected above 0, at most 1");
+        }
+        ensure!(
+            self.guidance.is_finite() && self.guidance >= 1.0,
+            "--guidance is {}; expected at least 1",
+            self.guidance
+        );
+        Ok(())
+    }
+
+    /// The ratio `r` at this share of the run; `None` while there are no jumps.
+    fn ratio(&self, progress: f64) -> Option<f32> {
+        let way = (progress - self.plain_share) / (1.0 - self.plain_share);
+        let ratio = self.first_ratio * (self.last_ratio / self.first_ratio).powf(way);
+        (progress >= self.plain_share).then_some(ratio as f32)
+    }
+}
+
+/// How batches are drawn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) course: Course,
+    /// The share of labels replaced by "no class".
+    pub(crate) label_dropout: f64,
+    /// The row of the class table that stands for "no class".
+    pub(crate) no_class: usize,
+    pub(crate) seed: u64,
+}
+
+/// Pictures on their way, before any network was asked; the jumps come first.
+#[derive(Clone, Debug)]
+struct Drawn {
+    /// The numbers `p` of a picture.
+    numbers: usize,
+    /// `x_t`, `[n, p]`
+    x: Vec<f32>,
+    /// `v`, then `v'`, `[n, p]`
+    velocity: Vec<f32>,
+    t: Vec<f32>,
+    /// `t - s`; 0 where the velocity itself is learnt.
+    gap: Vec<f32>,
+    class: Vec<i32>,
+    jumps: usize,
+}
+
+/// What a network learns from in one step.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    drawn: Drawn,
+    target: Vec<f32>,
+    ratio: f32,
+}
+
+impl Recipe {
+    /// The batch of the pictures `chosen`, at this share of the run; `network` is the one that
+    /// learns, on a device that records nothing.
+    pub(crate) fn batch(
+        &self,
+        pictures: &Pictures,
+        chosen: &[u32],
+        draw: Draw,
+        progress: f64,
+        network: &Denoiser,
+        device: &Device,
+    ) -> Batch {
+        let ratio = self.course.ratio(progress);
+        let jumps = ratio.map_or(0.0, |_| self.course.jump_share * chosen.len() as f64);
+        let mut drawn = self.draw(pictures, chosen, draw, jumps.round() as usize);
+        let Some(ratio) = ratio else {
+            let target = drawn.velocity.clone();
+            return Batch {
+                drawn,
+                target,
+                ratio: 1.0,
+            };
+        };
+        self.guide(&mut drawn, network, device);
+        let target = self.targets(&drawn, ratio, network, device);
+        Batch {
+            drawn,
+            target,
+            ratio,
+        }
+    }
+
+    /// Pictures whose velocity is asked for, without guidance: what validation measures.
+    pub(crate) fn plain(&self, pictures: &Pictures, chosen: &[u32], draw: Draw) -> Batch {
+        let drawn = self.draw(pictures, chosen, draw, 0);
+        let target = drawn.velocity.clone();
+        Batch {
+            drawn,
+            target,
+            ratio: 1.0,
+        }
+    }
+
+    fn draw(&self, pictures: &Pictures, chosen: &[u32], draw: Draw, jumps: usize) -> Drawn {
+        let (n, numbers) = (chosen.len(), pictures.pixels());
+        let mut rng = draw.open(self.seed);
+        let dropout = draw.dropout(self.label_dropout);
+        let mut drawn = Drawn {
+            numbers,
+            x: vec![0.0; n * numbers],
+            velocity: vec![0.0; n * numbers],
+            t: Vec::with_capacity(n),
+            gap: Vec::with_capacity(n),
+            class: Vec::with_capacity(n),
+            jumps,
+        };
+        let (mut data, mut noise) = (vec![0.0; numbers], vec![0.0; numbers]);
+        let rows = drawn.x.chunks_exact_mut(numbers);
+        let rows = rows.zip(drawn.velocity.chunks_exact_mut(numbers));
+        for (i, ((x, v), &index)) in rows.zip(chosen).enumerate() {
+            // All numbers are drawn in any case, so that they do not depend on the course.
+            let normal: f64 = StandardNormal.sample(&mut rng);
+            let [from_noise, to_data, end, drop] = [(); 4].map(|()| rng::uniform(&mut rng));
+            let is_jump = i < jumps;
+            let t = match is_jump && from_noise < FROM_NOISE {
+                true => 1.0,
+                false => 1.0 / (1.0 + (-normal).exp()),
+            };
+            let gap = match (is_jump, to_data < self.course.to_data_share) {
+                (false, _) => 0.0,
+                (true, true) => t,
+                (true, false) => t * end,
+            };
+            rng::fill_normal(&mut rng, &mut noise);
+            pictures.write(index as usize, &mut data);
+            for (((x, v), data), noise) in x.iter_mut().zip(v).zip(&data).zip(&noise) {
+                *v = noise - data;
+                *x = data + t as f32 * *v;
+            }
+            let label = pictures.label(index as usize);
+            let class = if drop < dropout { self.no_class } else { label };
+            drawn.class.push(class as i32);
+            drawn.t.push(t as f32);
+            drawn.gap.push(gap as f32);
+        }
+        drawn
+    }
+
+    /// From `v` to `v'`, where the class is known.
+    fn guide(&self, drawn: &mut Drawn, network: &Denoiser, device: &Device) {
+        let w = self.course.guidance as f32;
+        if w == 1.0 {
+            return;
+        }
+        let none = vec![self.no_class as i32; drawn.t.len()];
+        let zeros = vec![0.0; drawn.t.len()];
+        let free = ask(network, [&drawn.x, &drawn.t, &zeros], &none, device);
+        let numbers = drawn.numbers;
+        let rows = drawn.velocity.chunks_exact_mut(numbers);
+        let rows = rows.zip(&drawn.class);
+        for ((v, &class), free) in rows.zip(free.chunks_exact(numbers)) {
+            if class != self.no_class as i32 {
+                for (v, free) in v.iter_mut().zip(free) {
+                    *v = w * *v + (1.0 - w) * free;
+                }
+            }
+        }
+    }
+
+    /// What the network should answer: `v'`, or for jumps `r v' + (1 - r) u(x_l, l, l - s)`.
+    fn targets(&self, drawn: &Drawn, r: f32, network: &Denoiser, device: &Device) -> Vec<f32> {
+        let jumps = drawn.jumps;
+        let mut target = drawn.velocity.clone();
+        if jumps == 0 {
+            return target;
+        }
+        let numbers = drawn.numbers;
+        let mut x = drawn.x[..jumps * numbers].to_vec();
+        let rows = x.chunks_exact_mut(numbers).zip(&drawn.gap);
+        for ((x, gap), v) in rows.zip(drawn.velocity.chunks_exact(numbers)) {
+            for (x, v) in x.iter_mut().zip(v) {
+                *x -= r * gap * v;
+            }
+        }
+        let times = drawn.t.iter().zip(&drawn.gap).take(jumps);
+        let l: Vec<f32> = times.map(|(t, gap)| t - r * gap).collect();
+        let gap: Vec<f32> = drawn.gap[..jumps]
+            .iter()
+            .map(|gap| gap * (1.0 - r))
+            .collect();
+        let rest = ask(network, [&x, &l, &gap], &drawn.class[..jumps], device);
+        for (target, rest) in target.iter_mut().zip(rest) {
+            *target = r * *target + (1.0 - r) * rest;
+        }
+        target
+    }
+}
+
+impl Batch {
+    /// The weighted squared error of every picture, `[n]`.
+    ///
+    /// A jump's error is of the order of `r`, because most of its target is the network's own
+    /// answer. Weighted by `1 / r` its gradient stays as large as that of a velocity. Further,
+    /// each error `d` is divided by a constant near its own square root, which large errors need.
+    pub(crate) fn losses(&self, network: &Denoiser, device: &Device) -> Tensor<1> {
+        let squares = self.errors(network, device);
+        let errors: Vec<f32> = squares.clone().into_data().iter::<f32>().collect();
+        let weight = |(i, error): (usize, &f32)| {
+            let r = if i < self.drawn.jumps {
+                self.ratio
+            } else {
+                1.0
+            };
+            1.0 / (r * (error / (r * r) + SOFTENING).sqrt())
+        };
+        let weights: Vec<f32> = errors.iter().enumerate().map(weight).collect();
+        squares * row(&weights, device)
+    }
+
+    /// The mean squared error of every picture, `[n]`.
+    pub(crate) fn errors(&self, network: &Denoiser, device: &Device) -> Tensor<1> {
+        let drawn = &self.drawn;
+        let inputs = [&drawn.x[..], &drawn.t, &drawn.gap];
+        let answer = answer(network, inputs, &drawn.class, device);
+        let target = pixels(&self.target, drawn.t.len(), device);
+        (answer - target).square().mean_dim(1).squeeze_dim::<1>(1)
+    }
+}
+
+/// Draws one picture for each entry of `classes`: `[n, p]`, values in about `[-1, 1]`.
+///
+/// `euler` asks for the velocity at the beginning of each step, as flow matching does, instead of
+/// the mean velocity.
+pub fn sample(
+    network: &Denoiser,
+    noise: Tensor<2>,
+    classes: &[usize],
+    steps: usize,
+    euler: bool,
+) -> Tensor<2> {
+    let device = noise.device();
+    let class: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
+    let n = classes.len();
+    let mut x = noise;
+    for i in (0..steps).rev() {
+        let (t, s) = ((i + 1) as f32 / steps as f32, i as f32 / steps as f32);
+        let all = |value: f32| Tensor::<1>::full([n], value, &device);
+        let class = Tensor::<1, Int>::from_data(TensorData::new(class.clone(), [n]), &device);
+        let gap = if euler { 0.0 } else { t - s };
+        x = x.clone() + network.velocity(x, all(t), all(gap), Some(class)) * (s - t);
+    }
+    x
+}
+
+fn ask(network: &Denoiser, inputs: [&[f32]; 3], class: &[i32], device: &Device) -> Vec<f32> {
+    let answer = answer(network, inputs, class, device);
+    answer.into_data().iter::<f32>().collect()
+}
+
+fn answer(
+    network: &Denoiser,
+    [x, t, gap]: [&[f32]; 3],
+    class: &[i32],
+    device: &Device,
+) -> Tensor<2> {
+    let classes = TensorData::new(class.to_vec(), [class.len()]);
+    let class = Tensor::<1, Int>::from_data(classes, device);
+    network.velocity(
+        pixels(x, t.len(), device),
+        row(t, device),
+        row(gap, device),
+        Some(class),
+    )
+}
+
+fn pixels(x: &[f32], rows: usize, device: &Device) -> Tensor<2> {
+    let shape = [rows, x.len() / rows];
+    Tensor::from_data(TensorData::new(x.to_vec(), shape), device)
+}
+
+fn row(values: &[f32], device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::PIXELS;
+    use crate::unet2d::UNet2dConfig;
+
+    const RECIPE: Recipe = Recipe {
+        course: Course {
+            plain_share: 0.2,
+            jump_share: 0.5,
+            to_data_share: 0.3,
+            first_ratio: 0.5,
+            last_ratio: 0.05,
+            guidance: 1.7,
+        },
+        label_dropout: 0.3,
+        no_class: 10,
+        seed: 3,
+    };
+
+    #[test]
+    fn the_ratio_falls_exponentially_after_the_plain_share() {
+        let ratio = |progress| RECIPE.course.ratio(progress);
+        assert_eq!(ratio(0.19), None);
+        let close = |progress: f64, expected: f32| {
+            let found = ratio(progress).unwrap();
+            assert!((found - expected).abs() < 1e-6, "{progress}: {found}");
+        };
+        close(0.2, 0.5);
+        close(0.6, (0.5f32 * 0.05).sqrt());
+        close(1.0, 0.05);
+    }
+
+    /// An untrained network answers 0, so guidance and targets can be computed by hand.
+    #[test]
+    fn targets_are_those_of_the_formula() {
+        let device = Device::flex();
+        let network = Denoiser::UNet(UNet2dConfig::few_step(16, true).init(&device));
+        let pixels = (0..40 * PIXELS).map(|i| (i % 256) as u8).collect();
+        let pictures = Pictures::from_raw(pixels, (0..40).map(|i| i % 10).collect());
+        let chosen: Vec<u32> = (0..40).collect();
+        let draw = Draw::Train(1, 2);
+        let batch = |progress| RECIPE.batch(&pictures, &chosen, draw, progress, &network, &device);
+
+        let plain = batch(0.1);
+        assert_eq!((plain.drawn.jumps, plain.ratio), (0, 1.0));
+        assert_eq!(plain.target, plain.drawn.velocity);
+        assert!(plain.drawn.gap.iter().all(|&gap| gap == 0.0));
+
+        let batch = batch(0.6);
+        let r = (0.5f32 * 0.05).sqrt();
+        assert_eq!(batch.drawn.jumps, 20);
+        let raw = RECIPE.draw(&pictures, &chosen, draw, 20);
+        assert!(raw.class.contains(&10) && raw.class.iter().any(|&class| class < 10));
+        for i in 0..40 {
+            let w = if raw.class[i] == 10 { 1.0 } else { 1.7 };
+            let r = if i < 20 { r } else { 1.0 };
+            for p in i * PIXELS..(i + 1) * PIXELS {
+                let expected = r * w * raw.velocity[p];
+                let found = batch.target[p];
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "picture {i}: {found} {expected}"
+                );
+            }
+        }
+        let jumps = || raw.t.iter().zip(&raw.gap).take(20);
+        assert!(jumps().any(|(&t, _)| t == 1.0), "some begin in noise");
+        assert!(jumps().any(|(t, gap)| t == gap) && jumps().any(|(t, gap)| gap < t));
+        assert!(raw.gap[20..].iter().all(|&gap| gap == 0.0));
+    }
+
+    /// `x_t` lies on the straight line between picture and noise.
+    #[test]
+    fn pictures_are_on_their_way() {
+        let pictures = Pictures::from_raw(vec![255; PIXELS], vec![4]);
+        let drawn = RECIPE.draw(&pictures, &[0], Draw::Valid(0), 0);
+        for (x, v) in drawn.x.iter().zip(&drawn.velocity) {
+            assert!((x - drawn.t[0] * v - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn errors_are_weighted_by_their_root_and_the_ratio() {
+        let device = Device::flex();
+        let network = Denoiser::UNet(UNet2dConfig::few_step(16, false).init(&device));
+        let drawn = Drawn {
+            numbers: PIXELS,
+            x: vec![0.0; 2 * PIXELS],
+            velocity: vec![0.0; 2 * PIXELS],
+            t: vec![1.0; 2],
+            gap: vec![1.0, 0.0],
+            class: vec![0; 2],
+            jumps: 1,
+        };
+        let mut target = vec![0.05; 2 * PIXELS];
+        target[PIXELS..].fill(0.5);
+        let batch = Batch {
+            drawn,
+            target,
+            ratio: 0.1,
+        };
+        let losses: Vec<f32> = batch.losses(&network, &device).into_data().iter().collect();
+        // Both errors are half a velocity: the jump's is a tenth of it, because r is.
+        let expected = [0.0025 / 0.1 / 0.26f32.sqrt(), 0.25 / 0.26f32.sqrt()];
+        for (loss, expected) in losses.iter().zip(expected) {
+            assert!((loss - expected).abs() < 1e-5, "{losses:?}");
+        }
+    }
+}
