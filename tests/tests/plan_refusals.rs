@@ -13,6 +13,10 @@ use quell_converter::model_file::ModelFile;
 use quell_tests::draft::{Draft, DraftOperator};
 use quell_tests::{RandomCheckpoint, compiled, networks};
 
+/// Something that is wrong with a file, or with the operands of one operator.
+type Fault = fn(&mut Draft<'_>);
+type OperandFault = fn(&mut Vec<u16>, &mut Vec<Slab>, &mut u8);
+
 /// How a file with a fault is refused.
 fn refusal(bytes: &[u8], fault: impl FnOnce(&mut Draft<'_>)) -> Option<OpenError> {
     let mut draft = Draft::of(bytes).expect("a valid file");
@@ -178,7 +182,7 @@ fn tensors_lie_in_the_working_memory() {
 #[test]
 fn operands_are_counted() {
     let bytes = perceptron();
-    let operator = |draft: &mut Draft<'_>, edit: fn(&mut Vec<u16>, &mut Vec<Slab>, &mut u8)| {
+    let operator = |draft: &mut Draft<'_>, edit: OperandFault| {
         let (_, operator) = draft.first(Kind::Linear);
         edit(
             &mut operator.inputs,
@@ -186,7 +190,7 @@ fn operands_are_counted() {
             &mut operator.outputs,
         );
     };
-    let edits: [fn(&mut Vec<u16>, &mut Vec<Slab>, &mut u8); 6] = [
+    let edits: [OperandFault; 6] = [
         |inputs, _, _| inputs.clear(),
         |inputs, _, _| inputs.extend([0, 0]),
         |_, slabs, _| slabs.truncate(1),
@@ -394,7 +398,7 @@ fn operators_on_sequences_and_gradients_fit_their_shapes() {
 fn the_caller_s_tensors_are_only_read() {
     let bytes = network(Role::Network);
     let of_graph = |error| Some(OpenError::Graph { graph: 0, error });
-    let faults: [(PlanError, fn(&mut Draft<'_>)); 5] = [
+    let faults: [(PlanError, Fault); 5] = [
         (PlanError::Dead, |draft| draft.graphs[0].tensors[0].last = 3),
         (PlanError::Dead, |draft| draft.graphs[0].tensors[1].last = 3),
         (PlanError::Overlap, |draft| {
@@ -560,7 +564,7 @@ fn solver_tables_make_sense() -> Result<()> {
     let random = RandomCheckpoint::classic(1, 4, &[9, 8])?;
     let bytes = random.compile_for(Tier::F32, &["dpmsolver++:4"])?.bytes;
     let table = |error| Some(OpenError::Table { index: 0, error });
-    let faults: [(TableError, fn(&mut Draft<'_>)); 9] = [
+    let faults: [(TableError, Fault); 9] = [
         (E::Count, |draft| draft.tables[0].steps = 0),
         (E::Count, |draft| draft.tables[0].calls = 3),
         (E::Count, |draft| draft.tables[0].slots = 5),
