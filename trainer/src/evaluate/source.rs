@@ -153,8 +153,8 @@ fn from_model(model: &Model<'_>, wanted: &Wish) -> Result<Drawn> {
     let sampler = match wanted.sampler.as_str() {
         "ddim" => Sampler::Ddim { eta: 0.0 },
         "ddpm" => Sampler::Ddpm,
-        name => match model.find_trajectory(name, steps) {
-            Some(index) => Sampler::Trajectory(index),
+        name => match model.find_table(name, steps) {
+            Some(index) => Sampler::Table(index),
             None => bail!("carries no solver `{name}` for {steps} steps"),
         },
     };
@@ -176,6 +176,7 @@ fn from_model(model: &Model<'_>, wanted: &Wish) -> Result<Drawn> {
                 seed: wanted.seed + (chunk * AT_ONCE + i) as u64,
                 class: classes.then_some(label as u32),
                 guidance: Guidance::scaled(if classes { wanted.guidance } else { 1.0 }),
+                ..Request::default()
             })?;
             while generation.step().is_some() {}
             pixels.copy_from_slice(generation.sample());
