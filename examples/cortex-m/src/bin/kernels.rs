@@ -135,12 +135,16 @@ impl Case {
             Kernel::LinearF32 => {
                 let weights = &cast::numbers(weights).unwrap_or_default()[..panels];
                 let op = LinearF32 { weights, bias, x };
-                counter.count(|| kernels.linear_f32(op, Epilogue::Store, f)).1
+                counter
+                    .count(|| kernels.linear_f32(op, Epilogue::Store, f))
+                    .1
             }
             Kernel::LinearF16 => {
                 let weights = &cast::numbers(weights).unwrap_or_default()[..panels];
                 let op = LinearF16 { weights, bias, x };
-                counter.count(|| kernels.linear_f16(op, Epilogue::Store, f)).1
+                counter
+                    .count(|| kernels.linear_f16(op, Epilogue::Store, f))
+                    .1
             }
         }
     }
