@@ -106,7 +106,8 @@ fn committed_model_stays_close_to_its_checkpoint() -> Result<()> {
         }
     }
     let mean = sum / f64::from(count);
-    assert!(mean <= 0.02, "mean absolute pixel difference {mean}");
+    // 1.5 times what is measured.
+    assert!(mean <= 6.2e-3, "mean absolute pixel difference {mean}");
     Ok(())
 }
 

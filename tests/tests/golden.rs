@@ -52,15 +52,24 @@ fn differences(model: &Model<'_>, name: &str) -> Result<(f64, f64)> {
     Ok((largest, sum / f64::from(count)))
 }
 
+/// 1.5 times what is measured: the largest and the mean difference of the int8 tier.
+fn int8_bounds(name: &str) -> (f64, f64) {
+    match name {
+        "mlp" => (4.2e-2, 5.6e-3),
+        _ => (6.0e-2, 7.4e-3),
+    }
+}
+
 #[test]
 fn every_tier_agrees_with_numpy() -> Result<()> {
     for name in MODELS {
         let checkpoint = Checkpoint::open(&models().join(name))?;
         // Largest and mean difference allowed.
+        let (int8_largest, int8_mean) = int8_bounds(name);
         for (tier, largest, mean) in [
             (Tier::F32, 1e-5, 1e-6),
             (Tier::F16, 5e-3, 5e-4),
-            (Tier::Int8, 0.15, 0.02),
+            (Tier::Int8, int8_largest, int8_mean),
         ] {
             let bytes = compile(&checkpoint, tier, &Settings::default(), &|_, _| {})?.bytes;
             let file = ModelFile::from_bytes(&bytes);
@@ -84,7 +93,7 @@ fn committed_int8_files_agree_with_numpy() -> Result<()> {
         let file = ModelFile::read(&models().join(format!("{name}-int8.quell")))?;
         let (_, mean) = differences(&file.model()?, name)?;
         assert!(
-            mean <= 0.02,
+            mean <= int8_bounds(name).1,
             "{name}: mean absolute pixel difference {mean}"
         );
     }
