@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use quell::format::{Prediction, Tier};
 use quell::{Guidance, Kernels, Model, Request, Sampler, Session, Values};
 
-use crate::compile::{Assembled, Source};
+use crate::assemble::{Assembled, Source};
 use crate::graph::{Node, Op, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;

@@ -3,46 +3,17 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use quell::format::{self, ARENA_ALIGN, Head, Prediction, Role, Schedule, SelfTest, Tier};
+use quell::format::{Prediction, Role, SelfTest, Tier};
 use quell::{Kernels, Request};
 
+use crate::assemble::{Assembled, Other, Source};
 use crate::calibrate::{self, Settings};
-use crate::checkpoint::{Checkpoint, Network, NoiseSchedule};
-use crate::emit::{self, GraphPlan, Summary};
+use crate::checkpoint::Checkpoint;
 use crate::fold::{Optimize, fold};
 use crate::graph::{Graph, ValueId};
-use crate::lower;
 use crate::model_file::{HostArena, ModelFile};
-use crate::place::{self, Persistent, Placed};
+use crate::place::Placed;
 use crate::quantize::QuantParams;
-use crate::schedulers::SolverTable;
-use crate::slabs::Slabs;
-
-/// Folded graphs and what belongs to them.
-#[derive(Debug)]
-pub struct Source<'c> {
-    /// The first graph, to lower.
-    pub graph: &'c Graph,
-    /// Shapes and classes.
-    pub network: &'c Network,
-    /// Further graphs of the file, their networks and roles.
-    pub others: &'c [Other<'c>],
-    /// The noise schedule.
-    pub schedule: &'c NoiseSchedule,
-    /// The runs that the file is to carry.
-    pub tables: &'c [SolverTable],
-}
-
-/// A graph besides the first one.
-#[derive(Debug)]
-pub struct Other<'c> {
-    /// What it is for.
-    pub role: Role,
-    /// The folded graph.
-    pub graph: Graph,
-    /// Its shapes and classes.
-    pub network: &'c Network,
-}
 
 /// A compiled model.
 #[derive(Debug)]
@@ -135,186 +106,6 @@ pub fn compile_for(
         placed: assembled.main,
         graph,
     })
-}
-
-/// Graphs with their places, before they are bytes.
-#[derive(Debug)]
-pub struct Assembled {
-    /// The first graph.
-    pub main: Placed,
-    others: Vec<Placed>,
-    slabs: Slabs,
-    schedule: Schedule,
-    layout: Layout,
-}
-
-/// What outlives a call: sample, context, then the solver's slots.
-#[derive(Debug)]
-struct Layout {
-    inputs: Vec<usize>,
-    history: usize,
-    bytes: usize,
-}
-
-impl Layout {
-    fn of(source: &Source<'_>) -> Self {
-        let float = size_of::<f32>();
-        let elements: usize = shape(source.network.shape).iter().product();
-        let sample = (elements * float).next_multiple_of(ARENA_ALIGN);
-        let context = source
-            .graph
-            .context()
-            .map_or(0, |elements| elements * float);
-        let history = sample + context.next_multiple_of(ARENA_ALIGN);
-        let slots = source.tables.iter().map(|t| t.slots as usize).max();
-        let bytes = history + slots.unwrap_or(0) * elements * float;
-        let mut inputs = vec![0];
-        inputs.extend(source.graph.context().map(|_| sample));
-        Self {
-            inputs,
-            history,
-            bytes: bytes.next_multiple_of(ARENA_ALIGN),
-        }
-    }
-}
-
-impl Assembled {
-    /// Lowers and places every graph of `source`.
-    pub fn of(
-        source: &Source<'_>,
-        tier: Tier,
-        grids: &HashMap<ValueId, QuantParams>,
-    ) -> Result<Self> {
-        let layout = Layout::of(source);
-        let mut slabs = Slabs::default();
-        let mut one = |graph: &Graph, network: &Network, tier: Tier| {
-            let source = lower::Source {
-                graph,
-                shape: shape(network.shape),
-                output_shape: shape(network.output_shape),
-                tier,
-                grids,
-            };
-            let program = lower::lower(source, &mut slabs)?;
-            let persistent = Persistent {
-                inputs: &layout.inputs[..program.inputs],
-                bytes: layout.bytes,
-            };
-            place::place(program, persistent)
-        };
-        let main = one(source.graph, source.network, tier)?;
-        // Calibration runs the first graph alone.
-        let floats = match tier {
-            Tier::F32 => Tier::F32,
-            Tier::F16 | Tier::Int8 => Tier::F16,
-        };
-        let others = source.others.iter();
-        let others = others.map(|other| one(&other.graph, other.network, floats));
-        let others: Vec<Placed> = others.collect::<Result<_>>()?;
-        let schedule = match source.network.role {
-            Role::Denoiser | Role::Classifier => schedule(source.schedule, &mut slabs)?,
-            _ => Schedule::NONE,
-        };
-        Ok(Self {
-            main,
-            others,
-            slabs,
-            schedule,
-            layout,
-        })
-    }
-
-    /// The bytes of the file.
-    pub fn file(
-        &self,
-        source: &Source<'_>,
-        tier: Tier,
-        self_test: Option<SelfTest>,
-    ) -> Result<Vec<u8>> {
-        let network = source.network;
-        let head = Head {
-            model: network.architecture[..].into(),
-            classes: network.classes,
-            null_class: network.null_class,
-            schedule: self.schedule,
-            self_test,
-        };
-        let mut graphs = vec![GraphPlan {
-            role: network.role,
-            name: &network.architecture,
-            classes: network.classes,
-            placed: &self.main,
-        }];
-        for (placed, other) in self.others.iter().zip(source.others) {
-            graphs.push(GraphPlan {
-                role: other.role,
-                name: &other.network.architecture,
-                classes: other.network.classes,
-                placed,
-            });
-        }
-        let mut slabs = self.slabs.clone();
-        let mut tables = Vec::new();
-        for table in source.tables {
-            tables.push(self.table(table, &mut slabs)?);
-        }
-        let summary = Summary {
-            shape: network.shape,
-            output_shape: network.output_shape,
-            tier,
-            persistent: self.layout.bytes,
-        };
-        emit::file(summary, &head, &graphs, &tables, &slabs)
-    }
-
-    fn table<'t>(
-        &self,
-        table: &'t SolverTable,
-        slabs: &mut Slabs,
-    ) -> Result<format::SolverTable<'t>> {
-        let spec = &table.spec;
-        let rows: Vec<u8> = table.rows.iter().flat_map(|row| row.to_bytes()).collect();
-        Ok(format::SolverTable {
-            solver: spec.sampler[..].into(),
-            options: spec.options[..].into(),
-            steps: spec.steps,
-            calls: table.rows.len() as u32,
-            order: order(table),
-            rows: slabs.push(&rows)?,
-            history: u32::try_from(self.layout.history).context("more than 4 GiB")?,
-            slots: table.slots,
-            noise_scale: table.noise_scale,
-            limit: table.limit,
-        })
-    }
-}
-
-/// Calls of a step: solvers of the second order take two, but for the last step.
-fn order(table: &SolverTable) -> u32 {
-    let (calls, steps) = (table.rows.len() as u32, table.spec.steps);
-    match steps > 1 && calls == 2 * steps - 1 {
-        true => 2,
-        false => 1,
-    }
-}
-
-/// The schedule as the file states it, its table among the slabs.
-fn schedule(schedule: &NoiseSchedule, slabs: &mut Slabs) -> Result<Schedule> {
-    let alphas: Vec<f32> = schedule.alphas_cumprod.iter().map(|&a| a as f32).collect();
-    Ok(Schedule {
-        alphas_cumprod: slabs.push(&alphas)?,
-        timesteps: alphas.len() as u32,
-        prediction: schedule.prediction,
-        variance: schedule.variance,
-        spacing: schedule.spacing,
-        steps_offset: schedule.steps_offset,
-        set_alpha_to_one: schedule.set_alpha_to_one,
-        clip: schedule.clip,
-    })
-}
-
-fn shape(shape: [u32; 3]) -> [usize; 3] {
-    shape.map(|n| n as usize)
 }
 
 /// What this file gives on the scalar kernels; every device must agree.

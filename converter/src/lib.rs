@@ -7,6 +7,7 @@
 //! ([`place`]), and the bytes ([`emit`]). [`reference`](mod@reference) evaluates the same graph in
 //! f64 and shares no code with the runtime: what `quell verify` compares with.
 
+pub mod assemble;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod compile;

@@ -11,8 +11,8 @@ use anyhow::Result;
 use proptest::prelude::*;
 use quell::Kernels;
 use quell::format::{Function, Role, Tier};
+use quell_converter::assemble::{Assembled, Source};
 use quell_converter::checkpoint::{Network, NoiseSchedule};
-use quell_converter::compile::{Assembled, Source};
 use quell_converter::fold::{Optimize, fold};
 use quell_converter::graph::{
     Affine, Condition, Conv1d, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
