@@ -46,6 +46,15 @@ pub struct Course {
     pub last_ratio: f64,
     /// The guidance scale `w` that is trained in; 1 for none.
     pub guidance: f64,
+    /// How much the weight of a jump grows as `r` falls: 0 for the paper's weight, 1 for gradients
+    /// that stay as large as those of velocities.
+    #[serde(default = "one")]
+    pub jump_power: f64,
+}
+
+/// What [`Course::jump_power`] was before it could be chosen.
+fn one() -> f64 {
+    1.0
 }
 
 impl Default for Course {
@@ -57,6 +66,7 @@ impl Default for Course {
             first_ratio: 0.5,
             last_ratio: 0.03,
             guidance: 1.7,
+            jump_power: 0.0,
         }
     }
 }
@@ -85,6 +95,11 @@ impl Course {
             let allowed = value > 0.0 && value <= 1.0;
             ensure!(allowed, "{name} is {value}; expected above 0, at most 1");
         }
+        ensure!(
+            (0.0..=1.0).contains(&self.jump_power),
+            "--jump-power is {}; expected 0 to 1",
+            self.jump_power
+        );
         ensure!(
             self.guidance.is_finite() && self.guidance >= 1.0,
             "--guidance is {}; expected at least 1",
@@ -277,18 +292,15 @@ impl Recipe {
 impl Batch {
     /// The weighted squared error of every picture, `[n]`.
     ///
-    /// A jump's error is of the order of `r`, because most of its target is the network's own
-    /// answer. Weighted by `1 / r` its gradient stays as large as that of a velocity. Further,
-    /// each error `d` is divided by a constant near its own square root, which large errors need.
-    pub(crate) fn losses(&self, network: &Denoiser, device: &Device) -> Tensor<1> {
+    /// Each error `d` is divided by a constant near its own root, so that large errors do not
+    /// rule. A jump's error is of the order of `r²`, because most of its target is the network's
+    /// own answer, so its gradient is of the order of `r`; `power` 1 undoes that.
+    pub(crate) fn losses(&self, network: &Denoiser, power: f32, device: &Device) -> Tensor<1> {
         let squares = self.errors(network, device);
         let errors: Vec<f32> = squares.clone().into_data().iter::<f32>().collect();
         let weight = |(i, error): (usize, &f32)| {
-            let r = if i < self.drawn.jumps {
-                self.ratio
-            } else {
-                1.0
-            };
+            let is_jump = i < self.drawn.jumps;
+            let r = if is_jump { self.ratio.powf(power) } else { 1.0 };
             1.0 / (r * (error / (r * r) + SOFTENING).sqrt())
         };
         let weights: Vec<f32> = errors.iter().enumerate().map(weight).collect();
@@ -374,6 +386,7 @@ mod tests {
             first_ratio: 0.5,
             last_ratio: 0.05,
             guidance: 1.7,
+            jump_power: 1.0,
         },
         label_dropout: 0.3,
         no_class: 10,
@@ -462,11 +475,22 @@ mod tests {
             target,
             ratio: 0.1,
         };
-        let losses: Vec<f32> = batch.losses(&network, &device).into_data().iter().collect();
+        let losses: Vec<f32> = batch
+            .losses(&network, 1.0, &device)
+            .into_data()
+            .iter()
+            .collect();
         // Both errors are half a velocity: the jump's is a tenth of it, because r is.
         let expected = [0.0025 / 0.1 / 0.26f32.sqrt(), 0.25 / 0.26f32.sqrt()];
         for (loss, expected) in losses.iter().zip(expected) {
             assert!((loss - expected).abs() < 1e-5, "{losses:?}");
         }
+        let losses: Vec<f32> = batch
+            .losses(&network, 0.0, &device)
+            .into_data()
+            .iter()
+            .collect();
+        let expected = 0.0025 / 0.0125f32.sqrt();
+        assert!((losses[0] - expected).abs() < 1e-5, "{losses:?}");
     }
 }

@@ -248,7 +248,7 @@ impl Run<'_> {
                 let device = &self.device;
                 recipe
                     .batch(&self.train, chosen, draw, progress, &plain, device)
-                    .losses(&recorded, &self.recorder)
+                    .losses(&recorded, recipe.course.jump_power as f32, &self.recorder)
             }
         };
         let loss = losses.mean();

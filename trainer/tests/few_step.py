@@ -10,6 +10,7 @@ The network is exported, untrained, by `quell-train --model few-step --epochs 0`
 Then every tensor is filled as `tests/parity/trainer.py` does it, and the weights of the fast
 time features are set to zero, as in every few-step checkpoint. `tests/golden/few-step/` gets
 the two configurations and `calls.safetensors`: single answers, and pictures after four steps.
+`tests/golden/few-step-committed.safetensors` has those of the committed `trainer/models/few-step`.
 """
 
 import argparse
@@ -76,39 +77,47 @@ def sample(network, x, classes, steps):
     return x
 
 
+def build(folder, tensors, scratch):
+    """diffusers' network of a folder's configuration, with these weights."""
+    inside = {name: tensor for name, tensor in tensors.items() if not name.startswith("gap_")}
+    copy = scratch / "inside"
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    save_file(inside, copy / WEIGHTS)
+    model, report = UNet2DModel.from_pretrained(copy, output_loading_info=True)
+    assert not any(report.values()), report
+    return FewStep(model.eval(), tensors)
+
+
+def calls(network):
+    """Single answers, and pictures after four steps."""
+    x = torch.from_numpy(noise("input", 4 * 28 * 28)).float().reshape(4, 1, 28, 28) * 1.7
+    times = {"time": torch.tensor([1.0, 0.75, 0.3331, 1.0]), "gap": torch.tensor([1.0, 0.25, 0.0, 0.125])}
+    classes = torch.tensor([0, 7, 10, 9])
+    output = network(x, *times.values(), classes).contiguous()
+    drawn = sample(network, x, classes, 4).contiguous()
+    return {"input": x, **times, "class": classes.to(torch.int32), "output": output, "drawn": drawn}
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--trainer", type=Path, default=ROOT / "target/release/quell-train", metavar="PROGRAM")
     arguments = parser.parse_args()
-    golden = Path(__file__).parent / "golden/few-step"
+    goldens = Path(__file__).parent / "golden"
+    golden = goldens / "few-step"
     shutil.rmtree(golden, ignore_errors=True)
     golden.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "few-step"
+        scratch = Path(scratch)
+        folder = scratch / "few-step"
         command = [arguments.trainer, "--model", "few-step", "--epochs", "0", "--output", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for name in ("config.json", "scheduler_config.json"):
             shutil.copy(folder / name, golden / name)
-        tensors = weights(folder)
-        inside = {name: tensor for name, tensor in tensors.items() if not name.startswith("gap_")}
-        save_file(inside, folder / WEIGHTS)
-        model, report = UNet2DModel.from_pretrained(folder, output_loading_info=True)
-    assert not any(report.values()), report
-    x = torch.from_numpy(noise("input", 4 * 28 * 28)).float().reshape(4, 1, 28, 28) * 1.7
-    calls = {
-        "input": x,
-        "time": torch.tensor([1.0, 0.75, 0.3331, 1.0]),
-        "gap": torch.tensor([1.0, 0.25, 0.0, 0.125]),
-        "class": torch.tensor([0, 7, 10, 9]),
-    }
-    network = FewStep(model.eval(), tensors)
-    output = network(*calls.values())
-    drawn = sample(network, x, calls["class"], 4)
-    calls["class"] = calls["class"].to(torch.int32)
-    calls.update(output=output.contiguous(), drawn=drawn.contiguous())
-    save_file(calls, golden / "calls.safetensors")
-    print(sum(tensor.numel() for tensor in tensors.values()), "parameters")
+        save_file(calls(build(folder, weights(folder), scratch)), golden / "calls.safetensors")
+        committed = ROOT / "trainer/models/few-step"
+        network = build(committed, load_file(committed / WEIGHTS), scratch)
+        save_file(calls(network), goldens / "few-step-committed.safetensors")
 
 
 if __name__ == "__main__":

@@ -183,28 +183,34 @@ fn networks_equal_diffusers() {
 }
 
 #[test]
-fn the_few_step_network_equals_diffusers() {
+fn few_step_networks_equal_diffusers() {
     let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
-    let golden = repository("trainer/tests/golden/few-step");
+    let goldens = repository("trainer/tests/golden");
     let folder = dir.path().join("few-step");
-    export(&golden, &folder, &device);
-    let bytes = fs::read(golden.join("calls.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let floats = |name| numbers(&file, name, f32::from_le_bytes).unwrap();
-    let time = |name| Tensor::<1>::from_floats(floats(name).as_slice(), &device);
-    let x = Tensor::<1>::from_floats(floats("input").as_slice(), &device);
-    let class = row(
-        &numbers(&file, "class", i32::from_le_bytes).unwrap(),
-        &device,
-    );
-    let network = load(&folder, &device).unwrap().model;
-    let x = x.reshape([-1, PIXELS as i32]);
-    let y = network.velocity(x.clone(), time("time"), time("gap"), Some(class));
-    let error = relative_error(&read(y), &floats("output"));
-    assert!(error < 1e-5, "{error:e}");
-    let drawn = soflow::sample(&network, x, &[0, 7, 10, 9], 4, false);
-    let error = relative_error(&read(drawn), &floats("drawn"));
-    assert!(error < 1e-5, "four steps: {error:e}");
+    export(&goldens.join("few-step"), &folder, &device);
+    let committed = repository("trainer/models/few-step");
+    for (folder, golden) in [
+        (&folder, "few-step/calls.safetensors"),
+        (&committed, "few-step-committed.safetensors"),
+    ] {
+        let bytes = fs::read(goldens.join(golden)).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name| numbers(&file, name, f32::from_le_bytes).unwrap();
+        let time = |name| Tensor::<1>::from_floats(floats(name).as_slice(), &device);
+        let x = Tensor::<1>::from_floats(floats("input").as_slice(), &device);
+        let x = x.reshape([-1, PIXELS as i32]);
+        let class = row(
+            &numbers(&file, "class", i32::from_le_bytes).unwrap(),
+            &device,
+        );
+        let network = load(folder, &device).unwrap().model;
+        let y = network.velocity(x.clone(), time("time"), time("gap"), Some(class));
+        let error = relative_error(&read(y), &floats("output"));
+        assert!(error < 1e-5, "{golden}: {error:e}");
+        let drawn = soflow::sample(&network, x, &[0, 7, 10, 9], 4, false);
+        let error = relative_error(&read(drawn), &floats("drawn"));
+        assert!(error < 1e-5, "{golden}, four steps: {error:e}");
+    }
 }
 
 /// What the trainer exports, the converter reads, "no class" included.

@@ -118,7 +118,7 @@ pub(super) struct TrainArgs {
     /// How strongly the teacher is guided [default: 2], or the guidance scale that is trained in
     /// (few-step) [default: 1.7]
     #[arg(long)]
-    guidance: Option<f32>,
+    guidance: Option<f64>,
     /// Share of the run that is flow matching alone (few-step) [default: 0.15]
     #[arg(long)]
     plain_share: Option<f64>,
@@ -135,6 +135,10 @@ pub(super) struct TrainArgs {
     /// The same at the end of the run (few-step) [default: 0.03]
     #[arg(long)]
     last_ratio: Option<f64>,
+    /// How much the weight of a jump grows as its part falls: 0 (the paper's) to 1 (few-step)
+    /// [default: 0]
+    #[arg(long)]
+    jump_power: Option<f64>,
     /// Seed of weights, data order, timesteps and noise [default: 42]
     #[arg(long)]
     seed: Option<u64>,
@@ -174,7 +178,7 @@ impl TrainArgs {
             time_features: self.time_features.unwrap_or(good.time_features),
             unconditional: self.unconditional || good.unconditional,
             teacher: self.teacher.clone(),
-            guidance: self.guidance.unwrap_or(good.guidance),
+            guidance: self.guidance.map_or(good.guidance, |scale| scale as f32),
             course: good.course.map(|good| self.course(good)),
             seed: self.seed.unwrap_or(good.seed),
             limit: self.limit,
@@ -200,6 +204,7 @@ impl TrainArgs {
             ("--to-data-share", self.to_data_share.is_some()),
             ("--first-ratio", self.first_ratio.is_some()),
             ("--last-ratio", self.last_ratio.is_some()),
+            ("--jump-power", self.jump_power.is_some()),
         ];
         let not_of_few_step = [
             ("--teacher", self.teacher.is_some()),
@@ -238,7 +243,8 @@ impl TrainArgs {
             to_data_share: self.to_data_share.unwrap_or(good.to_data_share),
             first_ratio: self.first_ratio.unwrap_or(good.first_ratio),
             last_ratio: self.last_ratio.unwrap_or(good.last_ratio),
-            guidance: self.guidance.map_or(good.guidance, f64::from),
+            guidance: self.guidance.unwrap_or(good.guidance),
+            jump_power: self.jump_power.unwrap_or(good.jump_power),
         }
     }
 
