@@ -64,6 +64,45 @@ fn flow_models_are_verified() {
     let convert = ["convert", &checkpoint, "--weights", "f32", "-o", &model];
     stdout(&[&convert[..], &["--solver", "flow-euler:4"]].concat());
     let report = stdout(&["verify", &model, &checkpoint, "--samples", "2"]);
-    assert!(report.contains("random inputs"), "{report}");
+    assert!(
+        report.contains("2 calls on random inputs and 4 along"),
+        "{report}"
+    );
     stdout(&["sample", &model, "--count", "1", "--npy", &path("x.npy")]);
+}
+
+/// Few-step checkpoints need no `--solver`, and a sample names its number of steps alone.
+#[test]
+fn few_step_files_take_any_number_of_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (model, npy) = (path("model.quell"), path("raw.npy"));
+    let checkpoint = models().join("../../tests/parity/few_step/00");
+    let checkpoint = checkpoint.to_str().unwrap();
+    let convert = ["convert", checkpoint, "--weights", "f16", "-o", &model];
+    // Pixels are shuffled whatever is saved.
+    for optimize in ["flash", "speed"] {
+        stdout(&[&convert[..], &["--optimize", optimize]].concat());
+        let report = stdout(&["verify", &model, checkpoint, "--samples", "4"]);
+        assert!(
+            report.contains("4 calls on random inputs and 15 along"),
+            "{report}"
+        );
+    }
+    let sample = ["sample", &model, "--count", "2", "--npy", &npy];
+    for steps in ["1", "2", "4", "8"] {
+        let report = stdout(&[&sample[..], &["--steps", steps]].concat());
+        assert!(report.contains(&format!("{steps} steps each")), "{report}");
+    }
+    refused(
+        &[&sample[..], &["--steps", "3"]].concat(),
+        &["3 steps", "soflow:4", "quell convert --solver"],
+    );
+    let euler = [&convert[..], &["--solver", "flow-euler:2"]].concat();
+    stdout(&euler);
+    let listed = stdout(&["inspect", &model]);
+    assert!(
+        listed.contains("flow-euler:2") && !listed.contains("soflow"),
+        "{listed}"
+    );
 }

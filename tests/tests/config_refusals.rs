@@ -90,6 +90,8 @@ fn unet2d() -> Result<()> {
         ("num_class_embeds", json!(0)),
         ("num_train_timesteps", json!(21)),
         ("null_class_id", json!(3)),
+        ("pixel_unshuffle", json!(3)),
+        ("second_timestep", json!(2)),
     ];
     // `attn_norm_num_groups` is met below: its message says `norm_num_groups`.
     let any = [

@@ -81,7 +81,8 @@ impl Checkpoint {
         Self::open_for(folder, &[])
     }
 
-    /// [`Checkpoint::open`] for a file that is to carry these solver tables.
+    /// [`Checkpoint::open`] for a file that is to carry these solver tables, or the usual
+    /// ones of a few-step checkpoint where there are none.
     pub fn open_for(folder: &Path, specs: &[Spec]) -> Result<Self> {
         Self::open_as(folder, specs, &Choice::default())
     }
@@ -102,9 +103,21 @@ impl Checkpoint {
             "{}: an {class} is not sampled, so it carries no --solver",
             layout.config.display()
         );
+        let told_gap = fields.get("second_timestep").unwrap_or(&Value::Null);
+        ensure!(
+            *told_gap == Value::Bool(true) || !schedule.is_of_gaps(),
+            "{}: `second_timestep` is {told_gap}; expected true, of a UNet2DModel, since \
+             `objective` of scheduler_config.json is soflow",
+            layout.config.display()
+        );
+        let usual = match specs.is_empty() {
+            true => schedulers::usual(&schedule)?,
+            false => Vec::new(),
+        };
         let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
         let tables = specs
             .iter()
+            .chain(&usual)
             .map(|spec| schedulers::tabulate(&schedule, spec, &mut timesteps))
             .collect::<Result<_>>()?;
         let tensors = match layout.weights(choice.variant.as_deref())? {

@@ -88,6 +88,12 @@ impl NoiseSchedule {
         Ok(schedule)
     }
 
+    /// Whether the network answers the mean velocity over a gap, not the velocity at a
+    /// time.
+    pub fn is_of_gaps(&self) -> bool {
+        self.prediction == Prediction::Flow && self.options.says("objective", "soflow")
+    }
+
     fn unchecked(class: &str, options: Options) -> Result<Self> {
         options.check_types()?;
         // Fields of old files that say nothing.
@@ -102,6 +108,9 @@ impl NoiseSchedule {
             true => Prediction::Flow,
             false => prediction(&options)?,
         };
+        if flow {
+            options.word_or_null("objective", &["soflow"])?;
+        }
         let (alphas_cumprod, unrescaled) = match flow {
             true => {
                 // A solver that is for both has fields of diffusion in its configuration.

@@ -2,10 +2,12 @@
 //!
 //! Owns its configuration and what follows from it: which blocks there are, on
 //! which sizes. [`embedding`] makes the vector that conditions every block,
-//! [`body`] the way through the blocks.
+//! [`body`] the way through the blocks; [`shuffle`] may turn squares of pixels into
+//! channels around it.
 
 mod body;
 mod embedding;
+mod shuffle;
 
 use anyhow::{Result, bail, ensure};
 use quell::format::Role;
@@ -18,7 +20,7 @@ use super::{Network, Size, Tensors, config};
 use crate::graph::{Condition, Graph, Image, Op};
 use crate::timesteps::Timesteps;
 
-/// Fields and defaults of diffusers' `UNet2DModel`, and quell's own `null_class_id`.
+/// Fields and defaults of diffusers' `UNet2DModel`, and quell's own: the last three.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
@@ -53,6 +55,11 @@ struct Config {
     /// Ours, since diffusers' configuration cannot say it: the row of the class
     /// embedding that stands for "no class".
     null_class_id: Option<u32>,
+    /// Side of the squares of pixels that are channels inside. The size and the
+    /// channels of this configuration are those inside.
+    pixel_unshuffle: Option<u32>,
+    /// Whether the network is told how far down the next sample is.
+    second_timestep: bool,
 }
 
 impl Default for Config {
@@ -89,15 +96,20 @@ impl Default for Config {
             num_class_embeds: None,
             num_train_timesteps: None,
             null_class_id: None,
+            pixel_unshuffle: None,
+            second_timestep: false,
         }
     }
 }
 
 /// The configuration, every value understood.
 struct Settings {
+    /// What the first convolution reads.
     input: Image,
     out_channels: usize,
+    unshuffled: bool,
     time: embedding::Time,
+    told_gap: bool,
     embedding_size: usize,
     class: embedding::Class,
     classes: u32,
@@ -141,10 +153,16 @@ pub(super) fn network(
     size: Option<Size>,
 ) -> Result<(usize, Network)> {
     let mut config: Config = config::parse(fields)?;
-    config.sample_size = size.or(config.sample_size);
+    config.sample_size = match size {
+        Some(size) => Some(config.inside(size)?),
+        None => config.sample_size,
+    };
     let timesteps = times.trained();
     let settings = config.settings(timesteps)?;
-    let size = settings.input;
+    let size = match settings.unshuffled {
+        true => shuffle::outside(settings.input),
+        false => settings.input,
+    };
     let mut graph = Graph::default();
     let sample = graph.push("sample", Op::Sample, &[], size.len());
     let embedding = embedding::embedding(&mut graph, &settings, tensors, times)?;
@@ -157,7 +175,10 @@ pub(super) fn network(
         value = graph.push("sample.center", center, &[value], size.len());
     }
     let mut images = Images { graph, tensors };
-    let x = images.channels_last("sample.channels_last", value, size);
+    let mut x = images.channels_last("sample.channels_last", value, size);
+    if settings.unshuffled {
+        x = shuffle::into_channels(&mut images, x);
+    }
     let blocks = Blocks {
         images,
         style: settings.style,
@@ -171,8 +192,11 @@ pub(super) fn network(
         blocks,
         settings: &settings,
     };
-    let output = builder.body(x)?;
+    let mut output = builder.body(x)?;
     let mut images = builder.blocks.images;
+    if settings.unshuffled {
+        output = shuffle::into_pixels(&mut images, output);
+    }
     let value = images.channels_first("output.channels_first", output);
     let mut graph = images.graph;
     embedding::divide_by_time(&mut graph, &settings, value, times);
@@ -217,10 +241,13 @@ impl Config {
         };
         let class = embedding::Class::of(self, timesteps)?;
         let (classes, null_class) = class.count(self.null_class_id)?;
+        let time = embedding::Time::of(self, timesteps)?;
         Ok(Settings {
+            unshuffled: self.is_unshuffled()?,
             input: self.image()?,
             out_channels: self.out_channels as usize,
-            time: embedding::Time::of(self, timesteps)?,
+            told_gap: time.is_told_gap(self)?,
+            time,
             embedding_size: match self.time_embedding_dim {
                 Some(0) => bail!("`time_embedding_dim` is 0; expected more than 0"),
                 Some(size) => size,
@@ -300,6 +327,31 @@ impl Config {
             "`dropout` is {dropout}; expected 0 to 1"
         );
         Ok(())
+    }
+
+    fn is_unshuffled(&self) -> Result<bool> {
+        let channels = self.in_channels;
+        match self.pixel_unshuffle {
+            None => Ok(false),
+            Some(2) if channels.is_multiple_of(4) => Ok(true),
+            Some(2) => bail!(
+                "`in_channels` is {channels}; expected a multiple of 4 with `pixel_unshuffle` 2"
+            ),
+            Some(other) => bail!("`pixel_unshuffle` is {other}; expected null or 2"),
+        }
+    }
+
+    /// The `sample_size` for samples of this size.
+    fn inside(&self, size: Size) -> Result<Size> {
+        if !self.is_unshuffled()? {
+            return Ok(size);
+        }
+        let sides = size.rows_and_columns();
+        ensure!(
+            sides.iter().all(|side| side.is_multiple_of(2)),
+            "--size is {size}; expected even numbers with `pixel_unshuffle` 2"
+        );
+        Ok(Size::Sides(sides.map(|side| side / 2)))
     }
 
     fn image(&self) -> Result<Image> {

@@ -16,20 +16,28 @@ pub(super) fn positional(
     shift: f32,
     cosines_first: bool,
 ) -> Matrix {
+    times.table(features, positional_row(features, shift, cosines_first))
+}
+
+/// [`positional`] waves of the gaps, cosines first and unshifted.
+pub(super) fn positional_gaps(times: &Timesteps, features: usize) -> Matrix {
+    times.gap_table(features, positional_row(features, 0.0, true))
+}
+
+fn positional_row(features: usize, shift: f32, cosines_first: bool) -> impl Fn(f64) -> Vec<f32> {
     let half = features / 2;
-    let frequency = |i: usize| {
+    let frequency = move |i: usize| {
         let exponent = -(10_000f64.ln() as f32) * i as f32 / (half as f32 - shift);
         f64::from(exponent).exp() as f32
     };
     let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-    let row = |t: f64| {
+    move |t: f64| {
         let angles = frequencies.iter().map(|w| t as f32 * w);
-        let waves = waves(angles, cosines_first);
+        let mut row = waves(angles, cosines_first);
         // An odd number of features ends with a zero.
-        let padding = std::iter::repeat_n(0.0, features - 2 * half);
-        waves.into_iter().chain(padding)
-    };
-    times.table(features, row)
+        row.resize(features, 0.0);
+        row
+    }
 }
 
 /// Waves of random frequencies (Tancik et al. 2020), in turns, of a function of

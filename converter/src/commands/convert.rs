@@ -38,8 +38,9 @@ pub(crate) struct Args {
     ///
     /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, dpmsolver-singlestep, unipc,
     /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
-    /// flow-euler or flow-heun. Options are named as in diffusers; one without a value
-    /// is true. What is not given is taken from scheduler_config.json.
+    /// flow-euler, flow-heun or soflow. Options are named as in diffusers; one without a
+    /// value is true. What is not given is taken from scheduler_config.json. Few-step
+    /// checkpoints (`objective` soflow) carry soflow:1, 2, 4 and 8 by default.
     #[arg(
         long = "solver",
         alias = "trajectory",

@@ -44,7 +44,8 @@ pub(crate) struct Args {
     /// How a step is taken: ddim or ddpm, or a solver table that the file carries
     ///
     /// By its sampler (euler), with its options (euler,use_karras_sigmas) or by all of it
-    /// (ddim:10), as `quell inspect` lists them. The default is ddim, for flow matching the first one.
+    /// (ddim:10), as `quell inspect` lists them. The default is ddim, for flow matching the
+    /// first one, or with --steps the first of so many steps.
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
     /// Noise that ddim adds: 0 is deterministic, 1 as noisy as DDPM
@@ -417,12 +418,17 @@ fn trajectory(
         .steps
         .map_or(String::new(), |n| format!(" of {n} steps"));
     let file = args.model.display();
-    match carried.is_empty() {
-        true => bail!(
+    let flow = model.head().schedule.prediction == Prediction::Flow;
+    match (carried.is_empty(), flow) {
+        (true, _) => bail!(
             "{file}: carries no {name}{steps}, and no trajectories at all: quell convert \
              --solver adds them; ddim and ddpm need none"
         ),
-        false => bail!(
+        (false, true) => bail!(
+            "{file}: carries no {name}{steps}, but {}; quell convert --solver adds others",
+            carried.join("  ")
+        ),
+        (false, false) => bail!(
             "{file}: carries no {name}{steps}, but {}; ddim and ddpm take any number of steps",
             carried.join("  ")
         ),

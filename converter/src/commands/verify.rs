@@ -21,7 +21,7 @@ use super::{Calibration, LimitArgs, Source, escaped, print, progress, spec};
 /// The reference is the checkpoint's network in f64, from the same noise. Shown
 /// are the error of every operation of single denoiser calls, and of whole
 /// samples; of a network that cannot be sampled, of one with a second input and of
-/// a flow-matching one, those of calls on random inputs. Fails where an error exceeds the tolerance of
+/// a flow-matching one, those of calls on random inputs and along its solver tables. Fails where an error exceeds the tolerance of
 /// the model's tier.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -66,9 +66,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Compiled again to know which value each operation leaves, on which grid.
     let bar = progress("calibrating", 0);
     let settings = args.calibration.settings();
-    // A plan without phases is one that was made to save flash.
-    let phases = inspect::operators(&model, model.role())
-        .any(|entry| entry.operator.kind == Kind::DepthToSpace);
+    // A plan without phases is one that was made to save flash. A network may put squares
+    // of pixels together itself, but not from phases.
+    let phases = inspect::operators(&model, model.role()).any(|entry| {
+        let operator = entry.operator;
+        operator.kind == Kind::View && operator.name.as_str().ends_with(".phases")
+    });
     let optimize = match phases {
         true => Optimize::Speed,
         false => Optimize::Flash,
@@ -109,8 +112,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             (sample.mean_pixel, "mean pixel difference, of the range,")
         }
         false => {
-            let (errors, output) = comparison.calls()?;
-            print(&comparison.report(&errors, &comparison.of_calls(&output))?)?;
+            let (mut errors, mut output) = comparison.calls()?;
+            let rows = comparison.rows(&mut errors, &mut output)?;
+            print(&comparison.report(&errors, &comparison.of_calls(&output, rows))?)?;
             (output.largest_relative(), "largest relative error")
         }
     };
@@ -292,6 +296,50 @@ impl Comparison<'_> {
         Ok((errors, output))
     }
 
+    /// Calls along every solver table, from noise: at timesteps that no other call is made
+    /// at, and with the gaps of few-step networks. Returns how many.
+    fn rows(&self, errors: &mut [Error], output: &mut Error) -> Result<u32> {
+        let flow = self.model.head().schedule.prediction == Prediction::Flow;
+        if !flow || self.model.context_elements().is_some() {
+            return Ok(0);
+        }
+        let mut count = 0;
+        let mut arena = HostArena::new(&self.model);
+        let values = self.compiled.values();
+        let last = values.map(|(value, _)| *value).collect::<Vec<_>>();
+        let last = last
+            .iter()
+            .rposition(|&value| value == self.compiled.graph.output());
+        for (index, table) in (0..).zip(self.model.tables()) {
+            let request = Request {
+                sampler: Sampler::Table(index),
+                steps: table.steps,
+                ..self.request(index)
+            };
+            let mut session = self.model.session(arena.bytes_mut())?;
+            let mut generation = session.generate(request)?;
+            loop {
+                let sample: Vec<f64> = generation.sample().iter().map(|&x| x.into()).collect();
+                let mut left = Vec::new();
+                let step = generation.step_with(|_, values| left.push(to_f32(values)));
+                let Some(step) = step else {
+                    break;
+                };
+                let (row, class) = (step.timestep as usize, self.class_row(index));
+                let graph = &self.checkpoint.network.graph;
+                let whole = reference::evaluate(graph, &sample, row, class)?;
+                let got = last.and_then(|last| left.get(last));
+                for (&got, &exact) in got.into_iter().flatten().zip(&whole[graph.output()]) {
+                    output.add(f64::from(got), exact);
+                }
+                let exact = reference::evaluate(&self.compiled.graph, &sample, row, class)?;
+                self.compare(&left, &exact, errors);
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     /// Whole samples from the same noise, the checkpoint's graph as it is.
     fn samples(&self) -> Result<SampleError> {
         let bar = progress("sampling", u64::from(self.args.samples));
@@ -356,9 +404,13 @@ impl Comparison<'_> {
         )
     }
 
-    fn of_calls(&self, output: &Error) -> String {
+    fn of_calls(&self, output: &Error, rows: u32) -> String {
+        let rows = match rows {
+            0 => String::new(),
+            rows => format!(" and {rows} along solver tables"),
+        };
         format!(
-            "{} calls on random inputs: relative error {:.2e}, largest {:.2e}",
+            "{} calls on random inputs{rows}: relative error {:.2e}, largest {:.2e}",
             self.args.samples,
             output.relative(),
             output.largest_relative()

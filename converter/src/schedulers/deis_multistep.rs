@@ -61,6 +61,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         noise_scale: 1.0,
         limit: threshold(run.options)?,
         slots,
+        gap: 0.0,
         calls,
     })
 }

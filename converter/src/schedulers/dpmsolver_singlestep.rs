@@ -51,6 +51,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         noise_scale: 1.0,
         limit: threshold(run.options)?,
         slots: slots.unwrap_or(0),
+        gap: 0.0,
         calls,
     })
 }

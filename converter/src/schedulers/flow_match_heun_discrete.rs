@@ -37,6 +37,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     }
     Ok(Table {
         slots: usize::from(calls.len() > 1),
+        gap: 0.0,
         ..Table::plain(Limit::None, calls)
     })
 }

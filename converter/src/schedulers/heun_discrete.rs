@@ -53,6 +53,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         noise_scale: sigmas::initial_noise(run, levels.sigmas[0])?,
         limit: clip(run.options, false)?.map_or(Limit::None, Limit::Clip),
         slots: usize::from(calls.len() > 1),
+        gap: 0.0,
         calls,
     })
 }

@@ -75,6 +75,7 @@ fn both(run: &Run<'_>, split: fn(f64, f64) -> (f64, f64)) -> Result<Table> {
         noise_scale: sigmas::initial_noise(run, levels.sigmas[0])?,
         limit: Limit::None,
         slots: usize::from(calls.len() > 1),
+        gap: 0.0,
         calls,
     })
 }

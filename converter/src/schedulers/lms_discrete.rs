@@ -47,6 +47,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         noise_scale: sigmas::initial_noise(run, levels.sigmas[0])?,
         limit: Limit::None,
         slots: slots.min(calls.len() - 1),
+        gap: 0.0,
         calls,
     })
 }

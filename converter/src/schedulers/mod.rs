@@ -24,6 +24,7 @@ mod multistep;
 mod options;
 mod pndm;
 mod sigmas;
+mod soflow;
 mod spec;
 mod spread;
 mod table;
@@ -39,7 +40,7 @@ pub use spec::Spec;
 use table::{Call, Table};
 
 use crate::checkpoint::NoiseSchedule;
-use crate::timesteps::Timesteps;
+use crate::timesteps::{Timesteps, Visit};
 
 /// A sampler that solver tables can be made for.
 struct Sampler {
@@ -66,15 +67,22 @@ enum Trained {
     Either,
     /// As [`Trained::Either`], and as [`Trained::Unrescaled`].
     EitherUnrescaled,
+    /// By flow matching, and for jumps whose length the network is told. No class of
+    /// diffusers is for these.
+    Gaps,
 }
 
 impl Trained {
     fn on_flow(self) -> bool {
-        matches!(self, Self::Flow | Self::Either | Self::EitherUnrescaled)
+        self == Self::Flow || self == Self::Gaps || self.is_either()
     }
 
     fn on_diffusion(self) -> bool {
-        self != Self::Flow
+        self != Self::Flow && self != Self::Gaps
+    }
+
+    fn is_either(self) -> bool {
+        matches!(self, Self::Either | Self::EitherUnrescaled)
     }
 
     fn rescales(self) -> bool {
@@ -84,7 +92,7 @@ impl Trained {
 
 /// The samplers, by name.
 #[rustfmt::skip]
-const SAMPLERS: [Sampler; 18] = [
+const SAMPLERS: [Sampler; 19] = [
     Sampler { name: "ddpm", class: "DDPMScheduler", of: Trained::Diffusion, table: ddpm::table },
     Sampler { name: "ddim", class: "DDIMScheduler", of: Trained::Diffusion, table: ddim::table },
     Sampler { name: "ddim-inverse", class: "DDIMInverseScheduler", of: Trained::Diffusion, table: ddim_inverse::table },
@@ -103,6 +111,7 @@ const SAMPLERS: [Sampler; 18] = [
     Sampler { name: "tcd", class: "TCDScheduler", of: Trained::Diffusion, table: tcd::table },
     Sampler { name: "flow-euler", class: "FlowMatchEulerDiscreteScheduler", of: Trained::Flow, table: flow_match_euler_discrete::table },
     Sampler { name: "flow-heun", class: "FlowMatchHeunDiscreteScheduler", of: Trained::Flow, table: flow_match_heun_discrete::table },
+    Sampler { name: "soflow", class: "FlowMatchEulerDiscreteScheduler", of: Trained::Gaps, table: soflow::table },
 ];
 
 /// Classes of diffusers that no table of rows can stand for, and why.
@@ -151,14 +160,17 @@ pub(crate) fn is_flow(class: &str, options: &Options) -> Result<bool> {
     let Some(sampler) = SAMPLERS.iter().find(|sampler| sampler.class == class) else {
         let reason = REASONS.iter().find(|(name, _)| *name == class);
         let reason = reason.map_or(String::new(), |(_, reason)| format!(" ({reason})"));
-        let classes: Vec<&str> = SAMPLERS.iter().map(|sampler| sampler.class).collect();
+        let named = SAMPLERS
+            .iter()
+            .filter(|sampler| sampler.of != Trained::Gaps);
+        let classes: Vec<&str> = named.map(|sampler| sampler.class).collect();
         bail!(
             "`_class_name` is `{class}`{reason}; expected {}. --scheduler NAME converts with \
              another one, for a model that was trained on its betas",
             classes.join(", ")
         );
     };
-    if sampler.of.on_flow() && sampler.of.on_diffusion() {
+    if sampler.of.is_either() {
         let predicted = options.says("prediction_type", "flow_prediction");
         let flow = options.flag("use_flow_sigmas", false)?;
         ensure!(
@@ -177,7 +189,8 @@ pub(crate) fn check(schedule: &NoiseSchedule, class: &str) -> Result<()> {
     for sampler in &SAMPLERS {
         // A configuration of DDPM or DDIM has always been one of both.
         let twin = sampler.name == "ddim" && class == "DDPMScheduler";
-        if sampler.class == class || twin {
+        let fits = sampler.of != Trained::Gaps || schedule.is_of_gaps();
+        if (sampler.class == class || twin) && fits {
             (sampler.table)(&Run {
                 sampler,
                 schedule,
@@ -290,6 +303,17 @@ pub struct SolverTable {
     pub rows: Vec<Row>,
 }
 
+/// The runs that a file carries if nobody asks for others: networks that are told how far
+/// to jump go any number of steps, but only by tables.
+pub(crate) fn usual(schedule: &NoiseSchedule) -> Result<Vec<Spec>> {
+    let total = schedule.alphas_cumprod.len();
+    let steps = [1, 2, 4, 8].into_iter();
+    let steps = steps.filter(|&steps| schedule.is_of_gaps() && steps <= total);
+    steps
+        .map(|steps| format!("soflow:{steps}").parse())
+        .collect()
+}
+
 /// Makes the run that `spec` asks for; timesteps between those of training are
 /// added to `timesteps`.
 pub fn tabulate(
@@ -343,7 +367,8 @@ fn trajectory(
     if let Some(name) = options.untaken(spec.fields.keys()) {
         bail!("`{name}` is not an option of {}", sampler.name);
     }
-    let rows = table.calls.iter().map(|call| row(call, timesteps));
+    let rows = table.calls.iter();
+    let rows = rows.map(|call| row(call, table.gap, timesteps));
     Ok(SolverTable {
         spec: spec.clone(),
         noise_scale: table.noise_scale as f32,
@@ -354,7 +379,7 @@ fn trajectory(
 }
 
 /// A call, rounded to f32.
-fn row(call: &Call, timesteps: &mut Timesteps) -> Result<Row> {
+fn row(call: &Call, gap: f64, timesteps: &mut Timesteps) -> Result<Row> {
     let saves = || {
         call.saves
             .iter()
@@ -364,8 +389,12 @@ fn row(call: &Call, timesteps: &mut Timesteps) -> Result<Row> {
         slot: slot as u32,
         value,
     });
+    let visit = Visit {
+        time: call.time,
+        gap,
+    };
     let row = Row {
-        timestep: timesteps.visit(call.time)?,
+        timestep: timesteps.visit(visit)?,
         time: call.time as f32,
         x0: (call.x0.0 as f32, call.x0.1 as f32),
         next: call.next.round(),

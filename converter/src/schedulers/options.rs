@@ -91,21 +91,27 @@ impl Options {
 
     /// One of several words.
     pub fn word(&self, name: &str, default: &str, allowed: &[&str]) -> Result<String> {
+        let word = self.word_or_null(name, allowed)?;
+        Ok(word.unwrap_or_else(|| default.to_owned()))
+    }
+
+    /// One of several words, where there is one.
+    pub fn word_or_null(&self, name: &str, allowed: &[&str]) -> Result<Option<String>> {
         let value = match self.take(name) {
-            None => default,
+            None => return Ok(None),
             Some(Value::String(word)) => word,
             Some(value) => bail!("`{name}` is `{value}`; expected {}", list(allowed)),
         };
         ensure!(
-            allowed.contains(&value),
+            allowed.contains(&&**value),
             "`{name}` is `{value}`; expected {}",
             list(allowed)
         );
-        Ok(value.to_owned())
+        Ok(Some(value.to_owned()))
     }
 
     /// Whether a field has this word.
-    pub(super) fn says(&self, name: &str, word: &str) -> bool {
+    pub(crate) fn says(&self, name: &str, word: &str) -> bool {
         self.take(name).and_then(Value::as_str) == Some(word)
     }
 
@@ -213,7 +219,7 @@ pub(super) const KINDS: [(Kind, &[&str]); 5] = [
     ]),
     (Kind::Word, &[
         "algorithm_type", "beta_schedule", "final_sigmas_type", "interpolation_type",
-        "prediction_type", "solver_type", "tensor_format", "time_shift_type", "timestep_spacing",
+        "objective", "prediction_type", "solver_type", "tensor_format", "time_shift_type", "timestep_spacing",
         "timestep_type", "variance_type",
     ]),
     (Kind::Numbers, &["disable_corrector", "timestep_values", "trained_betas"]),

@@ -52,6 +52,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
     let slots = slots.map(|(slot, _)| slot + 1).max();
     Ok(Table {
         slots: slots.unwrap_or(0),
+        gap: 0.0,
         ..Table::plain(Limit::None, calls)
     })
 }

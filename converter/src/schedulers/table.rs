@@ -94,6 +94,8 @@ pub(super) struct Table {
     pub(super) limit: Limit,
     /// Slots that the calls use.
     pub(super) slots: usize,
+    /// How far down each step goes, in timesteps, where the network is told; else 0.
+    pub(super) gap: f64,
     /// The calls, in order.
     pub(super) calls: Vec<Call>,
 }
@@ -105,6 +107,7 @@ impl Table {
             noise_scale: 1.0,
             limit,
             slots: 0,
+            gap: 0.0,
             calls,
         }
     }

@@ -77,6 +77,7 @@ pub(super) fn table(run: &Run<'_>) -> Result<Table> {
         // In diffusers thresholding is x₀'s alone.
         limit: if solver.of_clean { limit } else { Limit::None },
         slots: SLOTS.min(order + 1),
+        gap: 0.0,
         calls,
     })
 }

@@ -1,4 +1,4 @@
-//! The vector that conditions every block: from the timestep, and the class.
+//! The vector that conditions every block: from the timestep, the gap, and the class.
 
 use anyhow::{Result, bail, ensure};
 use quell::format::Function;
@@ -124,6 +124,24 @@ impl Time {
         })
     }
 
+    /// Whether the network is told the gap as well; only of waves it is known how.
+    pub(super) fn is_told_gap(&self, config: &Config) -> Result<bool> {
+        let plain = matches!(
+            self,
+            Self::Positional {
+                shift: 0.0,
+                cosines_first: true,
+                ..
+            }
+        );
+        ensure!(
+            plain || !config.second_timestep,
+            "`second_timestep` is true; expected false, or `time_embedding_type` positional, \
+             `flip_sin_to_cos` true and `freq_shift` 0"
+        );
+        Ok(config.second_timestep)
+    }
+
     /// A row for every one of `times`.
     fn table(&self, tensors: &Tensors, times: &Timesteps) -> Result<Matrix> {
         match *self {
@@ -161,7 +179,7 @@ fn positive(t: f64) -> f64 {
     if t > 0.0 { t } else { 1.0 }
 }
 
-/// The vector of timestep and class, behind the blocks' activation function.
+/// The vector of timestep, gap and class, behind the blocks' activation function.
 pub(super) fn embedding(
     graph: &mut Graph,
     settings: &Settings,
@@ -173,6 +191,10 @@ pub(super) fn embedding(
     let columns = table.columns;
     let time = graph.push("time_proj", Op::Time(table), &[], columns);
     let mut value = layers(graph, tensors, "time_embedding", time, columns, size)?;
+    if settings.told_gap {
+        let gap = gap(graph, tensors, times, columns, size)?;
+        value = graph.push("time_and_gap", Op::Add, &[value, gap], size);
+    }
     let class = match settings.class {
         Class::None => None,
         Class::Given => Some(graph.push("class_labels", Op::Context, &[], size)),
@@ -199,6 +221,20 @@ pub(super) fn embedding(
     }
     let function = Op::Function(settings.style.function);
     Ok(graph.push("embedding.act", function, &[value], size))
+}
+
+/// What is added for the gap: one linear layer of its waves.
+fn gap(
+    graph: &mut Graph,
+    tensors: &Tensors,
+    times: &Timesteps,
+    features: usize,
+    size: usize,
+) -> Result<ValueId> {
+    let table = waves::positional_gaps(times, features);
+    let gap = graph.push("gap_proj", Op::Time(table), &[], features);
+    let (weight, bias) = tensors.linear("gap_embedding", size, features)?;
+    Ok(graph.linear("gap_embedding", weight, bias, gap))
 }
 
 /// Two linear layers with SiLU in between, whatever `act_fn` is.
