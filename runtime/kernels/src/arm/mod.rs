@@ -25,6 +25,8 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_f16: crate::scalar::ENTRIES.conv2d_f16,
     linear_i8: dsp::linear_i8,
     linear_i8_f32: dsp::linear_i8_f32,
+    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
+    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: crate::scalar::ENTRIES.attention,
     norm: crate::scalar::ENTRIES.norm,
 };

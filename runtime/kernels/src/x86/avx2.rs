@@ -26,6 +26,8 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Avx2, 1, 6, 4>,
     linear_i8: linear_i8::<Avx2, 4>,
     linear_i8_f32: linear_i8_f32::<Avx2, 4>,
+    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
+    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: attention::<Avx2, 4, 2, 4>,
     norm: loops::<Avx2, 2>(),
 };

@@ -35,6 +35,8 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Avx512, 2, 14, 7>,
     linear_i8: linear_i8::<Avx512, 8>,
     linear_i8_f32: linear_i8_f32::<Avx512, 8>,
+    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
+    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: attention::<Avx512, 8, 4, 8>,
     norm: loops::<Avx512, 4>(),
 };
