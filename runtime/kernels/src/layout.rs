@@ -179,8 +179,9 @@ pub const fn scratch_conv_i8(
     let windows = STRIP * conv_i8_inputs(channels, kernel);
     let rows = kernel * ((STRIP - 1) * stride + kernel);
     let strip = if channels < COLUMNS {
-        // The rows of the image, and the windows that are put together from them.
-        windows + pad(rows * channels, COLUMNS) + COLUMNS
+        // The rows of the image, the windows that are put together from them, and room for
+        // one more row of a window: rows are read in steps.
+        windows + pad(rows * channels, COLUMNS) + 3 * COLUMNS
     } else {
         let rows = rows * pad(channels, COLUMNS);
         if kernel == 3 && stride == 1 {

@@ -62,7 +62,7 @@ pub(super) trait Product: Isa + Into<Avx2> {
 }
 
 /// How accumulators become outputs.
-trait Epilogue {
+pub(super) trait Epilogue {
     /// What an output has of its own.
     type Parameter;
     type Output: Copy + Default;
