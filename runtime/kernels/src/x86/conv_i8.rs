@@ -463,8 +463,18 @@ fn tile<I: Products, E: Epilogue, const N: usize, const P: usize>(
             };
             let values = layer.epilogue.convert(isa.into(), sums, parameters);
             let y = y.get_mut(p * layer.outputs + output..).unwrap_or_default();
-            for (y, value) in y.iter_mut().zip(values).take(count) {
-                layer.epilogue.write(y, value);
+            match y.first_chunk_mut::<ROWS>() {
+                // A loop whose length is known is one store.
+                Some(y) if count == ROWS => {
+                    for (y, value) in y.iter_mut().zip(values) {
+                        layer.epilogue.write(y, value);
+                    }
+                }
+                _ => {
+                    for (y, value) in y.iter_mut().zip(values).take(count) {
+                        layer.epilogue.write(y, value);
+                    }
+                }
             }
         }
     }
