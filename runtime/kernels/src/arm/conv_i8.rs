@@ -85,7 +85,7 @@ fn walk<Y>(op: Conv2dI8<'_>, y: &mut [Y], store: impl Fn(&Row<'_>, &mut [Y])) {
             kernel,
             words: op.scratch.as_mut_ptr().cast(),
             sums: [[0; _]; 3],
-            segments: [Segment::NONE; 3],
+            segments: [Segment::NONE; 4],
             starts: [[0; WINDOWS]; 3],
         };
         let rows = y.chunks_exact_mut(shape.out_width * outputs);
@@ -129,7 +129,7 @@ struct Row<'a> {
     kernel: Kernel,
     /// Windows that there are; the kernel computes more if it takes more.
     width: usize,
-    segments: &'a [Segment],
+    segments: &'a [Segment; 4],
 }
 
 impl Row<'_> {
@@ -200,11 +200,9 @@ impl Row<'_> {
         if multipliers.is_some_and(|multipliers| multipliers.len() < count) || count == 0 {
             return;
         }
-        let segments = self.segments.as_ptr_range();
         let frame = Frame {
             weights: weights.as_ptr(),
-            segments: segments.start,
-            segments_end: segments.end,
+            segments: self.segments.as_ptr(),
             bias: bias.as_ptr().cast(),
             multipliers: multipliers.map_or(core::ptr::null(), <[i32]>::as_ptr),
             y: to,
@@ -236,14 +234,15 @@ struct Inputs<'a> {
     words: *mut u32,
     /// `256·Σ x_even` of each row and column; or of each row of the kernel and window.
     sums: [[u32; WINDOWS + 2]; 3],
-    segments: [Segment; 3],
+    /// And the end.
+    segments: [Segment; 4],
     /// What accumulators start with.
     starts: [[u32; WINDOWS]; 3],
 }
 
 impl Inputs<'_> {
     /// Widens what is new in row `row` of the windows.
-    fn prepare(&mut self, row: usize) -> &[Segment] {
+    fn prepare(&mut self, row: usize) -> &[Segment; 4] {
         let shape = self.shape;
         let inputs = conv_i8_inputs(shape.channels, shape.kernel);
         let chunked = inputs > MOST;
@@ -251,8 +250,8 @@ impl Inputs<'_> {
         if shape.channels < COLUMNS {
             self.widen_few(row);
             self.segments[0] = self.segment(0, words);
-            self.start(0, [Some(0), None, None], 1);
-            return &self.segments[..1];
+            self.start(0, &[0], 1);
+            return &self.segments;
         }
         // Of one row of the kernel.
         let words = words / shape.kernel;
@@ -261,10 +260,10 @@ impl Inputs<'_> {
             let count = if chunked { shape.kernel } else { 1 };
             for i in 0..count {
                 self.segments[i] = self.segment(i * words, words * shape.kernel / count);
-                let rows = [Some(i), (!chunked).then_some(1), (!chunked).then_some(2)];
+                let rows = if chunked { &[i][..] } else { &[0, 1, 2] };
                 self.start(i, rows, 1);
             }
-            return &self.segments[..count];
+            return &self.segments;
         }
         let words = words / shape.kernel;
         let new = if row == 0 {
@@ -279,11 +278,11 @@ impl Inputs<'_> {
         for (i, slot) in slots.into_iter().enumerate() {
             self.segments[i] = self.segment(slot * words, words);
             if chunked {
-                self.start(i, [Some(slot), None, None], 3);
+                self.start(i, &[slot], 3);
             }
         }
         if !chunked {
-            self.start(0, slots.map(Some), 3);
+            self.start(0, &slots, 3);
         }
         &self.segments
     }
@@ -298,94 +297,148 @@ impl Inputs<'_> {
     }
 
     /// Lets segment `i` start accumulators, for the sums of `rows` and `taps` columns each.
-    fn start(&mut self, i: usize, rows: [Option<usize>; 3], taps: usize) {
-        for (p, start) in self.starts[i].iter_mut().enumerate() {
-            let rows = rows.iter().flatten().map(|&row| &self.sums[row]);
-            let sum = rows.fold(0u32, |sum, row| {
-                let row = row.iter().skip(p).take(taps);
-                row.fold(sum, |sum, &x| sum.wrapping_add(x))
-            });
+    #[inline]
+    fn start(&mut self, i: usize, rows: &[usize], taps: usize) {
+        let mut columns = [0u32; WINDOWS + 2];
+        for row in rows.iter().filter_map(|&row| self.sums.get(row)) {
+            for (column, sum) in columns.iter_mut().zip(row) {
+                *column = column.wrapping_add(*sum);
+            }
+        }
+        let (Some(starts), Some(segment)) = (self.starts.get_mut(i), self.segments.get_mut(i))
+        else {
+            return;
+        };
+        for (start, columns) in starts.iter_mut().zip(columns.windows(3)) {
+            let others = columns[1].wrapping_add(columns[2]);
+            let sum = if taps == 3 {
+                columns[0].wrapping_add(others)
+            } else {
+                columns[0]
+            };
             *start = (sum << 7).wrapping_neg();
         }
-        self.segments[i].start = self.starts[i].as_ptr();
-    }
-
-    /// The channels of a pixel, row and column counted from the padding on; none outside of
-    /// the image.
-    #[inline]
-    fn pixel(&self, row: usize, column: usize) -> Option<&[i8]> {
-        let shape = &self.shape;
-        let (row, column) = (
-            row.wrapping_sub(shape.pad_top),
-            column.wrapping_sub(shape.pad_left),
-        );
-        if row >= shape.height || column >= shape.width {
-            return None;
-        }
-        let start = (row * shape.width + column) * shape.channels;
-        self.x.get(start..start + shape.channels)
+        segment.start = starts.as_ptr();
     }
 
     /// Widens a row of the image, `words` words, where the one three rows above was.
     fn widen_row(&mut self, row: usize, words: usize) {
         let to = self.words.wrapping_add(row % 3 * words);
-        for column in 0..self.kernel.span {
-            let x = self.pixel(row, self.column + column);
-            // SAFETY: a row has room for `span` columns.
-            let sum = unsafe { self.widen_pixel(x, to.wrapping_add(column), 1) };
-            self.sums[row % 3][column] = sum;
-        }
+        let span = self.kernel.span;
+        let mut sums = [0; WINDOWS + 2];
+        let places = Places {
+            span,
+            pixel: 1,
+            block: 4 * span,
+        };
+        // SAFETY: a row has room for `span` columns.
+        unsafe { self.widen_pixels((row, self.column), to, places, &mut sums[..span]) };
+        self.sums[row % 3] = sums;
     }
 
     /// Widens all windows.
     fn widen_windows(&mut self, row: usize) {
         let shape = self.shape;
         let (kernel, span) = (shape.kernel, self.kernel.span);
-        self.sums = [[0; _]; 3];
         let blocks = shape.channels.div_ceil(COLUMNS);
-        let windows = span.min(shape.out_width - self.column);
-        for (window, i, j) in (0..windows).flat_map(|window| {
-            (0..kernel).flat_map(move |i| (0..kernel).map(move |j| (window, i, j)))
-        }) {
-            let column = (self.column + window) * shape.stride + j;
-            let x = self.pixel(row * shape.stride + i, column);
-            let to = (i * blocks * kernel + j) * 4 * span + window;
-            // SAFETY: a window has room for `kernel` taps in each row.
-            let sum = unsafe { self.widen_pixel(x, self.words.wrapping_add(to), kernel) };
-            let sums = &mut self.sums[i][window];
-            *sums = sums.wrapping_add(sum);
+        let places = Places {
+            span,
+            pixel: 4 * span,
+            block: kernel * 4 * span,
+        };
+        for window in 0..span.min(shape.out_width - self.column) {
+            for i in 0..kernel {
+                let at = (
+                    row * shape.stride + i,
+                    (self.column + window) * shape.stride,
+                );
+                let to = self.words.wrapping_add(i * blocks * places.block + window);
+                let mut sums = [0; 3];
+                // SAFETY: a window has room for `kernel` pixels in each of its rows.
+                unsafe { self.widen_pixels(at, to, places, &mut sums[..kernel]) };
+                self.sums[i][window] = sums.iter().fold(0, |sum, x| sum.wrapping_add(*x));
+            }
         }
     }
 
-    /// Widens a pixel into every `step`-th block from `to` on; `256·Σ x_even`.
+    /// Widens as many pixels of a row as there are `sums`, which become `256·Σ x_even` of each.
+    /// Row and column are counted from the padding on.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks, of all pixels.
+    #[inline]
+    unsafe fn widen_pixels(
+        &self,
+        (row, column): (usize, usize),
+        to: *mut u32,
+        places: Places,
+        sums: &mut [u32],
+    ) {
+        let shape = &self.shape;
+        let row = row.wrapping_sub(shape.pad_top);
+        let count = sums.len();
+        let (left, right) = if row < shape.height {
+            let right = (shape.width + shape.pad_left)
+                .saturating_sub(column)
+                .min(count);
+            (shape.pad_left.saturating_sub(column).min(right), right)
+        } else {
+            (count, count)
+        };
+        let first = (row.wrapping_mul(shape.width) + column + left).wrapping_sub(shape.pad_left);
+        let first = first.wrapping_mul(shape.channels);
+        let seen = self
+            .x
+            .get(first..first.wrapping_add((right - left) * shape.channels));
+        let seen = seen.unwrap_or_default();
+        let at = |i: usize| to.wrapping_add(i * places.pixel);
+        let whole = shape.channels.is_multiple_of(COLUMNS);
+        if whole && !seen.is_empty() {
+            // SAFETY: as the caller has promised; there is a sum for each pixel.
+            unsafe {
+                widen(
+                    seen,
+                    shape.channels,
+                    at(left),
+                    places,
+                    sums[left..].as_mut_ptr(),
+                )
+            };
+        }
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let inside = (left..right).contains(&i);
+            if !(inside && whole) {
+                let x = inside
+                    .then(|| seen.get((i - left) * shape.channels..))
+                    .flatten();
+                // SAFETY: as the caller has promised.
+                *sum = unsafe { self.widen_padded(x, at(i), places) };
+            }
+        }
+    }
+
+    /// Widens a pixel outside of the image, or one whose last block has less than
+    /// [`COLUMNS`] channels.
     ///
     /// # Safety
     /// There is room for all channels, padded to blocks.
-    #[inline]
-    unsafe fn widen_pixel(&self, x: Option<&[i8]>, to: *mut u32, step: usize) -> u32 {
-        let span = self.kernel.span;
-        let step = step * 4 * span;
-        let blocks = self.shape.channels.div_ceil(COLUMNS);
-        let Some(x) = x else {
-            let outside = [[self.zero_point; COLUMNS]];
-            let each = (0..blocks).map(|block| {
-                // SAFETY: as the caller has promised.
-                unsafe { widen(&outside, to.wrapping_add(block * step), span, step) }
-            });
-            return each.fold(0, u32::wrapping_add);
-        };
-        let (whole, rest) = x.as_chunks();
-        // SAFETY: as the caller has promised.
-        let sum = unsafe { widen(whole, to, span, step) };
-        if rest.is_empty() {
-            return sum;
+    #[inline(never)]
+    unsafe fn widen_padded(&self, x: Option<&[i8]>, to: *mut u32, places: Places) -> u32 {
+        let mut total = 0u32;
+        for c in (0..self.shape.channels).step_by(COLUMNS) {
+            let mut eight = [self.zero_point; COLUMNS];
+            let x = x
+                .and_then(|x| x.get(c..self.shape.channels))
+                .unwrap_or_default();
+            for (to, &x) in eight.iter_mut().zip(x) {
+                *to = x;
+            }
+            let (to, mut sum) = (to.wrapping_add(c / COLUMNS * places.block), 0);
+            // SAFETY: as the caller has promised.
+            unsafe { widen(&eight, COLUMNS, to, places, &mut sum) };
+            total = total.wrapping_add(sum);
         }
-        let mut last = [[0; COLUMNS]];
-        for (last, &x) in last[0].iter_mut().zip(rest) {
-            *last = x;
-        }
-        // SAFETY: as the caller has promised.
-        sum.wrapping_add(unsafe { widen(&last, to.wrapping_add(whole.len() * step), span, step) })
+        total
     }
 
     /// Puts windows of few channels together and widens them.
@@ -398,8 +451,13 @@ impl Inputs<'_> {
         for (i, to) in rows.iter_mut().enumerate().take(kernel) {
             self.copy_few(row * shape.stride + i, columns, to);
         }
-        let blocks = conv_i8_inputs(channels, kernel) / COLUMNS;
+        let len = conv_i8_inputs(channels, kernel);
         let run = kernel * channels;
+        let places = Places {
+            span,
+            pixel: 1,
+            block: 4 * span,
+        };
         for window in 0..span {
             // Copied in eights; what is too much is overwritten, or meets weights that are 0.
             let mut inputs = [0; 11 * COLUMNS];
@@ -412,10 +470,10 @@ impl Inputs<'_> {
                 let each = to.zip(from.as_chunks().0).take(run.div_ceil(COLUMNS));
                 each.for_each(|(to, from)| *to = *from);
             }
-            let inputs = inputs.as_chunks().0.get(..blocks).unwrap_or_default();
-            let to = self.words.wrapping_add(window);
+            let inputs = inputs.get(..len).unwrap_or_default();
+            let (to, sum) = (self.words.wrapping_add(window), &mut self.sums[0][window]);
             // SAFETY: there is room for `span` windows.
-            self.sums[0][window] = unsafe { widen(inputs, to, span, 4 * span) };
+            unsafe { widen(inputs, len, to, places, sum) };
         }
     }
 
@@ -439,51 +497,72 @@ impl Inputs<'_> {
     }
 }
 
-/// Widens blocks of inputs: `(x1, x3)`, `(256·x0 − x1, 256·x2 − x3)`, and the same for inputs 4
-/// to 7, `span` words apart, every block `step` words after the one before. `256·Σ x_even`.
+/// Where widened inputs lie, in words from one to the next.
+#[derive(Clone, Copy)]
+struct Places {
+    /// The four words of a block.
+    span: usize,
+    pixel: usize,
+    block: usize,
+}
+
+/// Widens pixels of `channels` channels, a multiple of [`COLUMNS`], at least one: every eight
+/// channels become `(x1, x3)`, `(256·x0 − x1, 256·x2 − x3)`, and the same for inputs 4 to 7. The
+/// `sums` of pixels are `256·Σ x_even`.
 ///
 /// # Safety
-/// `to` has room for them.
+/// `to` and `sums` have room for all pixels.
 #[inline(never)]
-unsafe fn widen(x: &[[i8; COLUMNS]], to: *mut u32, span: usize, step: usize) -> u32 {
-    let mut sum = 0;
-    if x.is_empty() {
-        return sum;
-    }
-    // SAFETY: reads every block of `x`, at least one; LDR needs no alignment. Writes where the
-    // caller says.
+unsafe fn widen(x: &[i8], channels: usize, to: *mut u32, places: Places, sums: *mut u32) {
+    let blocks = channels / COLUMNS;
+    let next = places
+        .pixel
+        .wrapping_sub(blocks * places.block)
+        .wrapping_mul(4);
+    debug_assert!(!x.is_empty() && x.len().is_multiple_of(channels));
+    // SAFETY: reads every pixel of `x`; LDR needs no alignment. Writes where the caller says.
+    // Saves r6 and r7, which cannot be operands, and leaves the stack as it was.
     unsafe {
         asm!(
-            "2:",
-            "ldr r3, [{x}], #4",
-            "ldr r5, [{x}], #4",
+            "push {{r2, r3, r6, r7}}",
+            "2: ldr r6, [sp]",
+            "movs r7, #0",
+            "3: ldr r3, [r0], #4",
+            "ldr r5, [r0], #4",
             "sxtb16 r2, r3, ror #8",
             "sxtb16 r4, r5, ror #8",
-            "and r3, {high}, r3, lsl #8",
-            "and r5, {high}, r5, lsl #8",
-            "smlad {sum}, r3, {ones}, {sum}",
-            "smlad {sum}, r5, {ones}, {sum}",
+            "and r3, lr, r3, lsl #8",
+            "and r5, lr, r5, lsl #8",
+            "smlad r7, r3, r12, r7",
+            "smlad r7, r5, r12, r7",
             "ssub16 r3, r3, r2",
             "ssub16 r5, r5, r4",
-            "str r2, [{to}]",
-            "str r3, [{to}, {span}]",
-            "str r4, [{to}, {span}, lsl #1]",
-            "add r2, {to}, {span}, lsl #1",
-            "str r5, [r2, {span}]",
-            "add {to}, {step}",
-            "cmp {x}, {end}",
+            "str r2, [r1]",
+            "str r3, [r1, r10]",
+            "str r4, [r1, r10, lsl #1]",
+            "add r2, r1, r10, lsl #1",
+            "str r5, [r2, r10]",
+            "add r1, r11",
+            "subs r6, #1",
+            "bne 3b",
+            "ldr r6, [sp, #4]",
+            "str r7, [r8], #4",
+            "add r1, r6",
+            "cmp r0, r9",
             "bne 2b",
-            x = inout(reg) x.as_ptr() => _,
-            end = in(reg) x.as_ptr_range().end,
-            to = inout(reg) to => _,
-            span = in(reg) 4 * span,
-            step = in(reg) 4 * step,
-            ones = in(reg) 0x0001_0001,
-            high = in(reg) 0xff00_ff00_u32,
-            sum = inout(reg) sum,
-            out("r2") _, out("r3") _, out("r4") _, out("r5") _,
-            options(nostack),
+            "add sp, #8",
+            "pop {{r6, r7}}",
+            inout("r0") x.as_ptr() => _,
+            inout("r1") to => _,
+            inout("r2") blocks => _,
+            inout("r3") next => _,
+            inout("r8") sums => _,
+            in("r9") x.as_ptr_range().end,
+            in("r10") 4 * places.span,
+            in("r11") 4 * places.block,
+            in("r12") 0x0001_0001,
+            in("lr") 0xff00_ff00_u32,
+            out("r4") _, out("r5") _,
         );
     }
-    sum
 }

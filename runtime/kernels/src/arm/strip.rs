@@ -25,7 +25,7 @@ pub(super) struct Segment {
     /// At least one block behind `x`.
     pub(super) x_end: *const u32,
     /// What the accumulators start with, one word per window; null where they go on. The first
-    /// segment has it.
+    /// segment has them.
     pub(super) start: *const u32,
 }
 
@@ -41,16 +41,17 @@ impl Segment {
 #[repr(C)]
 pub(super) struct Frame {
     pub(super) weights: *const u8,
+    /// Behind the last one, one without inputs.
     pub(super) segments: *const Segment,
-    pub(super) segments_end: *const Segment,
     pub(super) bias: *const i32,
     /// Null where sums are stored as they are, `[outputs, windows]`.
     pub(super) multipliers: *const i32,
     pub(super) y: *mut u8,
+    pub(super) shift: u32,
+    // Loaded at once:
     /// Bytes from one window's outputs to the next, and three times as much.
     pub(super) step: usize,
     pub(super) step_3: usize,
-    pub(super) shift: u32,
     pub(super) zero_point: i32,
     /// The smallest output, in each byte.
     pub(super) min: u32,
@@ -67,10 +68,10 @@ pub(super) struct Frame {
 const SEGMENT: usize = size_of::<Frame>();
 const X_END: usize = SEGMENT + 4;
 const TOTALS: usize = X_END + 4;
-const STACK: usize = TOTALS + 4 * 7;
+const STACK: usize = TOTALS + 4 * 8;
 
-// The copies move 8 and 7 words; with two registers saved, the stack stays aligned.
-const _: () = assert!(SEGMENT == 60 && (STACK + 8).is_multiple_of(8));
+// The copies move 8 and 6 words; with two registers saved, the stack stays aligned.
+const _: () = assert!(SEGMENT == 56 && (STACK + 8).is_multiple_of(8));
 
 pub(super) const THREE_7: Kernel = Kernel {
     windows: 7,
@@ -198,7 +199,7 @@ macro_rules! tap {
     };
 }
 
-/// Writes the bias where sums of several chunks are added up.
+/// Begins sums of several chunks with 0.
 macro_rules! begin {
     ($sum:literal, $i:literal, $to:literal, $then:literal) => {
         concat!("str r1, [sp, #{totals} + 4 * ", $i, "]\n")
@@ -209,9 +210,9 @@ macro_rules! begin {
 macro_rules! chunk {
     ($sum:literal, $i:literal, $to:literal, $then:literal) => {
         concat!(
-            concat!("ldr r12, [sp, #{totals} + 4 * ", $i, "]\n"),
-            concat!("add r12, r12, ", $sum, ", asr #8\n"),
-            concat!("str r12, [sp, #{totals} + 4 * ", $i, "]\n"),
+            concat!("ldr r10, [sp, #{totals} + 4 * ", $i, "]\n"),
+            concat!("add r10, r10, ", $sum, ", asr #8\n"),
+            concat!("str r10, [sp, #{totals} + 4 * ", $i, "]\n"),
         )
     };
 }
@@ -223,11 +224,13 @@ macro_rules! plain {
     };
 }
 
-/// The sum of the last chunk and those before.
+/// The sum of the last chunk, those before and the bias; the next begins with 0.
 macro_rules! total {
     ($sum:literal, $i:literal, $to:literal, $then:literal) => {
         concat!(
             concat!("ldr r12, [sp, #{totals} + 4 * ", $i, "]\n"),
+            concat!("str r1, [sp, #{totals} + 4 * ", $i, "]\n"),
+            "add r12, r10\n",
             concat!("add ", $sum, ", r12, ", $sum, ", asr #8\n"),
         )
     };
@@ -297,47 +300,41 @@ macro_rules! kernel {
                     "sub sp, #{stack}",
                     "ldm r0!, {{r1-r8}}",
                     "stm sp, {{r1-r8}}",
-                    "ldm r0, {{r1-r7}}",
+                    "ldm r0, {{r1-r6}}",
                     "add r9, sp, #32",
-                    "stm r9, {{r1-r7}}",
+                    "stm r9, {{r1-r6}}",
+                    "movs r1, #0",
+                    $each!(begin),
                     // An output.
                     "1: ldr r0, [sp, #{weights}]",
                     "ldr r9, [sp, #{segments}]",
-                    "ldr r1, [sp, #{chunks}]",
-                    "cbz r1, 2f",
-                    "ldr r1, [sp, #{bias}]",
-                    "ldr r1, [r1]",
-                    $each!(begin),
-                    // A segment.
-                    "2: ldm r9!, {{r1, r12, lr}}",
-                    "str r9, [sp, #{segment}]",
+                    "ldm r9!, {{r1, r12, lr}}",
+                    concat!("ldm lr, {{", $sums, "}}"),
+                    "2: str r9, [sp, #{segment}]",
                     "str r12, [sp, #{x_end}]",
-                    "cmp lr, #0",
-                    "it ne",
-                    concat!("ldmne lr, {{", $sums, "}}"),
                     "3:",
                     $products,
                     "ldr r12, [sp, #{x_end}]",
                     "cmp r1, r12",
                     "bne 3b",
+                    // The next segment, unless there is none.
                     "ldr r9, [sp, #{segment}]",
-                    "ldr r12, [sp, #{segments_end}]",
-                    "cmp r9, r12",
-                    "beq 4f",
-                    "ldr r12, [r9, #{start}]",
-                    "cmp r12, #0",
+                    "ldm r9!, {{r1, r12, lr}}",
+                    "cbz r1, 4f",
+                    "cmp lr, #0",
                     "beq 2b",
                     $each!(chunk),
+                    concat!("ldm lr, {{", $sums, "}}"),
                     "b 2b",
                     // Accumulators become sums.
-                    "4: ldr r9, [sp, #{bias}]",
-                    "ldr r10, [r9], #4",
-                    "str r9, [sp, #{bias}]",
+                    "4: ldr r9, [sp, #{done}]",
+                    "ldr r10, [sp, #{bias}]",
+                    "ldr r10, [r10, r9, lsl #2]",
                     "ldr r1, [sp, #{chunks}]",
                     "cbnz r1, 5f",
                     $each!(plain),
                     "b 6f",
-                    "5:",
+                    "5: movs r1, #0",
                     $each!(total),
                     "6: ldr r0, [sp, #{y}]",
                     "ldr r1, [sp, #{multipliers}]",
@@ -345,20 +342,16 @@ macro_rules! kernel {
                     concat!("stm r0!, {{", $sums, "}}"),
                     "str r0, [sp, #{y}]",
                     "b 9f",
-                    "7: ldr r10, [r1], #4",
-                    "str r1, [sp, #{multipliers}]",
-                    "adds r1, r0, #1",
-                    "str r1, [sp, #{y}]",
+                    "7: ldr r10, [r1, r9, lsl #2]",
+                    "add r0, r9",
                     "ldr r1, [sp, #{shift}]",
                     "cbz r1, 8f",
                     $each!(shift),
-                    "8: ldr r12, [sp, #{zero_point}]",
-                    "ldr lr, [sp, #{min}]",
-                    "ldr r1, [sp, #{step}]",
-                    "ldr r9, [sp, #{step_3}]",
+                    "8: add r1, sp, #{step}",
+                    "ldm r1, {{r1, r9, r12, lr}}", // step, step_3, zero_point, min
                     $each!(store),
-                    "9: ldr r9, [sp, #{done}]",
-                    "ldr r0, [sp, #{weights}]",
+                    "ldr r9, [sp, #{done}]",
+                    "9: ldr r0, [sp, #{weights}]",
                     "ldr r10, [sp, #{outputs}]",
                     "add r9, #1",
                     "str r9, [sp, #{done}]",
@@ -375,20 +368,15 @@ macro_rules! kernel {
                     stack = const STACK,
                     weights = const offset_of!(Frame, weights),
                     segments = const offset_of!(Frame, segments),
-                    segments_end = const offset_of!(Frame, segments_end),
                     bias = const offset_of!(Frame, bias),
                     multipliers = const offset_of!(Frame, multipliers),
                     y = const offset_of!(Frame, y),
                     step = const offset_of!(Frame, step),
-                    step_3 = const offset_of!(Frame, step_3),
                     shift = const offset_of!(Frame, shift),
-                    zero_point = const offset_of!(Frame, zero_point),
-                    min = const offset_of!(Frame, min),
                     done = const offset_of!(Frame, done),
                     outputs = const offset_of!(Frame, outputs),
                     skip = const offset_of!(Frame, skip),
                     chunks = const offset_of!(Frame, chunks),
-                    start = const offset_of!(Segment, start),
                     segment = const SEGMENT,
                     x_end = const X_END,
                     totals = const TOTALS,
