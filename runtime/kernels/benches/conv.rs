@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use quell_kernels::cast::{self, Line};
-use quell_kernels::layout::{PANEL, pad, panels_len};
-use quell_kernels::{Conv2d, ConvShape, Epilogue, Kernels};
+use quell_kernels::layout::{
+    PANEL, ROWS, conv_i8_inputs, i8_len, pad, panels_len, scratch_conv_i8,
+};
+use quell_kernels::{Conv2d, Conv2dI8, ConvShape, Epilogue, Kernels, Requantize};
 
 /// Size of the output, kernel, stride, inputs and outputs, how often the
 /// network has it: `UNet2DModel` for 28×28 images with 16, 32 and 64 channels.
@@ -53,6 +55,16 @@ struct Layer {
     bias: Vec<f32>,
     x: Vec<f32>,
     y: Vec<f32>,
+    int8: Int8,
+}
+
+/// What the int8 layer of the same shape has of its own.
+struct Int8 {
+    bias: Vec<i32>,
+    multipliers: Vec<i32>,
+    x: Vec<i8>,
+    y: Vec<i8>,
+    scratch: Vec<i16>,
 }
 
 impl Layer {
@@ -77,6 +89,7 @@ impl Layer {
             pad_top: kernel / 2,
             pad_left: kernel / 2,
         };
+        // Few channels make int8 weights, with their padding, no longer than these.
         let bytes = 4 * panels_len(outputs, kernel * kernel * channels);
         Self {
             name: format!("{size}x{size} k{kernel} s{stride} {channels}-{outputs}"),
@@ -87,6 +100,13 @@ impl Layer {
             bias: vec![0.0; pad(outputs, PANEL)],
             x: vec![0.5; shape.height * shape.width * channels],
             y: vec![0.0; size * size * outputs],
+            int8: Int8 {
+                bias: vec![100; pad(outputs, ROWS)],
+                multipliers: vec![1 << 22; pad(outputs, ROWS)],
+                x: vec![5; shape.height * shape.width * channels],
+                y: vec![0; size * size * outputs],
+                scratch: vec![0; scratch_conv_i8(channels, kernel, stride, outputs) / 2],
+            },
         }
     }
 
@@ -124,6 +144,25 @@ impl Layer {
                 };
                 table.conv2d_f16(op, Epilogue::Store, y);
             }
+            Weights::I8 => {
+                let int8 = &mut self.int8;
+                let inputs = conv_i8_inputs(shape.channels, shape.kernel);
+                let op = Conv2dI8 {
+                    shape,
+                    weights: &bytes[..i8_len(self.outputs, inputs)],
+                    bias: &int8.bias,
+                    x: &int8.x,
+                    zero_point: 3,
+                    scratch: &mut int8.scratch,
+                };
+                let rule = Requantize {
+                    multipliers: &int8.multipliers,
+                    shift: 0,
+                    zero_point: -3,
+                    min: -127,
+                };
+                table.conv2d_i8(op, rule, black_box(&mut int8.y[..]));
+            }
         }
     }
 }
@@ -132,6 +171,17 @@ impl Layer {
 enum Weights {
     F32,
     F16,
+    I8,
+}
+
+impl Weights {
+    fn name(self) -> &'static str {
+        match self {
+            Weights::F32 => "f32",
+            Weights::F16 => "f16",
+            Weights::I8 => "int8",
+        }
+    }
 }
 
 fn main() {
@@ -144,8 +194,9 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     for layer in &mut layers {
-        for (kernel, weights) in [("conv-f32", Weights::F32), ("conv-f16", Weights::F16)] {
-            let mut group = criterion.benchmark_group(format!("{kernel}/{}", layer.name));
+        for weights in [Weights::F32, Weights::F16, Weights::I8] {
+            let (kernel, shape) = (weights.name(), &layer.name);
+            let mut group = criterion.benchmark_group(format!("conv-{kernel}/{shape}"));
             group.throughput(Throughput::Elements(layer.macs()));
             for table in Kernels::available() {
                 let id = BenchmarkId::from_parameter(table.name);
@@ -161,8 +212,14 @@ fn shares(layers: &mut [Layer]) {
     const ROUNDS: usize = 40;
     let columns = Vec::from_iter(
         Kernels::available()
-            .filter(|table| !["scalar", "avx512vnni"].contains(&table.name))
-            .flat_map(|table| [(table, Weights::F32), (table, Weights::F16)]),
+            .filter(|table| table.name != "scalar")
+            .flat_map(|table| match table.name {
+                // All but its int8 kernels are those of AVX-512.
+                "avx512vnni" => vec![(table, Weights::I8)],
+                _ => [Weights::F32, Weights::F16, Weights::I8]
+                    .map(|w| (table, w))
+                    .into(),
+            }),
     );
     let mut peak = 0.0f64;
     let mut best = vec![vec![f64::INFINITY; columns.len()]; layers.len()];
@@ -186,12 +243,7 @@ fn shares(layers: &mut [Layer]) {
     println!("peak of the core: {peak:.1} GMAC/s");
     print!("{:24}", "");
     for (table, weights) in &columns {
-        let weights = if *weights == Weights::F32 {
-            "f32"
-        } else {
-            "f16"
-        };
-        print!("{:>18}", format!("{} {weights}", table.name));
+        print!("{:>18}", format!("{} {}", table.name, weights.name()));
     }
     println!();
     let line = |name: &str, macs: u64, times: &[f64]| {

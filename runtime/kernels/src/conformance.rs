@@ -11,6 +11,7 @@
 
 mod attention;
 mod conv;
+mod conv_i8;
 mod int8;
 mod norm;
 mod panels;
@@ -143,13 +144,15 @@ impl core::error::Error for Failure {}
 /// The first case that differs.
 pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
     type Check = fn(&Kernels) -> Result<u32, Failure>;
-    let kernels: [(&str, Check); 8] = [
+    let kernels: [(&str, Check); 10] = [
         ("linear_f32", panels::check_f32),
         ("linear_f16", panels::check_f16),
         ("conv2d_f32", conv::check_f32),
         ("conv2d_f16", conv::check_f16),
         ("linear_i8", int8::check_i8),
         ("linear_i8_f32", int8::check_i8_f32),
+        ("conv2d_i8", conv_i8::check_i8),
+        ("conv2d_i8_f32", conv_i8::check_i8_f32),
         ("attention", attention::check),
         ("group_norm", norm::check),
     ];
@@ -180,17 +183,26 @@ fn cases(weights: fn(usize, usize) -> usize) -> impl Iterator<Item = Case> {
 }
 
 /// A buffer with a window that a kernel may write and guards around it.
-struct Guarded<T> {
-    buffer: [T; GUARD + 1 + WINDOW + GUARD],
+struct Guarded<T, const N: usize = { guarded(WINDOW) }> {
+    buffer: [T; N],
     sentinel: T,
+}
+
+/// Elements of a buffer whose window has up to `len`.
+const fn guarded(len: usize) -> usize {
+    GUARD + 1 + len + GUARD
 }
 
 impl<T: Copy + PartialEq> Guarded<T> {
     fn new(sentinel: T) -> Self {
-        Self {
-            buffer: [sentinel; GUARD + 1 + WINDOW + GUARD],
-            sentinel,
-        }
+        Self::sized(sentinel)
+    }
+}
+
+impl<T: Copy + PartialEq, const N: usize> Guarded<T, N> {
+    fn sized(sentinel: T) -> Self {
+        let buffer = [sentinel; N];
+        Self { buffer, sentinel }
     }
 
     /// The `len` elements from `offset` on, and the guards back in place.

@@ -105,6 +105,97 @@ pub fn pack_i8(weights: &[i8], outputs: usize, inputs: usize, packed: &mut [u8])
     }
 }
 
+/// Inputs of a window as int8 weights have them, padding included: a multiple of [`COLUMNS`].
+///
+/// A convolution with so many inputs is packed in the row blocks of [`pack_i8`], so that
+/// [`i8_len`] and [`accumulators_fit`] serve it with this number of inputs.
+pub const fn conv_i8_inputs(channels: usize, kernel: usize) -> usize {
+    let taps = kernel * kernel;
+    if channels < COLUMNS {
+        pad(taps * channels, COLUMNS)
+    } else {
+        taps * pad(channels, COLUMNS)
+    }
+}
+
+/// Which input of a window channel `c` of tap `tap` (row-major in the window) is.
+///
+/// - From [`COLUMNS`] channels on: `[kernel rows, ⌈channels/8⌉, kernel columns, 8 channels]`.
+///   The taps of one kernel row that see the same channels are neighbours, because
+///   neighbouring windows share their inputs.
+/// - With fewer channels, taps share a block: `[taps, channels]`, padded once at the end.
+#[inline]
+pub(crate) const fn conv_i8_input(channels: usize, kernel: usize, tap: usize, c: usize) -> usize {
+    if channels < COLUMNS {
+        return tap * channels + c;
+    }
+    let blocks = channels.div_ceil(COLUMNS);
+    let block = (tap / kernel * blocks + c / COLUMNS) * kernel + tap % kernel;
+    block * COLUMNS + c % COLUMNS
+}
+
+/// Packs `[outputs, channels, kernel, kernel]` row-major int8 weights of a convolution into
+/// the row blocks of [`pack_i8`]; the inputs of a window are ordered as [`conv_i8_inputs`]
+/// and its neighbours say. Padding is weight 0.
+///
+/// # Panics
+/// Where `weights` is not `outputs × channels × kernel²` or `packed` not
+/// [`i8_len`]`(outputs, `[`conv_i8_inputs`]`(channels, kernel))` long. Packing happens on the
+/// host.
+pub fn pack_conv_i8(
+    weights: &[i8],
+    outputs: usize,
+    channels: usize,
+    kernel: usize,
+    packed: &mut [u8],
+) {
+    let (taps, inputs) = (kernel * kernel, conv_i8_inputs(channels, kernel));
+    assert_eq!(weights.len(), outputs * channels * taps);
+    assert_eq!(packed.len(), i8_len(outputs, inputs));
+    for (i, byte) in packed.iter_mut().enumerate() {
+        *byte = bias_of(i);
+    }
+    for (i, &weight) in weights.iter().enumerate() {
+        let (o, c, tap) = (i / taps / channels, i / taps % channels, i % taps);
+        let k = conv_i8_input(channels, kernel, tap, c);
+        packed[i8_index(o, k, inputs)] = weight as u8 ^ bias_of(k);
+    }
+}
+
+/// Windows side by side that an int8 convolution takes at once, at most: as bytes.
+pub(crate) const STRIP: usize = 14;
+
+/// Bytes of scratch that an int8 convolution needs: what up to [`STRIP`] neighbouring
+/// windows see (half of them where inputs are widened to 16 bits), and one i32 per output.
+///
+/// It does not depend on the size of the image or on how its rows are divided. The same
+/// number serves all instruction sets.
+pub const fn scratch_conv_i8(
+    channels: usize,
+    kernel: usize,
+    stride: usize,
+    outputs: usize,
+) -> usize {
+    let windows = STRIP * conv_i8_inputs(channels, kernel);
+    let rows = kernel * ((STRIP - 1) * stride + kernel);
+    let strip = if channels < COLUMNS {
+        // The rows of the image, the windows that are put together from them, and room for
+        // one more row of a window: rows are read in steps.
+        windows + pad(rows * channels, COLUMNS) + 3 * COLUMNS
+    } else {
+        let rows = rows * pad(channels, COLUMNS);
+        if kernel == 3 && stride == 1 {
+            // Half of the windows, 9 columns of the image, in words.
+            rows / 16 * 18
+        } else if windows > rows {
+            windows
+        } else {
+            rows
+        }
+    };
+    strip + size_of::<i32>() * pad(outputs, ROWS)
+}
+
 /// Whether no accumulator of packed weights can overflow an i32, shifted left by `shift`:
 /// `(|bias| + 127·Σ|w|)·2^shift` fits for every output, for inputs in `-127..=127`.
 ///

@@ -54,6 +54,7 @@ pub mod attention;
 pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod conv_i8;
 pub mod elementwise;
 pub mod gradient;
 pub mod image;
@@ -77,5 +78,6 @@ mod wasm;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86;
 
+pub use conv_i8::Conv2dI8;
 pub use sequence::{Conv1d, Conv1dShape};
 pub use table::{Conv2d, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

@@ -25,6 +25,8 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Neon, 1, 6, 4>,
     linear_i8: linear_i8::<Neon>,
     linear_i8_f32: linear_i8_f32::<Neon>,
+    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
+    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: attention::<Neon, 4, 1, 4>,
     norm: loops::<Neon, 1>(),
 };

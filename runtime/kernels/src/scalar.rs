@@ -3,6 +3,7 @@
 //! Every other table must agree with this one; where they differ, this one is
 //! right. It is also the table of targets without a variant of their own.
 
+use crate::conv_i8;
 use crate::layout::{COLUMNS, PANEL, ROWS, bias_of};
 use crate::norm;
 use crate::table::{
@@ -18,6 +19,8 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_f16,
     linear_i8,
     linear_i8_f32,
+    conv2d_i8: conv_i8::conv2d_i8,
+    conv2d_i8_f32: conv_i8::conv2d_i8_f32,
     attention: |op| op.run(),
     norm: norm::LOOPS,
 };

@@ -5,6 +5,7 @@
 //! itself whether a CPU has it.
 
 use crate::attention::Attention;
+use crate::conv_i8::Conv2dI8;
 use crate::layout;
 use crate::norm::{self, GroupNorm, Normal};
 
@@ -194,6 +195,8 @@ pub(crate) struct Entries {
     pub(crate) conv2d_f16: fn(Conv2d<'_, u16>, Epilogue, &mut [f32]),
     pub(crate) linear_i8: fn(LinearI8<'_>, Requantize<'_>, &mut [i8]),
     pub(crate) linear_i8_f32: fn(LinearI8<'_>, &[f32], Epilogue, &mut [f32]),
+    pub(crate) conv2d_i8: fn(Conv2dI8<'_>, Requantize<'_>, &mut [i8]),
+    pub(crate) conv2d_i8_f32: fn(Conv2dI8<'_>, &[f32], Epilogue, &mut [f32]),
     pub(crate) attention: fn(Attention<'_>),
     pub(crate) norm: norm::Loops,
 }
@@ -309,6 +312,20 @@ impl Kernels {
     pub fn linear_i8_f32(&self, op: LinearI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
         require!(fits_i8(&op, y.len()) && scales.len() == op.bias.len());
         (self.entries().linear_i8_f32)(op, scales, finish, y)
+    }
+
+    /// int8 2-D convolution with int8 outputs; `y` is `[out_height, out_width, outputs]`.
+    #[inline]
+    pub fn conv2d_i8(&self, op: Conv2dI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
+        require!(op.fits(y.len()) && requantize.multipliers.len() == op.bias.len());
+        (self.entries().conv2d_i8)(op, requantize, y)
+    }
+
+    /// int8 2-D convolution with f32 outputs, as [`Kernels::linear_i8_f32`] makes them.
+    #[inline]
+    pub fn conv2d_i8_f32(&self, op: Conv2dI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
+        require!(op.fits(y.len()) && scales.len() == op.bias.len());
+        (self.entries().conv2d_i8_f32)(op, scales, finish, y)
     }
 
     /// `softmax(Q·Kᵀ / sqrt(d))·V`, `d` channels a head, in the queries' place.

@@ -27,6 +27,8 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Simd128, 1, 2, 2>,
     linear_i8: linear_i8::<Simd128>,
     linear_i8_f32: linear_i8_f32::<Simd128>,
+    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
+    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: attention::<Simd128, 2, 1, 2>,
     norm: loops::<Simd128, 1>(),
 };

@@ -4,10 +4,11 @@
 use proptest::prelude::*;
 use quell_kernels::attention::Attention;
 use quell_kernels::layout::{
-    COLUMNS, PANEL, ROWS, i8_len, pack_conv, pack_i8, pack_panels, pad, panels_len,
+    COLUMNS, PANEL, ROWS, accumulators_fit, conv_i8_inputs, i8_len, pack_conv, pack_conv_i8,
+    pack_i8, pack_panels, pad, panels_len, scratch_conv_i8,
 };
 use quell_kernels::{
-    Conv2d, ConvShape, Epilogue, Kernels, LinearF32, LinearI8, Requantize, conformance,
+    Conv2d, Conv2dI8, ConvShape, Epilogue, Kernels, LinearF32, LinearI8, Requantize, conformance,
 };
 
 #[test]
@@ -178,6 +179,85 @@ proptest! {
                 let rounded = (product + (1 << 31)).div_euclid(1 << 32);
                 let expected = (rounded + i128::from(zero_point)).clamp(-127, 127);
                 prop_assert_eq!(i128::from(y), expected, "{} {}", table.name, o);
+            }
+        }
+    }
+
+    #[test]
+    fn conv2d_i8_is_a_convolution(
+        (height, width) in (1..9usize, 1..34usize),
+        (channels, outputs) in (1..40usize, 1..40usize),
+        (kernel, stride) in (1..=3usize, 1..=2usize),
+        (top, left, bottom, right) in (0..3usize, 0..3usize, 0..3usize, 0..3usize),
+        (x_zero_point, zero_point) in (-127..=127i8, -127..=127i8),
+        multiplier in 0..1i32 << 24,
+        seed: u64,
+    ) {
+        let (top, left) = (top.min(kernel - 1), left.min(kernel - 1));
+        let windows = |size: usize, before: usize, after: usize| {
+            Some((size + before + after.min(kernel - 1)).checked_sub(kernel)? / stride + 1)
+        };
+        let (Some(out_height), Some(out_width)) =
+            (windows(height, top, bottom), windows(width, left, right))
+        else {
+            return Ok(());
+        };
+        let shape = ConvShape {
+            height, width, channels, out_height, out_width,
+            kernel, stride, pad_top: top, pad_left: left,
+        };
+        let mut next = numbers(seed);
+        let taps = kernel * kernel;
+        let weights = Vec::from_iter((0..outputs * channels * taps).map(|_| next()));
+        let x = Vec::from_iter((0..height * width * channels).map(|_| next().max(-127)));
+        let bias = Vec::from_iter((0..outputs).map(|_| i32::from(next()) << 12));
+        let inputs = conv_i8_inputs(channels, kernel);
+        let mut packed = vec![0; i8_len(outputs, inputs)];
+        pack_conv_i8(&weights, outputs, channels, kernel, &mut packed);
+        let (bias_padded, multipliers) = (padded(&bias, ROWS), vec![multiplier; pad(outputs, ROWS)]);
+        let most = |o: usize| {
+            let row = weights[o * channels * taps..][..channels * taps].iter();
+            let sum: u64 = row.map(|w| u64::from(w.unsigned_abs())).sum();
+            u64::from(bias[o].unsigned_abs()) + 127 * sum
+        };
+        let most = (0..outputs).map(most).max().unwrap_or(0);
+        for shift in 0..32 {
+            let fits = accumulators_fit(&packed, &bias_padded, inputs, shift);
+            prop_assert_eq!(fits, most << shift <= i32::MAX as u64);
+        }
+        let mut scratch = vec![0; scratch_conv_i8(channels, kernel, stride, outputs) / 2];
+        for table in Kernels::available() {
+            let mut y = vec![0; out_height * out_width * outputs];
+            let op = Conv2dI8 {
+                shape,
+                weights: &packed,
+                bias: &bias_padded,
+                x: &x,
+                zero_point: x_zero_point,
+                scratch: &mut scratch,
+            };
+            let rule = Requantize { multipliers: &multipliers, shift: 1, zero_point, min: -127 };
+            table.conv2d_i8(op, rule, &mut y);
+            for (i, &y) in y.iter().enumerate() {
+                let (o, pixel) = (i % outputs, i / outputs);
+                let (row, column) = (pixel / out_width, pixel % out_width);
+                let mut sum = i64::from(bias[o]);
+                for (k, &w) in weights[o * channels * taps..][..channels * taps].iter().enumerate() {
+                    let (c, tap) = (k / taps, k % taps);
+                    let r = (row * stride + tap / kernel) as isize - top as isize;
+                    let q = (column * stride + tap % kernel) as isize - left as isize;
+                    let inside = (0..height as isize).contains(&r) && (0..width as isize).contains(&q);
+                    let x = if inside {
+                        x[(r as usize * width + q as usize) * channels + c]
+                    } else {
+                        x_zero_point
+                    };
+                    sum += i64::from(w) * i64::from(x);
+                }
+                let product = (i128::from(sum) << 1) * i128::from(multiplier);
+                let rounded = (product + (1 << 31)).div_euclid(1 << 32);
+                let expected = (rounded + i128::from(zero_point)).clamp(-127, 127);
+                prop_assert_eq!(i128::from(y), expected, "{} {} of {:?}", table.name, i, shape);
             }
         }
     }

@@ -12,7 +12,8 @@ use core::fmt::{self, Display};
 use cortex_m_rt::entry;
 use quell_cortex_m::{BOARD, counter::Counter, memory};
 use quell_kernels::{
-    Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize, cast, conformance, layout,
+    Conv2dI8, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize, cast,
+    conformance, layout,
 };
 use semihosting::{println, process};
 
@@ -55,6 +56,56 @@ const CASES: [Case; 7] = [
     case(Kernel::LinearF32, 128, 128, 2500),
     case(Kernel::LinearF16, 128, 128, 3500),
 ];
+
+/// An int8 convolution with padding `kernel / 2`, and its ceiling.
+struct Conv {
+    kernel: usize,
+    stride: usize,
+    /// Rows and columns of the output.
+    size: usize,
+    channels: usize,
+    outputs: usize,
+    ceiling: u64,
+}
+
+const fn conv(
+    (kernel, stride): (usize, usize),
+    size: usize,
+    channels: usize,
+    outputs: usize,
+    ceiling: u64,
+) -> Conv {
+    Conv {
+        kernel,
+        stride,
+        size,
+        channels,
+        outputs,
+        ceiling,
+    }
+}
+
+const CONVS: [Conv; 14] = [
+    conv((3, 1), 28, 16, 16, 9999),
+    conv((3, 1), 28, 32, 32, 9999),
+    conv((3, 1), 14, 32, 32, 9999),
+    conv((3, 1), 14, 64, 64, 9999),
+    conv((3, 1), 7, 64, 64, 9999),
+    conv((3, 1), 7, 128, 64, 9999),
+    conv((3, 1), 16, 32, 32, 9999),
+    conv((3, 2), 14, 16, 32, 9999),
+    conv((3, 1), 28, 1, 16, 9999),
+    conv((3, 1), 28, 16, 1, 9999),
+    conv((3, 1), 28, 3, 16, 9999),
+    conv((2, 1), 14, 32, 32, 9999),
+    conv((1, 1), 14, 64, 64, 9999),
+    conv((1, 1), 28, 32, 16, 9999),
+];
+/// Most elements of an image, and most bytes of scratch.
+const IMAGE: usize = 28 * 28 * 32;
+const SCRATCH: usize = layout::scratch_conv_i8(128, 3, 1, 64);
+/// Activations, all the same: only instructions count.
+static ACTIVATIONS: [i8; IMAGE] = [5; IMAGE];
 
 /// Weights in flash, as on a chip; any bytes are weights.
 static WEIGHTS: Weights = Weights(noise());
@@ -105,19 +156,96 @@ fn is_fast(kernels: &Kernels, counter: &Counter) -> bool {
     let mut good = true;
     for case in &CASES {
         let instructions = case.run(kernels, counter);
-        let macs = (case.inputs * case.outputs) as u64;
-        let per_mac = (instructions * 1000).div_ceil(macs);
-        let (count, ratio) = (Thousandths(instructions / 1000), Thousandths(per_mac));
-        println!(
-            "{} {case}: {count} M instr, {ratio} instr/MAC",
-            kernels.name
-        );
-        if kernels.name != "scalar" && per_mac > case.ceiling {
-            println!("error: more than {}", Thousandths(case.ceiling));
-            good = false;
-        }
+        let macs = case.inputs * case.outputs;
+        good &= is_below(kernels, case, instructions, macs, case.ceiling);
+    }
+    for conv in &CONVS {
+        let instructions = conv.run(kernels, counter);
+        good &= is_below(kernels, conv, instructions, conv.macs(), conv.ceiling);
     }
     good
+}
+
+/// Prints a count; whether it is not above the ceiling.
+fn is_below(
+    kernels: &Kernels,
+    case: &dyn Display,
+    instructions: u64,
+    macs: usize,
+    ceiling: u64,
+) -> bool {
+    let per_mac = (instructions * 1000).div_ceil(macs as u64);
+    let (count, ratio) = (Thousandths(instructions / 1000), Thousandths(per_mac));
+    let name = kernels.name;
+    println!("{name} {case}: {count} M instr, {ratio} instr/MAC");
+    let good = name == "scalar" || per_mac <= ceiling;
+    if !good {
+        println!("error: more than {}", Thousandths(ceiling));
+    }
+    good
+}
+
+impl Conv {
+    /// Multiply-accumulates, those with the padding included.
+    fn macs(&self) -> usize {
+        let window = self.kernel * self.kernel * self.channels;
+        self.size * self.size * window * self.outputs
+    }
+
+    /// Instructions of one call.
+    fn run(&self, kernels: &Kernels, counter: &Counter) -> u64 {
+        let pad = self.kernel / 2;
+        let size = self.size * self.stride;
+        let shape = ConvShape {
+            height: size,
+            width: size,
+            channels: self.channels,
+            out_height: self.size,
+            out_width: self.size,
+            kernel: self.kernel,
+            stride: self.stride,
+            pad_top: pad,
+            pad_left: pad,
+        };
+        let inputs = layout::conv_i8_inputs(self.channels, self.kernel);
+        let outputs = layout::pad(self.outputs, layout::ROWS);
+        let mut y = [0; IMAGE];
+        let mut scratch = [cast::Line::ZERO; SCRATCH.div_ceil(64)];
+        let scratch = cast::numbers_mut(cast::lines_mut(&mut scratch));
+        let op = Conv2dI8 {
+            shape,
+            weights: &WEIGHTS.0[..layout::i8_len(outputs, inputs)],
+            bias: &[1000; 64][..outputs],
+            x: &ACTIVATIONS[..size * size * self.channels],
+            zero_point: 3,
+            scratch: scratch.unwrap_or_default(),
+        };
+        let requantize = Requantize {
+            multipliers: &[1 << 20; 64][..outputs],
+            shift: 0,
+            zero_point: -3,
+            min: -127,
+        };
+        let y = &mut y[..self.size * self.size * self.outputs];
+        counter.count(|| kernels.conv2d_i8(op, requantize, y)).1
+    }
+}
+
+impl Display for Conv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Conv {
+            kernel,
+            stride,
+            size,
+            channels,
+            outputs,
+            ..
+        } = self;
+        write!(
+            f,
+            "conv2d_i8 {kernel}x{kernel}/{stride} {size}x{size} {channels}-{outputs}"
+        )
+    }
 }
 
 impl Case {

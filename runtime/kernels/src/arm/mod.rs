@@ -4,9 +4,11 @@
 //! instructions are counted. `build.rs` finds out whether the extension exists
 //! and sets `quell_dsp`; a build for a core without it has the scalar table.
 
+mod conv_i8;
 mod dsp;
 #[cfg(target_abi = "eabihf")]
 pub(crate) mod fpu;
+mod strip;
 
 use crate::table::{Entries, Kernels};
 
@@ -25,6 +27,8 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_f16: crate::scalar::ENTRIES.conv2d_f16,
     linear_i8: dsp::linear_i8,
     linear_i8_f32: dsp::linear_i8_f32,
+    conv2d_i8: conv_i8::conv2d_i8,
+    conv2d_i8_f32: conv_i8::conv2d_i8_f32,
     attention: crate::scalar::ENTRIES.attention,
     norm: crate::scalar::ENTRIES.norm,
 };

@@ -137,7 +137,7 @@ fn cases() -> impl Iterator<Item = (Case, ConvShape)> {
     })
 }
 
-fn image((height, width): (u8, u8), channels: u8, geometry: (u8, u8, u8, u8)) -> Image {
+pub(super) fn image((height, width): (u8, u8), channels: u8, geometry: (u8, u8, u8, u8)) -> Image {
     let (kernel, stride, before, after) = geometry;
     Image {
         height,
@@ -151,7 +151,7 @@ fn image((height, width): (u8, u8), channels: u8, geometry: (u8, u8, u8, u8)) ->
 }
 
 /// The shape of a convolution; `None` where the image is too small for it.
-fn shape(image: Image) -> Option<ConvShape> {
+pub(super) fn shape(image: Image) -> Option<ConvShape> {
     let [kernel, stride, before, after] =
         [image.kernel, image.stride, image.before, image.after].map(usize::from);
     let out = |size: usize| Some((size + before + after).checked_sub(kernel)? / stride + 1);

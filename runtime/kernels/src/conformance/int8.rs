@@ -1,12 +1,13 @@
 //! int8 layers, to the last bit.
 
 use super::{Case, Failure, Guarded, MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS, Random, What};
+use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, ROWS, bias_of, i8_index, i8_len, pad};
 use crate::table::{Epilogue, Kernels, LinearI8, Requantize};
 
 /// Weights or inputs of a layer.
 #[derive(Clone, Copy)]
-enum Paint {
+pub(super) enum Paint {
     Random,
     All(i8),
     /// Two values, by turns of so many.
@@ -14,7 +15,7 @@ enum Paint {
 }
 
 /// With each other, sums that a saturating or narrow multiplication gets wrong.
-const WEIGHTS: [Paint; 7] = [
+pub(super) const WEIGHTS: [Paint; 7] = [
     Paint::Random,
     Paint::All(127),
     Paint::All(-127),
@@ -23,7 +24,7 @@ const WEIGHTS: [Paint; 7] = [
     Paint::Turns(-128, 127, 1),
     Paint::Turns(-128, 127, 2),
 ];
-const INPUTS: [Paint; 6] = [
+pub(super) const INPUTS: [Paint; 6] = [
     Paint::Random,
     Paint::All(127),
     Paint::All(-127),
@@ -33,7 +34,7 @@ const INPUTS: [Paint; 6] = [
 ];
 
 impl Paint {
-    fn draw(self, i: usize, random: &mut Random) -> i8 {
+    pub(super) fn draw(self, i: usize, random: &mut Random) -> i8 {
         match self {
             Paint::Random => (random.bits() >> 24) as i8,
             Paint::All(value) => value,
@@ -100,14 +101,14 @@ fn check<K: Kind>(kernel: &'static str, table: &Kernels) -> Result<u32, Failure>
 }
 
 /// Operands of a layer.
-struct Layer {
-    weights: [u8; MAX_WEIGHTS + 1],
-    bias: [i32; MAX_OUTPUTS + 1],
-    x: [i8; MAX_INPUTS + 1],
+pub(super) struct Layer {
+    pub(super) weights: [u8; MAX_WEIGHTS + 1],
+    pub(super) bias: [i32; MAX_OUTPUTS + 1],
+    pub(super) x: [i8; MAX_INPUTS + 1],
 }
 
 impl Layer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             weights: [0; MAX_WEIGHTS + 1],
             bias: [0; MAX_OUTPUTS + 1],
@@ -131,7 +132,16 @@ impl Layer {
         for (k, value) in self.x[case.offset..][..case.inputs].iter_mut().enumerate() {
             *value = x.draw(k, random).max(-127);
         }
-        let products = 128 * 127 * case.inputs as i32;
+        self.paint_bias(case, 128 * 127 * case.inputs as i32, random)
+    }
+
+    /// Paints the bias, for sums of up to `products`; what [`Layer::paint`] returns.
+    pub(super) fn paint_bias(
+        &mut self,
+        case: Case,
+        products: i32,
+        random: &mut Random,
+    ) -> (i32, u32) {
         let shift = random.below(9) as u32;
         let shift = shift.min((products + 1).leading_zeros() - 1);
         let room = (i32::MAX >> shift) - products;
@@ -152,21 +162,33 @@ impl Layer {
 }
 
 /// What the two kernels differ in.
-trait Kind {
+pub(super) trait Kind {
     type Output: Copy + PartialEq;
     const SENTINEL: Self::Output;
     /// For sums of products up to `most`, and a left shift that they allow.
     fn choose(random: &mut Random, most: i32, shift: u32) -> Self;
     fn before(random: &mut Random) -> Self::Output;
     fn run(&self, table: &Kernels, op: LinearI8<'_>, y: &mut [Self::Output]);
+    fn convolve(&self, table: &Kernels, op: Conv2dI8<'_>, y: &mut [Self::Output]);
     fn same(a: &Self::Output, b: &Self::Output) -> bool;
 }
 
-struct ToI8 {
+pub(super) struct ToI8 {
     multipliers: [i32; MAX_OUTPUTS],
     shift: u32,
     zero_point: i8,
     min: i8,
+}
+
+impl ToI8 {
+    fn rule(&self, outputs: usize) -> Requantize<'_> {
+        Requantize {
+            multipliers: &self.multipliers[..outputs],
+            shift: self.shift,
+            zero_point: self.zero_point,
+            min: self.min,
+        }
+    }
 }
 
 impl Kind for ToI8 {
@@ -201,13 +223,13 @@ impl Kind for ToI8 {
     }
 
     fn run(&self, table: &Kernels, op: LinearI8<'_>, y: &mut [i8]) {
-        let requantize = Requantize {
-            multipliers: &self.multipliers[..op.bias.len()],
-            shift: self.shift,
-            zero_point: self.zero_point,
-            min: self.min,
-        };
-        table.linear_i8(op, requantize, y);
+        let rule = self.rule(op.bias.len());
+        table.linear_i8(op, rule, y);
+    }
+
+    fn convolve(&self, table: &Kernels, op: Conv2dI8<'_>, y: &mut [i8]) {
+        let rule = self.rule(op.bias.len());
+        table.conv2d_i8(op, rule, y);
     }
 
     fn same(a: &i8, b: &i8) -> bool {
@@ -215,7 +237,7 @@ impl Kind for ToI8 {
     }
 }
 
-struct ToF32 {
+pub(super) struct ToF32 {
     scales: [f32; MAX_OUTPUTS],
     finish: Epilogue,
 }
@@ -239,6 +261,11 @@ impl Kind for ToF32 {
     fn run(&self, table: &Kernels, op: LinearI8<'_>, y: &mut [f32]) {
         let scales = &self.scales[..op.bias.len()];
         table.linear_i8_f32(op, scales, self.finish, y);
+    }
+
+    fn convolve(&self, table: &Kernels, op: Conv2dI8<'_>, y: &mut [f32]) {
+        let scales = &self.scales[..op.bias.len()];
+        table.conv2d_i8_f32(op, scales, self.finish, y);
     }
 
     fn same(a: &f32, b: &f32) -> bool {

@@ -4,6 +4,7 @@ extern crate std;
 
 use super::{Failure, MAX_INPUTS, What, check};
 use crate::attention::Attention;
+use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, ROWS, bias_of, pad};
 use crate::math;
 use crate::norm::Normal;
@@ -35,7 +36,7 @@ fn the_reference_conforms() {
     let mut lines = 0;
     let cases = check(Kernels::scalar(), &mut |_| lines += 1);
     assert!(cases.is_ok_and(|cases| cases > 10_000));
-    assert_eq!(lines, 8);
+    assert_eq!(lines, 10);
 }
 
 #[test]
@@ -133,6 +134,30 @@ fn a_wrong_border_is_caught() {
         (SCALAR.conv2d_f32)(Conv2d { shape, ..op }, finish, y);
     }
     assert_caught("conv2d_f32", output, |table| table.conv2d_f32 = conv2d_f32);
+}
+
+#[test]
+fn int8_padding_with_another_value_is_caught() {
+    fn conv2d_i8(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+        let zero_point = 0;
+        (SCALAR.conv2d_i8)(Conv2dI8 { zero_point, ..op }, rule, y);
+    }
+    assert_caught("conv2d_i8", output, |table| table.conv2d_i8 = conv2d_i8);
+}
+
+#[test]
+fn int8_bands_that_begin_with_padding_are_caught() {
+    fn conv2d_i8_f32(op: Conv2dI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
+        let pad_top = op.shape.kernel / 2;
+        let shape = ConvShape {
+            pad_top,
+            ..op.shape
+        };
+        (SCALAR.conv2d_i8_f32)(Conv2dI8 { shape, ..op }, scales, finish, y);
+    }
+    assert_caught("conv2d_i8_f32", output, |table| {
+        table.conv2d_i8_f32 = conv2d_i8_f32;
+    });
 }
 
 #[test]

@@ -4,9 +4,10 @@
 use core::arch::x86_64::*;
 
 use super::avx512::{Avx512, Vnni};
+use super::conv_i8::{self, Products, conv2d_i8, conv2d_i8_f32};
 use super::int8::{self, Block, Product, Words, linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
-use crate::layout::PANEL;
+use crate::layout::{COLUMNS, PANEL};
 use crate::simd::attention::attention;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
@@ -26,6 +27,8 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Avx2, 1, 6, 4>,
     linear_i8: linear_i8::<Avx2, 4>,
     linear_i8_f32: linear_i8_f32::<Avx2, 4>,
+    conv2d_i8: conv2d_i8::<Avx2, 4, 1>,
+    conv2d_i8_f32: conv2d_i8_f32::<Avx2, 4, 1>,
     attention: attention::<Avx2, 4, 2, 4>,
     norm: loops::<Avx2, 2>(),
 };
@@ -302,4 +305,73 @@ fn dot<const N: usize>(weights: &[Block], x: &[Words]) -> [__m256i; N] {
 fn products(words: __m256i, even: __m256i, odd: __m256i) -> __m256i {
     let high = _mm256_srai_epi16::<8>(words);
     _mm256_add_epi32(_mm256_madd_epi16(words, even), _mm256_madd_epi16(high, odd))
+}
+
+/// Two instructions per four rows, window and parity.
+impl Products for Avx2 {
+    const WIDTH: usize = 2;
+    const OFFSET: u8 = 0;
+    /// For rows 0 to 3, then 4 to 7: weights of even inputs, then of odd ones.
+    type Weights = [[__m256i; 2]; 2];
+    type Sums = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn encode(self, x: [i8; COLUMNS], to: *mut u8) {
+        // SAFETY: as the caller has promised; `self` proves AVX2.
+        unsafe { conv_i8::widen(x, to) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX.
+        [unsafe { _mm256_setzero_si256() }; 2]
+    }
+
+    #[inline(always)]
+    fn weights(self, block: &Block) -> [[__m256i; 2]; 2] {
+        let block = block.as_ptr().cast::<__m256i>();
+        // SAFETY: `self` proves AVX2; a block is 64 bytes.
+        unsafe {
+            let split = |words| {
+                let even = _mm256_xor_si256(words, _mm256_set1_epi16(0x80));
+                let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(even));
+                [even, _mm256_srai_epi16::<8>(words)]
+            };
+            [
+                split(_mm256_loadu_si256(block)),
+                split(_mm256_loadu_si256(block.add(1))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(
+        self,
+        [low, high]: [[__m256i; 2]; 2],
+        x: *const u8,
+        [sums_low, sums_high]: [__m256i; 2],
+    ) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX2; eight encoded inputs are 16 bytes.
+        unsafe {
+            let x = x.cast::<i64>();
+            let even = _mm256_set1_epi64x(x.read_unaligned());
+            let odd = _mm256_set1_epi64x(x.add(1).read_unaligned());
+            let products = |weights: [__m256i; 2]| {
+                _mm256_add_epi32(
+                    _mm256_madd_epi16(weights[0], even),
+                    _mm256_madd_epi16(weights[1], odd),
+                )
+            };
+            [
+                _mm256_add_epi32(sums_low, products(low)),
+                _mm256_add_epi32(sums_high, products(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn rows(self, [low, high]: [__m256i; 2]) -> __m256i {
+        // SAFETY: `self` proves AVX2. Rows 0 1 4 5, then 2 3 6 7, each from two lanes.
+        unsafe { _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high)) }
+    }
 }

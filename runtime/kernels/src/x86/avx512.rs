@@ -5,9 +5,10 @@
 
 use core::arch::x86_64::*;
 
+use super::conv_i8::{self, Products, conv2d_i8, conv2d_i8_f32};
 use super::int8::{self, Block, Bytes, Product, Words, linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
-use crate::layout::PANEL;
+use crate::layout::{COLUMNS, PANEL};
 use crate::simd::attention::attention;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
@@ -22,6 +23,8 @@ pub(super) static VNNI_KERNELS: Kernels = Kernels::new("avx512vnni", VNNI_ENTRIE
 const VNNI_ENTRIES: Entries = Entries {
     linear_i8: linear_i8::<Vnni, 8>,
     linear_i8_f32: linear_i8_f32::<Vnni, 8>,
+    conv2d_i8: conv2d_i8::<Vnni, 14, 4>,
+    conv2d_i8_f32: conv2d_i8_f32::<Vnni, 14, 4>,
     ..ENTRIES
 };
 
@@ -35,6 +38,8 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Avx512, 2, 14, 7>,
     linear_i8: linear_i8::<Avx512, 8>,
     linear_i8_f32: linear_i8_f32::<Avx512, 8>,
+    conv2d_i8: conv2d_i8::<Avx512, 7, 2>,
+    conv2d_i8_f32: conv2d_i8_f32::<Avx512, 7, 2>,
     attention: attention::<Avx512, 8, 4, 8>,
     norm: loops::<Avx512, 4>(),
 };
@@ -242,6 +247,59 @@ fn dot_words<const N: usize>(weights: &[Block], x: &[Words]) -> [__m256i; N] {
     add_pairs(sums)
 }
 
+/// Two instructions per row block, window and parity.
+impl Products for Avx512 {
+    const WIDTH: usize = 2;
+    const OFFSET: u8 = 0;
+    /// Weights of even inputs, then of odd ones.
+    type Weights = [__m512i; 2];
+    type Sums = __m512i;
+
+    #[inline(always)]
+    unsafe fn encode(self, x: [i8; COLUMNS], to: *mut u8) {
+        // SAFETY: as the caller has promised; `self` proves AVX2.
+        unsafe { conv_i8::widen(x, to) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn weights(self, block: &Block) -> [__m512i; 2] {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe {
+            let words = load_block(block);
+            let even = _mm512_xor_si512(words, _mm512_set1_epi16(0x80));
+            let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(even));
+            [even, _mm512_srai_epi16::<8>(words)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, [even, odd]: [__m512i; 2], x: *const u8, sums: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F and BW; eight encoded inputs are 16 bytes.
+        unsafe {
+            let x = x.cast::<i64>();
+            let x_even = _mm512_set1_epi64(x.read_unaligned());
+            let x_odd = _mm512_set1_epi64(x.add(1).read_unaligned());
+            let products = _mm512_add_epi32(
+                _mm512_madd_epi16(even, x_even),
+                _mm512_madd_epi16(odd, x_odd),
+            );
+            _mm512_add_epi32(sums, products)
+        }
+    }
+
+    #[inline(always)]
+    fn rows(self, sums: __m512i) -> __m256i {
+        // SAFETY: `self` proves AVX2 and AVX-512 F.
+        unsafe { add_pairs([sums])[0] }
+    }
+}
+
 /// Proves that the CPU has VNNI and all that [`Avx512`] proves: only `known`
 /// makes a value.
 #[derive(Clone, Copy)]
@@ -299,6 +357,49 @@ fn dot_bytes<const N: usize>(weights: &[Block], x: &[Bytes]) -> [__m256i; N] {
         }
     }
     add_pairs(sums)
+}
+
+/// One instruction per row block and window: it multiplies unsigned inputs by signed weights.
+impl Products for Vnni {
+    const WIDTH: usize = 1;
+    const OFFSET: u8 = 128;
+    type Weights = __m512i;
+    type Sums = __m512i;
+
+    #[inline(always)]
+    unsafe fn encode(self, x: [i8; COLUMNS], to: *mut u8) {
+        let bytes = x.map(|x| x as u8 ^ 0x80);
+        // SAFETY: the caller has promised room for eight bytes.
+        unsafe { to.cast::<[u8; COLUMNS]>().write(bytes) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn weights(self, block: &Block) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F. Bytes of even inputs hold w + 128: this takes it
+        // away.
+        unsafe { _mm512_xor_si512(load_block(block), _mm512_set1_epi16(0x80)) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, weights: __m512i, x: *const u8, sums: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F and VNNI; eight encoded inputs are 8 bytes.
+        unsafe {
+            let x = _mm512_set1_epi64(x.cast::<i64>().read_unaligned());
+            _mm512_dpbusd_epi32(sums, x, weights)
+        }
+    }
+
+    #[inline(always)]
+    fn rows(self, sums: __m512i) -> __m256i {
+        // SAFETY: `self` proves AVX2 and AVX-512 F.
+        unsafe { add_pairs([sums])[0] }
+    }
 }
 
 /// Eight rows, whose sums lie in two lanes each: adds them.

@@ -62,7 +62,7 @@ pub(super) trait Product: Isa + Into<Avx2> {
 }
 
 /// How accumulators become outputs.
-trait Outputs {
+pub(super) trait Outputs {
     /// What an output has of its own.
     type Parameter;
     type Output: Copy + Default;
