@@ -27,8 +27,12 @@ const MOST: usize = 512;
 pub(super) const WINDOWS: usize = 7;
 /// Columns of the image that [`WINDOWS`] windows of few channels see.
 const COLUMNS_OF_FEW: usize = 2 * (WINDOWS - 1) + 3;
-/// Bytes of those columns, where each row is read in steps of eight.
-const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + 2 * COLUMNS;
+/// Inputs of such a window, padded.
+const WINDOW_OF_FEW: usize = conv_i8_inputs(COLUMNS - 1, 3);
+/// Most inputs that such a window has in one row, padded.
+const RUN: usize = 3 * COLUMNS;
+/// Bytes of those columns, where as many are read for the last window.
+const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + RUN;
 
 pub(super) fn conv2d_i8(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
     if !serves(&op) {
@@ -479,22 +483,28 @@ impl Image<'_> {
             pixel: 1,
             block: 4 * span,
         };
-        for (window, sum) in sums.iter_mut().enumerate().take(span) {
-            // Copied in eights; what is too much is overwritten, or meets weights that are 0.
-            let mut inputs = [0; 11 * COLUMNS];
-            for (i, from) in rows.iter().enumerate().take(kernel) {
+        // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
+        // are 0.
+        let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
+        for window in 0..span {
+            let mut at = window * len;
+            for from in rows.iter().take(kernel) {
                 let from = from
                     .get(window * shape.stride * channels..)
                     .unwrap_or_default();
-                let to = inputs.get_mut(i * run..).unwrap_or_default();
-                let to = to.as_chunks_mut::<COLUMNS>().0.iter_mut();
-                let each = to.zip(from.as_chunks().0).take(run.div_ceil(COLUMNS));
-                each.for_each(|(to, from)| *to = *from);
+                let to = windows.get_mut(at..).unwrap_or_default();
+                if run <= COLUMNS {
+                    copy::<COLUMNS>(from, to);
+                } else {
+                    copy::<RUN>(from, to);
+                }
+                at += run;
             }
-            let inputs = inputs.get(..len).unwrap_or_default();
-            let to = self.words.wrapping_add(window);
-            // SAFETY: there is room for `span` windows.
-            unsafe { widen(inputs, len, to, places, sum) };
+        }
+        let windows = windows.get(..span * len).unwrap_or_default();
+        if !windows.is_empty() {
+            // SAFETY: there is room for `span` windows, and a sum for each.
+            unsafe { widen(windows, len, self.words, places, sums.as_mut_ptr()) };
         }
     }
 
@@ -515,6 +525,14 @@ impl Image<'_> {
         if let (Some(to), Some(x)) = (to, self.x.get(skipped..skipped + len)) {
             to.copy_from_slice(x);
         }
+    }
+}
+
+/// Copies the first `N` inputs.
+#[inline]
+fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut()) {
+        *to = *from;
     }
 }
 
