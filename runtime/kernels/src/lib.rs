@@ -20,7 +20,8 @@
 //! | `dsp` | Cortex-M4, M7, M33, … | where the assembler accepts it, see `build.rs` |
 //!
 //! All but `scalar` and `dsp` share one generic function per float kernel, over rows
-//! of sixteen lanes.
+//! of sixteen lanes. int8 convolutions have vector variants on x86-64 and `dsp`; elsewhere
+//! they are the scalar ones.
 //!
 //! # What is exact
 //!

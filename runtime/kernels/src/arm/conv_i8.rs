@@ -27,8 +27,12 @@ const MOST: usize = 512;
 pub(super) const WINDOWS: usize = 7;
 /// Columns of the image that [`WINDOWS`] windows of few channels see.
 const COLUMNS_OF_FEW: usize = 2 * (WINDOWS - 1) + 3;
-/// Bytes of those columns, where each row is read in steps of eight.
-const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + 2 * COLUMNS;
+/// Inputs of such a window, padded.
+const WINDOW_OF_FEW: usize = conv_i8_inputs(COLUMNS - 1, 3);
+/// Most inputs that such a window has in one row, padded.
+const RUN: usize = 3 * COLUMNS;
+/// Bytes of those columns, where as many are read for the last window.
+const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + RUN;
 
 pub(super) fn conv2d_i8(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
     if !serves(&op) {
@@ -48,8 +52,9 @@ pub(super) fn conv2d_i8_f32(op: Conv2dI8<'_>, scales: &[f32], finish: Epilogue, 
 /// word boundaries. The runtime's does.
 fn serves(op: &Conv2dI8<'_>) -> bool {
     let shape = op.shape;
-    let row = conv_i8_inputs(shape.channels, shape.kernel) / shape.kernel;
-    (1..=MOST).contains(&row) && op.scratch.as_ptr().cast::<u32>().is_aligned()
+    let row = conv_i8_inputs(shape.channels, shape.kernel).checked_div(shape.kernel);
+    row.is_some_and(|row| (1..=MOST).contains(&row))
+        && op.scratch.as_ptr().cast::<u32>().is_aligned()
 }
 
 /// Strips from left to right, each from top to bottom.
@@ -77,18 +82,21 @@ fn walk<Y>(op: Conv2dI8<'_>, y: &mut [Y], store: impl Fn(&Row<'_>, &mut [Y])) {
             (false, _) => ONE_7,
         };
         let width = left.min(kernel.windows);
-        let mut inputs = Inputs {
+        let image = Image {
             shape,
             x: op.x,
             zero_point: op.zero_point,
             column,
             kernel,
             words: op.scratch.as_mut_ptr().cast(),
+        };
+        let mut inputs = Inputs {
+            image,
             sums: [[0; _]; 3],
             segments: [Segment::NONE; 4],
             starts: [[0; WINDOWS]; 3],
         };
-        let rows = y.chunks_exact_mut(shape.out_width * outputs);
+        let rows = y.chunks_exact_mut((shape.out_width * outputs).max(1));
         for (row, y) in rows.enumerate() {
             let row = Row {
                 layer: &layer,
@@ -146,7 +154,7 @@ impl Row<'_> {
             let count = ROWS.min(outputs - first);
             // SAFETY: there is room for eight outputs of each window.
             unsafe { self.run(first, count, Some(rule), some.as_mut_ptr().cast(), ROWS) };
-            for (y, some) in y.chunks_exact_mut(outputs).zip(&some) {
+            for (y, some) in y.chunks_exact_mut(outputs.max(1)).zip(&some) {
                 if let (Some(y), Some(some)) = (y.get_mut(first..first + count), some.get(..count))
                 {
                     y.copy_from_slice(some);
@@ -167,7 +175,7 @@ impl Row<'_> {
                 .chunks_exact(self.kernel.windows)
                 .zip(scales.iter().skip(first));
             for (o, (sums, scale)) in each.enumerate().take(count) {
-                let y = y.iter_mut().skip(first + o).step_by(outputs);
+                let y = y.iter_mut().skip(first + o).step_by(outputs.max(1));
                 for (y, &sum) in y.zip(sums) {
                     *y = finish.apply(*y, sum as f32 * scale);
                 }
@@ -222,8 +230,8 @@ impl Row<'_> {
     }
 }
 
-/// What the windows of a strip see, widened.
-struct Inputs<'a> {
+/// What a strip sees of the image.
+struct Image<'a> {
     shape: ConvShape,
     x: &'a [i8],
     zero_point: i8,
@@ -232,8 +240,16 @@ struct Inputs<'a> {
     kernel: Kernel,
     /// Scratch: `[blocks, 4 words, span]` for each row, or for all windows.
     words: *mut u32,
-    /// `256·Σ x_even` of each row and column; or of each row of the kernel and window.
-    sums: [[u32; WINDOWS + 2]; 3],
+}
+
+/// `256·Σ x_even` of each column, or of each window.
+type Sums = [u32; WINDOWS + 2];
+
+/// What the windows of a row see, widened.
+struct Inputs<'a> {
+    image: Image<'a>,
+    /// Of each row of the image, or of the kernel.
+    sums: [Sums; 3],
     /// And the end.
     segments: [Segment; 4],
     /// What accumulators start with.
@@ -243,50 +259,91 @@ struct Inputs<'a> {
 impl Inputs<'_> {
     /// Widens what is new in row `row` of the windows.
     fn prepare(&mut self, row: usize) -> &[Segment; 4] {
-        let shape = self.shape;
+        let Image { shape, kernel, .. } = self.image;
         let inputs = conv_i8_inputs(shape.channels, shape.kernel);
-        let chunked = inputs > MOST;
-        let words = inputs / COLUMNS * 4 * self.kernel.span;
-        if shape.channels < COLUMNS {
-            self.widen_few(row);
-            self.segments[0] = self.segment(0, words);
-            self.start(0, &[0], 1);
-            return &self.segments;
-        }
+        let words = inputs / COLUMNS * 4 * kernel.span;
         // Of one row of the kernel.
-        let words = words / shape.kernel;
-        if self.kernel.span == self.kernel.windows {
-            self.widen_windows(row);
-            let count = if chunked { shape.kernel } else { 1 };
-            for i in 0..count {
-                self.segments[i] = self.segment(i * words, words * shape.kernel / count);
-                let rows = if chunked { &[i][..] } else { &[0, 1, 2] };
-                self.start(i, rows, 1);
+        let part = words.checked_div(shape.kernel).unwrap_or(0);
+        if shape.channels < COLUMNS {
+            let [sums, ..] = &mut self.sums;
+            self.image.widen_few(row, sums);
+            self.segments[0] = self.image.segment(0, words);
+            self.start(1, 1);
+        } else if kernel.span == kernel.windows {
+            self.image.widen_windows(row, part, &mut self.sums);
+            if inputs > MOST {
+                self.parts([0, 1, 2], part);
+                self.start_each([0, 1, 2], 1);
+            } else {
+                self.segments[0] = self.image.segment(0, words);
+                self.start(3, 1);
             }
-            return &self.segments;
-        }
-        let words = words / shape.kernel;
-        let new = if row == 0 {
-            row..row + 3
         } else {
-            row + 2..row + 3
-        };
-        for row in new {
-            self.widen_row(row, words);
-        }
-        let slots = [row % 3, (row + 1) % 3, (row + 2) % 3];
-        for (i, slot) in slots.into_iter().enumerate() {
-            self.segments[i] = self.segment(slot * words, words);
-            if chunked {
-                self.start(i, &[slot], 3);
+            let words = part / 3;
+            let first = if row == 0 { 0 } else { row + 2 };
+            for row in first..row + 3 {
+                if let Some(sums) = self.sums.get_mut(row % 3) {
+                    self.image.widen_row(row, row % 3 * words, sums);
+                }
             }
-        }
-        if !chunked {
-            self.start(0, &slots, 3);
+            let slots = [row % 3, (row + 1) % 3, (row + 2) % 3];
+            self.parts(slots, words);
+            if inputs > MOST {
+                self.start_each(slots, 3);
+            } else {
+                self.start(3, 3);
+            }
         }
         &self.segments
     }
 
+    /// A segment of `words` words for each row of the kernel.
+    fn parts(&mut self, slots: [usize; 3], words: usize) {
+        let segments = self.segments.iter_mut().take(self.image.shape.kernel);
+        for (slot, segment) in slots.into_iter().zip(segments) {
+            *segment = self.image.segment(slot * words, words);
+        }
+    }
+
+    /// Lets each segment start accumulators.
+    fn start_each(&mut self, slots: [usize; 3], taps: usize) {
+        let segments = self.segments.iter_mut().take(self.image.shape.kernel);
+        for ((slot, segment), starts) in slots.into_iter().zip(segments).zip(&mut self.starts) {
+            if let Some(sums) = self.sums.get(slot) {
+                *starts = begin(sums, taps);
+                segment.start = starts.as_ptr();
+            }
+        }
+    }
+
+    /// Lets the first segment start accumulators for all `rows` rows, 1 or 3.
+    fn start(&mut self, rows: usize, taps: usize) {
+        let [mut sums, b, c] = self.sums;
+        if rows == 3 {
+            for ((sum, b), c) in sums.iter_mut().zip(b).zip(c) {
+                *sum = sum.wrapping_add(b).wrapping_add(c);
+            }
+        }
+        self.starts[0] = begin(&sums, taps);
+        self.segments[0].start = self.starts[0].as_ptr();
+    }
+}
+
+/// What accumulators start with: `-256·128·Σ x_even` of 1 or 3 neighbouring columns.
+#[inline]
+fn begin(sums: &Sums, taps: usize) -> [u32; WINDOWS] {
+    let mut starts = [0; WINDOWS];
+    for (i, start) in starts.iter_mut().enumerate() {
+        let sum = match taps {
+            3 => sums[i].wrapping_add(sums[i + 1]).wrapping_add(sums[i + 2]),
+            _ => sums[i],
+        };
+        *start = (sum << 7).wrapping_neg();
+    }
+    starts
+}
+
+impl Image<'_> {
     /// A segment that goes on with the accumulators of the one before.
     fn segment(&self, start: usize, words: usize) -> Segment {
         Segment {
@@ -296,67 +353,38 @@ impl Inputs<'_> {
         }
     }
 
-    /// Lets segment `i` start accumulators, for the sums of `rows` and `taps` columns each.
-    #[inline]
-    fn start(&mut self, i: usize, rows: &[usize], taps: usize) {
-        let mut columns = [0u32; WINDOWS + 2];
-        for row in rows.iter().filter_map(|&row| self.sums.get(row)) {
-            for (column, sum) in columns.iter_mut().zip(row) {
-                *column = column.wrapping_add(*sum);
-            }
-        }
-        let (Some(starts), Some(segment)) = (self.starts.get_mut(i), self.segments.get_mut(i))
-        else {
-            return;
-        };
-        for (start, columns) in starts.iter_mut().zip(columns.windows(3)) {
-            let others = columns[1].wrapping_add(columns[2]);
-            let sum = if taps == 3 {
-                columns[0].wrapping_add(others)
-            } else {
-                columns[0]
-            };
-            *start = (sum << 7).wrapping_neg();
-        }
-        segment.start = starts.as_ptr();
-    }
-
-    /// Widens a row of the image, `words` words, where the one three rows above was.
-    fn widen_row(&mut self, row: usize, words: usize) {
-        let to = self.words.wrapping_add(row % 3 * words);
+    /// Widens a row of the image to word `to` of the scratch.
+    fn widen_row(&self, row: usize, to: usize, sums: &mut Sums) {
         let span = self.kernel.span;
-        let mut sums = [0; WINDOWS + 2];
         let places = Places {
             span,
             pixel: 1,
             block: 4 * span,
         };
+        let sums = sums.get_mut(..span).unwrap_or_default();
         // SAFETY: a row has room for `span` columns.
-        unsafe { self.widen_pixels((row, self.column), to, places, &mut sums[..span]) };
-        self.sums[row % 3] = sums;
+        unsafe { self.widen_pixels((row, self.column), to, places, sums) };
     }
 
-    /// Widens all windows.
-    fn widen_windows(&mut self, row: usize) {
-        let shape = self.shape;
-        let (kernel, span) = (shape.kernel, self.kernel.span);
-        let blocks = shape.channels.div_ceil(COLUMNS);
+    /// Widens all windows, of which each row of the kernel takes `part` words.
+    fn widen_windows(&self, row: usize, part: usize, all: &mut [Sums; 3]) {
+        let Image { shape, kernel, .. } = *self;
         let places = Places {
-            span,
-            pixel: 4 * span,
-            block: kernel * 4 * span,
+            span: kernel.span,
+            pixel: 4 * kernel.span,
+            block: shape.kernel * 4 * kernel.span,
         };
-        for window in 0..span.min(shape.out_width - self.column) {
-            for i in 0..kernel {
-                let at = (
-                    row * shape.stride + i,
-                    (self.column + window) * shape.stride,
-                );
-                let to = self.words.wrapping_add(i * blocks * places.block + window);
-                let mut sums = [0; 3];
+        for (i, all) in all.iter_mut().enumerate().take(shape.kernel) {
+            let windows = kernel.windows.min(shape.out_width - self.column);
+            for (window, sum) in all.iter_mut().enumerate().take(windows) {
+                let column = (self.column + window) * shape.stride;
+                let mut sums = [0u32; 3];
+                let taps = sums.get_mut(..shape.kernel).unwrap_or_default();
+                let at = (row * shape.stride + i, column);
                 // SAFETY: a window has room for `kernel` pixels in each of its rows.
-                unsafe { self.widen_pixels(at, to, places, &mut sums[..kernel]) };
-                self.sums[i][window] = sums.iter().fold(0, |sum, x| sum.wrapping_add(*x));
+                unsafe { self.widen_pixels(at, i * part + window, places, taps) };
+                let [a, b, c] = sums;
+                *sum = a.wrapping_add(b).wrapping_add(c);
             }
         }
     }
@@ -365,71 +393,68 @@ impl Inputs<'_> {
     /// Row and column are counted from the padding on.
     ///
     /// # Safety
-    /// There is room for all channels, padded to blocks, of all pixels.
-    #[inline]
+    /// From word `to` of the scratch on, there is room for all channels, padded to blocks, of all
+    /// pixels.
+    #[inline(never)]
     unsafe fn widen_pixels(
         &self,
         (row, column): (usize, usize),
-        to: *mut u32,
+        to: usize,
         places: Places,
         sums: &mut [u32],
     ) {
         let shape = &self.shape;
         let row = row.wrapping_sub(shape.pad_top);
-        let count = sums.len();
-        let (left, right) = if row < shape.height {
-            let right = (shape.width + shape.pad_left)
-                .saturating_sub(column)
-                .min(count);
-            (shape.pad_left.saturating_sub(column).min(right), right)
+        let before = shape.pad_left.saturating_sub(column).min(sums.len());
+        let end = (shape.width + shape.pad_left).saturating_sub(column);
+        let (left, rest) = sums.split_at_mut(before);
+        let inside = if row < shape.height {
+            end.min(before + rest.len()) - before
         } else {
-            (count, count)
+            0
         };
-        let first = (row.wrapping_mul(shape.width) + column + left).wrapping_sub(shape.pad_left);
-        let first = first.wrapping_mul(shape.channels);
-        let seen = self
-            .x
-            .get(first..first.wrapping_add((right - left) * shape.channels));
-        let seen = seen.unwrap_or_default();
-        let at = |i: usize| to.wrapping_add(i * places.pixel);
-        let whole = shape.channels.is_multiple_of(COLUMNS);
-        if whole && !seen.is_empty() {
+        let (middle, right) = rest.split_at_mut(inside.min(rest.len()));
+        let first = row.wrapping_mul(shape.width).wrapping_add(column + before);
+        let first = first
+            .wrapping_sub(shape.pad_left)
+            .wrapping_mul(shape.channels);
+        let seen = first..first.wrapping_add(middle.len() * shape.channels);
+        let seen = self.x.get(seen).unwrap_or_default();
+
+        let at = |i: usize| self.words.wrapping_add(to + i * places.pixel);
+        let behind = before + middle.len();
+        if shape.channels.is_multiple_of(COLUMNS) && !seen.is_empty() {
+            let sums = middle.as_mut_ptr();
             // SAFETY: as the caller has promised; there is a sum for each pixel.
-            unsafe {
-                widen(
-                    seen,
-                    shape.channels,
-                    at(left),
-                    places,
-                    sums[left..].as_mut_ptr(),
-                )
-            };
-        }
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let inside = (left..right).contains(&i);
-            if !(inside && whole) {
-                let x = inside
-                    .then(|| seen.get((i - left) * shape.channels..))
-                    .flatten();
+            unsafe { widen(seen, shape.channels, at(before), places, sums) };
+        } else {
+            let pixels = seen.chunks_exact(shape.channels.max(1));
+            for (i, (sum, x)) in middle.iter_mut().zip(pixels).enumerate() {
                 // SAFETY: as the caller has promised.
-                *sum = unsafe { self.widen_padded(x, at(i), places) };
+                *sum = unsafe { self.widen_padded(x, at(before + i), places) };
             }
+        }
+        for (i, sum) in left.iter_mut().enumerate() {
+            // SAFETY: as the caller has promised.
+            *sum = unsafe { self.widen_padded(&[], at(i), places) };
+        }
+        for (i, sum) in right.iter_mut().enumerate() {
+            // SAFETY: as the caller has promised.
+            *sum = unsafe { self.widen_padded(&[], at(behind + i), places) };
         }
     }
 
-    /// Widens a pixel outside of the image, or one whose last block has less than
-    /// [`COLUMNS`] channels.
+    /// Widens a pixel whose last block has less than [`COLUMNS`] channels, or, without channels,
+    /// one outside of the image.
     ///
     /// # Safety
     /// There is room for all channels, padded to blocks.
     #[inline(never)]
-    unsafe fn widen_padded(&self, x: Option<&[i8]>, to: *mut u32, places: Places) -> u32 {
+    unsafe fn widen_padded(&self, x: &[i8], to: *mut u32, places: Places) -> u32 {
         let mut total = 0u32;
         for c in (0..self.shape.channels).step_by(COLUMNS) {
             let mut eight = [self.zero_point; COLUMNS];
-            let x = x
-                .and_then(|x| x.get(c..self.shape.channels))
-                .unwrap_or_default();
+            let x = x.get(c..).unwrap_or_default();
             for (to, &x) in eight.iter_mut().zip(x) {
                 *to = x;
             }
@@ -442,7 +467,7 @@ impl Inputs<'_> {
     }
 
     /// Puts windows of few channels together and widens them.
-    fn widen_few(&mut self, row: usize) {
+    fn widen_few(&self, row: usize, sums: &mut Sums) {
         let shape = self.shape;
         let (channels, kernel) = (shape.channels, shape.kernel);
         let span = self.kernel.span;
@@ -458,22 +483,28 @@ impl Inputs<'_> {
             pixel: 1,
             block: 4 * span,
         };
+        // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
+        // are 0.
+        let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
         for window in 0..span {
-            // Copied in eights; what is too much is overwritten, or meets weights that are 0.
-            let mut inputs = [0; 11 * COLUMNS];
-            for (i, from) in rows.iter().enumerate().take(kernel) {
+            let mut at = window * len;
+            for from in rows.iter().take(kernel) {
                 let from = from
                     .get(window * shape.stride * channels..)
                     .unwrap_or_default();
-                let to = inputs.get_mut(i * run..).unwrap_or_default();
-                let to = to.as_chunks_mut::<COLUMNS>().0.iter_mut();
-                let each = to.zip(from.as_chunks().0).take(run.div_ceil(COLUMNS));
-                each.for_each(|(to, from)| *to = *from);
+                let to = windows.get_mut(at..).unwrap_or_default();
+                if run <= COLUMNS {
+                    copy::<COLUMNS>(from, to);
+                } else {
+                    copy::<RUN>(from, to);
+                }
+                at += run;
             }
-            let inputs = inputs.get(..len).unwrap_or_default();
-            let (to, sum) = (self.words.wrapping_add(window), &mut self.sums[0][window]);
-            // SAFETY: there is room for `span` windows.
-            unsafe { widen(inputs, len, to, places, sum) };
+        }
+        let windows = windows.get(..span * len).unwrap_or_default();
+        if !windows.is_empty() {
+            // SAFETY: there is room for `span` windows, and a sum for each.
+            unsafe { widen(windows, len, self.words, places, sums.as_mut_ptr()) };
         }
     }
 
@@ -494,6 +525,14 @@ impl Inputs<'_> {
         if let (Some(to), Some(x)) = (to, self.x.get(skipped..skipped + len)) {
             to.copy_from_slice(x);
         }
+    }
+}
+
+/// Copies the first `N` inputs.
+#[inline]
+fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut()) {
+        *to = *from;
     }
 }
 
