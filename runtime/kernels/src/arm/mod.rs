@@ -9,6 +9,7 @@ mod dsp;
 #[cfg(target_abi = "eabihf")]
 pub(crate) mod fpu;
 mod strip;
+mod widen;
 
 use crate::table::{Entries, Kernels};
 
