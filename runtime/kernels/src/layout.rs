@@ -165,7 +165,7 @@ pub fn pack_conv_i8(
 /// Windows side by side that an int8 convolution takes at once, at most: as bytes.
 pub(crate) const STRIP: usize = 14;
 
-/// Bytes of scratch that an int8 convolution needs: what up to [`STRIP`] neighbouring
+/// Bytes of scratch that an int8 convolution needs: what up to 14 neighbouring
 /// windows see (half of them where inputs are widened to 16 bits), and one i32 per output.
 ///
 /// It does not depend on the size of the image or on how its rows are divided. The same
