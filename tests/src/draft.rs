@@ -7,6 +7,8 @@ use quell::format::{
     Attributes, File, GraphHead, Head, Header, Kind, List, OpSet, Operator, SLAB_ALIGN, Slab,
     SolverTable, Tensor, checksum,
 };
+use quell::{Model, OpenError};
+use quell_converter::model_file::ModelFile;
 use quell_kernels::cast;
 
 /// All parts of a file.
@@ -207,4 +209,18 @@ fn record<'a>(value: &impl Field<'a>, plan: &mut Vec<u8>) {
     let mut bytes = Vec::new();
     value.write(&mut bytes);
     write_bytes(&bytes, plan);
+}
+
+/// Something that is wrong with a file.
+pub type Fault = fn(&mut Draft<'_>);
+
+/// How a file with a fault is refused; nothing where it opens.
+///
+/// # Panics
+/// Where `bytes` is not a valid file.
+pub fn refusal(bytes: &[u8], fault: impl FnOnce(&mut Draft<'_>)) -> Option<OpenError> {
+    let mut draft = Draft::of(bytes).expect("a valid file");
+    fault(&mut draft);
+    let file = ModelFile::from_bytes(&draft.bytes());
+    Model::open(file.bytes()).err()
 }

@@ -265,3 +265,12 @@ pub fn write_checkpoint(
     put("scheduler_config.json", scheduler.to_string().as_bytes())?;
     Ok(folder)
 }
+
+/// An int8 perceptron, the bytes of its file: `embed, view, quantize, linear` twice more.
+///
+/// # Panics
+/// Where it cannot be compiled.
+pub fn perceptron() -> Vec<u8> {
+    let random = RandomCheckpoint::classic(1, 4, &[9, 8]);
+    random.and_then(|c| c.compile(Tier::Int8)).unwrap().bytes
+}
