@@ -204,9 +204,11 @@ operators! {
         function: Function = Function::Silu,
     }
 
-    /// 2-D convolution. Inputs: x, and the residual, if any. Slabs: weights, bias.
-    6 Conv2d "conv2d" version 1 inputs 1..=2 slabs 2..=2 workspace false {
-        /// Type of the weights: f32 or f16.
+    /// 2-D convolution. Inputs: x, and the residual, if any. Slabs: weights, bias, and for
+    /// int8 weights the multipliers (to i8) or scales (to f32). Workspace: with int8
+    /// weights only.
+    6 Conv2d "conv2d" version 1 inputs 1..=2 slabs 2..=3 workspace true {
+        /// Type of the weights; int8 where x is i8.
         weights: WeightType = WeightType::F32,
         /// Rows and columns of a window: 1 to 3.
         kernel: u8 = 3,
@@ -216,12 +218,17 @@ operators! {
         pad_top: u8 = 1,
         /// Columns of zeros left of x, fewer than `kernel`.
         pad_left: u8 = 1,
+        /// Left shift before the multiplier, `0..=8`; to i8 only.
+        shift: u8 = 0,
+        /// Smallest y: -127, or the zero point where a ReLU is fused; to i8 only.
+        min: i8 = -127,
     }
 
     /// 1-D convolution of `[1, positions, channels]`. Inputs: x, and the residual, if
-    /// any. Slabs: weights, bias. Workspace: f32 `[kernel, channels]`.
-    7 Conv1d "conv1d" version 1 inputs 1..=2 slabs 2..=2 workspace true {
-        /// Type of the weights: f32 or f16.
+    /// any. Slabs: as for a 2-D convolution. Workspace: a window, `[kernel, channels]`
+    /// of x's type, and for int8 what a linear layer of it needs.
+    7 Conv1d "conv1d" version 1 inputs 1..=2 slabs 2..=3 workspace true {
+        /// Type of the weights; int8 where x is i8.
         weights: WeightType = WeightType::F32,
         /// Positions of a window.
         kernel: u8 = 3,
@@ -229,6 +236,10 @@ operators! {
         stride: u8 = 1,
         /// Zeros before x, fewer than `kernel`.
         padding: u8 = 1,
+        /// Left shift before the multiplier, `0..=8`; to i8 only.
+        shift: u8 = 0,
+        /// Smallest y: -127, or the zero point where a ReLU is fused; to i8 only.
+        min: i8 = -127,
     }
 
     /// Group normalization of one image, or of two side by side in their channels,
@@ -303,6 +314,51 @@ operators! {
 
     /// `y[i] = [i = class] − softmax(x)[i]`: the gradient of `log softmax(x)[class]`.
     20 ClassScore "class_score" version 1 inputs 1..=1 slabs 0..=0 workspace false {}
+
+    /// `y = (x − zero_point)·scale[c]`, from i8 to f32. Slabs: the scales, f32
+    /// `[channels]`.
+    21 Dequantize "dequantize" version 1 inputs 1..=1 slabs 1..=1 workspace false {}
+
+    /// [`GroupNorm`] of i8 images to an i8 image: exact integer sums, f32 arithmetic for
+    /// each channel, integers for each element. Inputs: the images, then the f32 vector
+    /// of `condition`, if any. Slabs: weight, bias and the images' scales, f32 `[channels
+    /// of y]`; with a curve, its points i16 `[65]` and multipliers i16 `[channels of y]`.
+    /// Workspace: i32 `[2, channels of y]`. y may lie on the only image.
+    22 GroupNormI8 "group_norm_i8" version 1 inputs 1..=3 slabs 3..=5 workspace true {
+        /// Groups of neighbouring channels.
+        groups: u32 = 1,
+        /// Added to the variance.
+        epsilon: f32 = 1e-5,
+        /// Whether there is a second image.
+        second: bool = false,
+        /// What timestep and class change: nothing, `add` or `scale_shift`.
+        condition: Condition = Condition::None,
+        /// Whether a function, as a curve, is applied to the result.
+        curve: bool = false,
+        /// What is at the curve's beginning.
+        low: f32 = 0.0,
+        /// Curve steps (4,096 in all) to a unit; sixteenths of a unit without a curve.
+        steps: f32 = 16.0,
+    }
+
+    /// [`Attention`] of i8 tensors whose zero points are 0: integer scores, exponentials
+    /// and sums. Slabs: a multiplier i32 for each head. Workspace: i32 `[tokens of k +
+    /// channels of a head]`.
+    23 AttentionI8 "attention_i8" version 1 inputs 3..=3 slabs 1..=1 workspace true {
+        /// Heads, side by side in a token's channels.
+        heads: u32 = 1,
+        /// Left shift of score differences before the multiplier, `0..=15`.
+        shift: u8 = 0,
+    }
+
+    /// `y = clamp((a·f[c] + b·g[c] + offset[c]) >> 14, -127, 127)` for i8 a, b and y.
+    /// Slabs: f and g, i16 `[channels, 2]`; offsets, i32 `[channels]`. y may lie on a.
+    24 AddI8 "add_i8" version 1 inputs 2..=2 slabs 2..=2 workspace false {}
+
+    /// A function, as a curve, of every element of an i8 tensor. Slabs: factors and
+    /// offsets, i16 `[channels]` each; points, i16 `[65]`; multipliers, i16 `[channels]`.
+    /// y may lie on x.
+    25 ActivationI8 "activation_i8" version 1 inputs 1..=1 slabs 4..=4 workspace false {}
 }
 
 #[cfg(test)]

@@ -52,6 +52,7 @@
 #[cfg(quell_dsp)]
 mod arm;
 pub mod attention;
+mod attention_i8;
 pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -59,11 +60,13 @@ mod conv_i8;
 pub mod elementwise;
 pub mod gradient;
 pub mod image;
+pub mod images_i8;
 pub mod layout;
 pub mod math;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
 pub mod norm;
+mod norm_i8;
 mod scalar;
 mod sequence;
 #[cfg(any(
@@ -79,6 +82,8 @@ mod wasm;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86;
 
+pub use attention_i8::{AttentionI8, MOST_TOKENS};
 pub use conv_i8::Conv2dI8;
-pub use sequence::{Conv1d, Conv1dShape};
+pub use norm_i8::{GroupNormI8, MOST_PIXELS};
+pub use sequence::{Conv1d, Conv1dI8, Conv1dShape};
 pub use table::{Conv2d, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

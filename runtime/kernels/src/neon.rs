@@ -29,6 +29,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: attention::<Neon, 4, 1, 4>,
     norm: loops::<Neon, 1>(),
+    images_i8: crate::scalar::ENTRIES.images_i8,
+    attention_i8: crate::scalar::ENTRIES.attention_i8,
 };
 
 /// Proves that the CPU has NEON, as the target says: this module is compiled only

@@ -4,6 +4,7 @@
 //! right. It is also the table of targets without a variant of their own.
 
 use crate::conv_i8;
+use crate::images_i8;
 use crate::layout::{COLUMNS, PANEL, ROWS, bias_of};
 use crate::norm;
 use crate::table::{
@@ -23,6 +24,8 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv_i8::conv2d_i8_f32,
     attention: |op| op.run(),
     norm: norm::LOOPS,
+    images_i8: images_i8::LOOPS,
+    attention_i8: |op| op.run(),
 };
 
 fn linear_f32(op: LinearF32<'_>, finish: Epilogue, y: &mut [f32]) {

@@ -3,7 +3,7 @@
 //!
 //! As exact as the linear kernels: see the crate's documentation.
 
-use crate::{Epilogue, Kernels, LinearF16, LinearF32};
+use crate::{Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize};
 
 /// Sizes of a 1-D convolution: `[length, channels]` to `[out_length, outputs]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,8 @@ pub struct Conv1dShape {
     pub kernel: usize,
     /// Positions from one window to the next.
     pub stride: usize,
-    /// Zeros before the input; windows that reach beyond its end read zeros.
+    /// Zeros before the input; windows that reach beyond its end read zeros (an int8
+    /// window: zero points).
     pub padding: usize,
 }
 
@@ -49,43 +50,81 @@ pub struct Conv1d<'a, W> {
     pub window: &'a mut [f32],
 }
 
-impl<W> Conv1d<'_, W> {
-    /// Calls `linear` for every window and its outputs in `y`,
-    /// `[out_length, outputs]`. Where lengths do not fit, nothing is written.
-    fn each(self, y: &mut [f32], linear: impl Fn(&[f32], &mut [f32])) {
-        let shape = self.shape;
-        let (channels, taps) = (shape.channels.max(1), self.window.len());
-        let fits = shape.is_known()
-            && shape.kernel.checked_mul(channels) == Some(taps)
-            && shape.length.checked_mul(channels) == Some(self.x.len())
-            && y.len().is_multiple_of(shape.out_length);
-        if !fits || y.is_empty() {
-            return;
+/// Operands of a 1-D convolution with int8 weights and int8 activations.
+pub struct Conv1dI8<'a> {
+    /// Sizes.
+    pub shape: Conv1dShape,
+    /// Row blocks of `[outputs, kernel, channels]`, see [`crate::layout::pack_i8`].
+    pub weights: &'a [u8],
+    /// `[outputs]`, padded; the zero point of `x` is already folded in.
+    pub bias: &'a [i32],
+    /// `[length, channels]`, every value in `-127..=127`.
+    pub x: &'a [i8],
+    /// What lies outside of the sequence.
+    pub zero_point: i8,
+    /// `[kernel, channels]`, contents unspecified before and after.
+    pub window: &'a mut [i8],
+    /// What a linear layer of a window needs.
+    pub scratch: &'a mut [i16],
+}
+
+/// Calls `linear` for every window of `x` and its outputs in `y`, `[out_length, outputs]`.
+/// Where lengths do not fit, nothing is written.
+fn each<T: Copy, Y>(
+    shape: Conv1dShape,
+    (x, outside): (&[T], T),
+    window: &mut [T],
+    y: &mut [Y],
+    mut linear: impl FnMut(&[T], &mut [Y]),
+) {
+    let (channels, taps) = (shape.channels.max(1), window.len());
+    let fits = shape.is_known()
+        && shape.kernel.checked_mul(channels) == Some(taps)
+        && shape.length.checked_mul(channels) == Some(x.len())
+        && y.len().is_multiple_of(shape.out_length);
+    if !fits || y.is_empty() {
+        return;
+    }
+    let outputs = y.len() / shape.out_length.max(1);
+    for (i, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
+        // Counted from the first of the positions before the input.
+        let start = i * shape.stride;
+        let inside = start
+            .checked_sub(shape.padding)
+            .map(|first| first * channels);
+        if let Some(window) = inside.and_then(|first| x.get(first..first + taps)) {
+            linear(window, y);
+            continue;
         }
-        let outputs = y.len() / shape.out_length.max(1);
-        for (i, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
-            // Counted from the first of the zeros before the input.
-            let start = i * shape.stride;
-            let inside = start
-                .checked_sub(shape.padding)
-                .map(|first| first * channels);
-            if let Some(window) = inside.and_then(|first| self.x.get(first..first + taps)) {
-                linear(window, y);
-                continue;
+        for (tap, window) in window.chunks_exact_mut(channels).enumerate() {
+            let position = (start + tap).checked_sub(shape.padding);
+            let seen = position.and_then(|p| x.get(p * channels..));
+            let seen = seen.unwrap_or_default().iter();
+            for (w, &x) in window
+                .iter_mut()
+                .zip(seen.chain(core::iter::repeat(&outside)))
+            {
+                *w = x;
             }
-            for (tap, window) in self.window.chunks_exact_mut(channels).enumerate() {
-                let position = (start + tap).checked_sub(shape.padding);
-                let seen = position.and_then(|p| self.x.get(p * channels..));
-                let seen = seen
-                    .unwrap_or_default()
-                    .iter()
-                    .chain(core::iter::repeat(&0.0));
-                for (w, &x) in window.iter_mut().zip(seen) {
-                    *w = x;
-                }
-            }
-            linear(self.window, y);
         }
+        linear(window, y);
+    }
+}
+
+impl Conv1dI8<'_> {
+    fn each<Y>(self, y: &mut [Y], linear: impl Fn(LinearI8<'_>, &mut [Y])) {
+        let (weights, bias, scratch) = (self.weights, self.bias, self.scratch);
+        let x = (self.x, self.zero_point);
+        each(self.shape, x, self.window, y, |x, y| {
+            let scratch = &mut *scratch;
+            let op = LinearI8 {
+                weights,
+                bias,
+                x,
+                scratch,
+            };
+            linear(op, y);
+        });
     }
 }
 
@@ -93,7 +132,7 @@ impl Kernels {
     /// 1-D convolution with f32 weights; `y` is `[out_length, outputs]`.
     pub fn conv1d_f32(&self, op: Conv1d<'_, f32>, finish: Epilogue, y: &mut [f32]) {
         let (weights, bias) = (op.weights, op.bias);
-        op.each(y, |x, y| {
+        each(op.shape, (op.x, 0.0), op.window, y, |x, y| {
             self.linear_f32(LinearF32 { weights, bias, x }, finish, y);
         });
     }
@@ -101,9 +140,19 @@ impl Kernels {
     /// [`Kernels::conv1d_f32`] with f16 weights.
     pub fn conv1d_f16(&self, op: Conv1d<'_, u16>, finish: Epilogue, y: &mut [f32]) {
         let (weights, bias) = (op.weights, op.bias);
-        op.each(y, |x, y| {
+        each(op.shape, (op.x, 0.0), op.window, y, |x, y| {
             self.linear_f16(LinearF16 { weights, bias, x }, finish, y);
         });
+    }
+
+    /// int8 1-D convolution with int8 outputs, as [`Kernels::linear_i8`] makes them.
+    pub fn conv1d_i8(&self, op: Conv1dI8<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
+        op.each(y, |op, y| self.linear_i8(op, requantize, y));
+    }
+
+    /// int8 1-D convolution with f32 outputs, as [`Kernels::linear_i8_f32`] makes them.
+    pub fn conv1d_i8_f32(&self, op: Conv1dI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
+        op.each(y, |op, y| self.linear_i8_f32(op, scales, finish, y));
     }
 }
 

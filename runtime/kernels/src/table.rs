@@ -5,9 +5,12 @@
 //! itself whether a CPU has it.
 
 use crate::attention::Attention;
+use crate::attention_i8::AttentionI8;
 use crate::conv_i8::Conv2dI8;
+use crate::images_i8::{self, AddI8, PerChannel};
 use crate::layout;
 use crate::norm::{self, GroupNorm, Normal};
+use crate::norm_i8::{GroupNormI8, MOST_PIXELS};
 
 /// Operands of a linear layer with f32 weights: `y = W·x + b`.
 #[derive(Clone, Copy)]
@@ -199,6 +202,8 @@ pub(crate) struct Entries {
     pub(crate) conv2d_i8_f32: fn(Conv2dI8<'_>, &[f32], Epilogue, &mut [f32]),
     pub(crate) attention: fn(Attention<'_>),
     pub(crate) norm: norm::Loops,
+    pub(crate) images_i8: images_i8::Loops,
+    pub(crate) attention_i8: fn(AttentionI8<'_>),
 }
 
 /// The only table of the program.
@@ -403,6 +408,76 @@ impl Kernels {
         if let Some(op) = Normal::of(table, 0, channels, silu) {
             (self.entries().norm.normalise)(op, None, x, channels);
         }
+    }
+
+    /// Factors and offsets of a group normalisation of int8 images, from exact sums.
+    ///
+    /// `parts` are `[pixels, channels of the part]`, at most [`MOST_PIXELS`]; the second one
+    /// may be empty. `table` is `[2, channels]`, contents unspecified before; after, the
+    /// first `channels` i16 of each half are factors and offsets of a [`PerChannel`].
+    pub fn group_norm_i8(&self, op: GroupNormI8<'_>, parts: [&[i8]; 2], table: &mut [i32]) {
+        let channels = op.weight.len();
+        let image = parts[0].len() + parts[1].len();
+        let pixels = image / channels.max(1);
+        require!(table.len() == 2 * channels && pixels <= MOST_PIXELS);
+        table.fill(0);
+        let (sums, squares) = table.split_at_mut(channels);
+        require!(op.fits(sums.len(), squares.len()));
+        require!(parts[0].len() == pixels * op.first && image == pixels * channels);
+        for (part, channels) in [(parts[0], 0..op.first), (parts[1], op.first..channels)] {
+            let (Some(sums), Some(squares)) =
+                (sums.get_mut(channels.clone()), squares.get_mut(channels))
+            else {
+                return;
+            };
+            if !sums.is_empty() {
+                (self.entries().images_i8.statistics)(part, sums, squares);
+            }
+        }
+        op.factors(pixels, sums, squares);
+    }
+
+    /// Applies `op` to pixels of `parts`, side by side in the channels of `y`; the second
+    /// part may be empty.
+    pub fn per_channel_i8(&self, op: PerChannel<'_>, parts: [&[i8]; 2], y: &mut [i8]) {
+        let channels = op.factors.len();
+        let pixels = y.len().checked_div(channels).unwrap_or(0);
+        let [first, second] = parts.map(|part| part.len().checked_div(pixels).unwrap_or(0));
+        require!(op.channels() == Some(first + second) && y.len() == pixels * channels);
+        require!([parts[0].len(), parts[1].len()] == [first * pixels, second * pixels]);
+        let mut before = 0;
+        for (x, width) in [(parts[0], first), (parts[1], second)] {
+            if let (Some(op), Some(y)) = (op.part(before, width), y.get_mut(before..))
+                && width > 0
+            {
+                (self.entries().images_i8.per_channel)(op, Some(x), y, channels);
+            }
+            before += width;
+        }
+    }
+
+    /// [`Kernels::per_channel_i8`] in place.
+    pub fn per_channel_i8_in_place(&self, op: PerChannel<'_>, y: &mut [i8]) {
+        let channels = op.factors.len();
+        require!(op.channels().is_some() && y.len().is_multiple_of(channels.max(1)));
+        if channels > 0 {
+            (self.entries().images_i8.per_channel)(op, None, y, channels);
+        }
+    }
+
+    /// Adds `b` to `a`, both `[pixels, channels]`, in the place of a.
+    pub fn add_i8(&self, op: AddI8<'_>, b: &[i8], a: &mut [i8]) {
+        let channels = op.offsets.len();
+        require!(op.factors.len() == channels && a.len() == b.len());
+        require!(a.len().is_multiple_of(channels.max(1)));
+        (self.entries().images_i8.add)(op, b, a)
+    }
+
+    /// Attention of int8 tokens, in the queries' place.
+    #[inline]
+    pub fn attention_i8(&self, op: AttentionI8<'_>) {
+        require!(op.sizes().is_some());
+        (self.entries().attention_i8)(op)
     }
 }
 

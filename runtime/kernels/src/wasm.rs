@@ -31,6 +31,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
     attention: attention::<Simd128, 2, 1, 2>,
     norm: loops::<Simd128, 1>(),
+    images_i8: crate::scalar::ENTRIES.images_i8,
+    attention_i8: crate::scalar::ENTRIES.attention_i8,
 };
 
 /// The engine has simd128, as the target says.

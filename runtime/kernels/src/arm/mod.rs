@@ -32,4 +32,6 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv_i8::conv2d_i8_f32,
     attention: crate::scalar::ENTRIES.attention,
     norm: crate::scalar::ENTRIES.norm,
+    images_i8: crate::scalar::ENTRIES.images_i8,
+    attention_i8: crate::scalar::ENTRIES.attention_i8,
 };

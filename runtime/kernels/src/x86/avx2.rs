@@ -31,6 +31,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv2d_i8_f32::<Avx2, 4, 1>,
     attention: attention::<Avx2, 4, 2, 4>,
     norm: loops::<Avx2, 2>(),
+    images_i8: crate::scalar::ENTRIES.images_i8,
+    attention_i8: crate::scalar::ENTRIES.attention_i8,
 };
 
 /// Proves that the CPU has AVX2, FMA and F16C: only `known` makes a value.

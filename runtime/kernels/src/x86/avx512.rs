@@ -42,6 +42,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv2d_i8_f32::<Avx512, 7, 2>,
     attention: attention::<Avx512, 8, 4, 8>,
     norm: loops::<Avx512, 4>(),
+    images_i8: crate::scalar::ENTRIES.images_i8,
+    attention_i8: crate::scalar::ENTRIES.attention_i8,
 };
 
 /// Proves that the CPU has AVX2 and AVX-512 F, BW, VL and DQ: only `known`
