@@ -27,10 +27,10 @@ pub mod wire;
 pub use file::{File, FormatError, Graph, List, Operator, Operators, Slabs, Tables, checksum};
 pub use header::{Header, HeaderError, MAGIC, MAJOR, MINOR, MOST_GRAPHS, Tier};
 pub use operators::{
-    Activation, ActivationBackward, Add, Arity, Attention, Attributes, AveragePool, Broadcast,
-    ClassScore, Condition, Conv1d, Conv2d, DepthToSpace, Embed, Function, GlobalAveragePool,
-    GroupNorm, Index, Kind, LayerNorm, Linear, Quantize, Scale, Transpose, Upsample, View,
-    WeightType, ZeroInsertion,
+    Activation, ActivationBackward, ActivationI8, Add, AddI8, Arity, Attention, AttentionI8,
+    Attributes, AveragePool, Broadcast, ClassScore, Condition, Conv1d, Conv2d, DepthToSpace,
+    Dequantize, Embed, Function, GlobalAveragePool, GroupNorm, GroupNormI8, Index, Kind, LayerNorm,
+    Linear, Quantize, Scale, Transpose, Upsample, View, WeightType, ZeroInsertion,
 };
 pub use opset::OpSet;
 pub use plan::{GraphHead, Head, Role, SelfTest, Slab};

@@ -37,10 +37,11 @@ pub fn broadcast(x: &[f32], accumulate: bool, y: &mut [f32]) {
 }
 
 /// Puts zeros between the pixels of `[height, width, channels]`: every pixel is
-/// the first of a square of four; `y` is `[2·height, 2·width, channels]`.
-pub fn zero_insertion(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+/// the first of a square of four; `y` is `[2·height, 2·width, channels]`. `zero` is what
+/// means 0.
+pub fn zero_insertion<T: Copy>(x: &[T], width: usize, channels: usize, zero: T, y: &mut [T]) {
     let (row, channels) = ((width * channels).max(1), channels.max(1));
-    y.fill(0.0);
+    y.fill(zero);
     for (x, y) in x.chunks_exact(row).zip(y.chunks_exact_mut(4 * row)) {
         for (x, y) in x.chunks_exact(channels).zip(y.chunks_mut(2 * channels)) {
             for (y, &x) in y.iter_mut().zip(x) {
@@ -106,7 +107,7 @@ mod tests {
         assert_eq!(all, [2.0, 4.0, 2.0, 4.0]);
         // One row of two pixels of two channels.
         let mut square = [9.0; 16];
-        zero_insertion(&x, 2, 2, &mut square);
+        zero_insertion(&x, 2, 2, 0.0, &mut square);
         let row = [1.0, 2.0, 0.0, 0.0, 3.0, 6.0, 0.0, 0.0];
         assert_eq!([&square[..8], &square[8..]], [row, [0.0; 8]]);
         let mut g = [5.0, 5.0, 5.0];
@@ -140,6 +141,6 @@ mod tests {
         global_average_pool(&[], &mut y);
         global_average_pool(&[1.0], &mut []);
         broadcast(&[], true, &mut y);
-        zero_insertion(&[1.0], 0, 0, &mut y);
+        zero_insertion(&[1.0], 0, 0, 0.0, &mut y);
     }
 }

@@ -3,7 +3,7 @@
 
 /// Copies every pixel of `[height, width, channels]` into a square of four:
 /// nearest-neighbour enlargement; `y` is `[2·height, 2·width, channels]`.
-pub fn upsample(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+pub fn upsample<T: Copy>(x: &[T], width: usize, channels: usize, y: &mut [T]) {
     let row = (width * channels).max(1);
     for (x, y) in x.chunks_exact(row).zip(y.chunks_exact_mut(4 * row)) {
         for y in y.chunks_exact_mut(2 * row) {
@@ -42,7 +42,7 @@ pub fn average_pool(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
 /// Four images `[height, width, channels]`, one behind the other, become one of
 /// twice the rows and columns: pixel `(2r + a, 2c + b)` is pixel `(r, c)` of image
 /// `2a + b`.
-pub fn depth_to_space(x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+pub fn depth_to_space<T: Copy>(x: &[T], width: usize, channels: usize, y: &mut [T]) {
     let (row, channels) = ((width * channels).max(1), channels.max(1));
     let mut images = x.chunks_exact((x.len() / 4).max(1));
     for a in 0..2 {

@@ -1,23 +1,38 @@
-//! 1-D convolutions with f32 or f16 weights. A unit is a position of the output.
+//! 1-D convolutions: f32 sequences with f32 or f16 weights, or i8 with int8. A unit is a
+//! position of the output.
 
 use core::ops::Range;
 
 use quell_format::{self as format, OpSet, WeightType};
-use quell_kernels::{Conv1d as Conv1dOperands, Conv1dShape, Epilogue, cast, layout};
+use quell_kernels::{Conv1d as Conv1dOperands, Conv1dI8, Conv1dShape, Epilogue, cast, layout};
 
-use super::{Call, Operands, Operation, Place, Weights, Work, floats, has, part, require, rows};
+use super::int8::{self, Layer, Result8};
+use super::{Call, Known, Operands, Operation, Place, Weights, Work, floats, has, part, require};
 use crate::arena::disjoint;
 use crate::validate::PlanError;
 
 pub(crate) struct Conv1d<'m> {
     shape: Conv1dShape,
     outputs: u32,
-    weights: Weights<'m>,
-    bias: &'m [f32],
     input: Range<usize>,
     output: Range<usize>,
-    window: Range<usize>,
-    finish: Epilogue,
+    workspace: Range<usize>,
+    form: Form<'m>,
+}
+
+enum Form<'m> {
+    Float {
+        weights: Weights<'m>,
+        bias: &'m [f32],
+        finish: Epilogue,
+    },
+    Int8 {
+        layer: Layer<'m>,
+        /// Of x.
+        zero_point: i8,
+        /// Bytes of the workspace that are the window; the rest is the layer's.
+        window: usize,
+    },
 }
 
 impl<'m> Operation<'m> for Conv1d<'m> {
@@ -25,7 +40,6 @@ impl<'m> Operation<'m> for Conv1d<'m> {
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Conv1d = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
-        let (input, output) = (floats(&x)?, floats(y)?);
         let channels = x.channels() as usize;
         let shape = Conv1dShape {
             length: x.pixels() as usize,
@@ -37,31 +51,63 @@ impl<'m> Operation<'m> for Conv1d<'m> {
         };
         require(shape.is_known(), PlanError::Shape)?;
         let outputs = y.channels();
-        let padded = (outputs as usize).checked_next_multiple_of(layout::PANEL);
-        let padded = padded.ok_or(PlanError::Shape)?;
         let window = channels.checked_mul(shape.kernel).ok_or(PlanError::Shape)?;
-        let weights = window.checked_mul(padded).ok_or(PlanError::Shape)?;
-        let bytes = window.checked_mul(size_of::<f32>());
+        let (input, output, bytes, form) = if attributes.weights == WeightType::I8 {
+            let (input, zero_point) = int8::input(op)?;
+            let finish = (attributes.shift, attributes.min);
+            let layer = Layer::of(op, finish, window, outputs as usize)?;
+            let bytes = layout::pad(window, 2);
+            let form = Form::Int8 {
+                layer,
+                zero_point,
+                window: bytes,
+            };
+            let bytes = bytes + layout::scratch_i8(window);
+            (input, int8::output(op)?, Some(bytes), form)
+        } else {
+            let padded = (outputs as usize).checked_next_multiple_of(layout::PANEL);
+            let padded = padded.ok_or(PlanError::Shape)?;
+            let weights = window.checked_mul(padded).ok_or(PlanError::Shape)?;
+            let form = Form::Float {
+                weights: op.weights(0, attributes.weights, weights)?,
+                bias: op.slab(1, padded)?,
+                finish: op.residual(1)?,
+            };
+            let bytes = window.checked_mul(size_of::<f32>());
+            (floats(&x)?, floats(y)?, bytes, form)
+        };
         Ok(Self {
             shape,
             outputs,
-            weights: op.weights(0, attributes.weights, weights)?,
-            bias: op.slab(1, padded)?,
             input,
             output,
-            window: op.workspace(bytes.ok_or(PlanError::Shape)?)?,
-            finish: op.residual(1)?,
+            workspace: op.workspace(bytes.ok_or(PlanError::Shape)?)?,
+            form,
         })
     }
 
+    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+        match &self.form {
+            Form::Float { .. } => Ok(()),
+            Form::Int8 { layer, .. } => layer.prove(),
+        }
+    }
+
     fn needs(&self) -> OpSet {
-        self.weights.needs()
+        match &self.form {
+            Form::Float { weights, .. } => weights.needs(),
+            Form::Int8 { .. } => OpSet::weights(WeightType::I8),
+        }
     }
 
     fn place(&self) -> Place {
-        match self.finish {
-            Epilogue::Store => Place::Apart,
-            Epilogue::Accumulate => Place::Must(1),
+        let accumulates = match &self.form {
+            Form::Float { finish, .. } => *finish == Epilogue::Accumulate,
+            Form::Int8 { layer, .. } => layer.accumulates(),
+        };
+        match accumulates {
+            true => Place::Must(1),
+            false => Place::Apart,
         }
     }
 
@@ -81,37 +127,77 @@ impl<'m> Operation<'m> for Conv1d<'m> {
             padding: self.shape.padding.saturating_sub(start),
             ..self.shape
         };
-        let position = shape.channels * size_of::<f32>();
+        let [x_size, y_size] = match &self.form {
+            Form::Float { .. } => [size_of::<f32>(); 2],
+            Form::Int8 { layer, .. } => [size_of::<i8>(), layer.size()],
+        };
+        let position = shape.channels * x_size;
+        let (from, to) = (units.start as usize, units.end as usize);
         let ranges = [
             part(&self.input, position, skipped, self.shape.length)?,
-            rows(&self.output, self.outputs, &units)?,
-            self.window.clone(),
+            part(&self.output, self.outputs as usize * y_size, from, to)?,
+            self.workspace.clone(),
         ];
-        let [x, y, window] = disjoint(arena, ranges)?;
-        let (x, y) = (cast::numbers(x)?, cast::numbers_mut(y)?);
-        let (window, bias) = (cast::numbers_mut(window)?, self.bias);
-        match self.weights {
-            Weights::F32(weights) if has::<OPS>(OpSet::weights(WeightType::F32)) => {
-                let operands = Conv1dOperands {
-                    shape,
-                    weights,
-                    bias,
-                    x,
-                    window,
-                };
-                call.kernels.conv1d_f32(operands, self.finish, y);
+        let [x, y, workspace] = disjoint(arena, ranges)?;
+        match &self.form {
+            Form::Float {
+                weights,
+                bias,
+                finish,
+            } => {
+                let (x, y) = (cast::numbers(x)?, cast::numbers_mut(y)?);
+                let window = cast::numbers_mut(workspace)?;
+                match *weights {
+                    Weights::F32(weights) if has::<OPS>(OpSet::weights(WeightType::F32)) => {
+                        let operands = Conv1dOperands {
+                            shape,
+                            weights,
+                            bias,
+                            x,
+                            window,
+                        };
+                        call.kernels.conv1d_f32(operands, *finish, y);
+                    }
+                    Weights::F16(weights) if has::<OPS>(OpSet::weights(WeightType::F16)) => {
+                        let operands = Conv1dOperands {
+                            shape,
+                            weights,
+                            bias,
+                            x,
+                            window,
+                        };
+                        call.kernels.conv1d_f16(operands, *finish, y);
+                    }
+                    _ => return None,
+                }
             }
-            Weights::F16(weights) if has::<OPS>(OpSet::weights(WeightType::F16)) => {
-                let operands = Conv1dOperands {
+            Form::Int8 {
+                layer,
+                zero_point,
+                window,
+            } if has::<OPS>(OpSet::weights(WeightType::I8)) => {
+                let (window, scratch) = workspace.split_at_mut_checked(*window)?;
+                let taps = shape.kernel * shape.channels;
+                let operands = Conv1dI8 {
                     shape,
-                    weights,
-                    bias,
-                    x,
-                    window,
+                    weights: layer.weights,
+                    bias: layer.bias,
+                    x: cast::numbers(x)?,
+                    zero_point: *zero_point,
+                    window: cast::numbers_mut(window.get_mut(..taps)?)?,
+                    scratch: cast::numbers_mut(scratch)?,
                 };
-                call.kernels.conv1d_f16(operands, self.finish, y);
+                match layer.result {
+                    Result8::I8(to) => {
+                        call.kernels.conv1d_i8(operands, to, cast::numbers_mut(y)?);
+                    }
+                    Result8::F32(scales, finish) => {
+                        let y = cast::numbers_mut(y)?;
+                        call.kernels.conv1d_i8_f32(operands, scales, finish, y);
+                    }
+                }
             }
-            _ => return None,
+            Form::Int8 { .. } => return None,
         }
         Some(())
     }

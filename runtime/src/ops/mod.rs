@@ -11,13 +11,19 @@
 //! The same code refuses operands that do not fit when a file is opened.
 
 mod activation;
+mod activation_i8;
+mod add_i8;
 mod attention;
+mod attention_i8;
 mod conv1d;
 mod conv2d;
+mod dequantize;
 mod elementwise;
 mod embed;
 mod gradient;
 mod group_norm;
+mod group_norm_i8;
+mod int8;
 mod layer_norm;
 mod linear;
 mod pool;
@@ -37,7 +43,7 @@ use crate::validate::PlanError;
 /// Most inputs of an operator that computes something.
 const INPUTS: usize = 3;
 /// Most slabs of an operator.
-const SLABS: usize = 3;
+const SLABS: usize = 5;
 
 /// What the file says of timesteps and classes, for the graph at hand.
 #[derive(Clone, Copy, Debug)]
@@ -336,6 +342,11 @@ kinds! {
     Broadcast => pool::Broadcast,
     ActivationBackward => gradient::ActivationBackward,
     ClassScore => gradient::ClassScore,
+    Dequantize => dequantize::Dequantize<'m>,
+    GroupNormI8 => group_norm_i8::GroupNormI8<'m>,
+    AttentionI8 => attention_i8::AttentionI8<'m>,
+    AddI8 => add_i8::AddI8<'m>,
+    ActivationI8 => activation_i8::ActivationI8<'m>,
 }
 
 /// Whether the executor for `OPS` has all of `set`.
@@ -367,6 +378,36 @@ pub(crate) fn range(tensor: &Tensor) -> Option<Range<usize>> {
 fn floats(tensor: &Tensor) -> Result<Range<usize>, PlanError> {
     require(tensor.element == Element::F32, PlanError::Type)?;
     range(tensor).ok_or(PlanError::Shape)
+}
+
+/// The bytes of an i8 tensor, and its zero point.
+#[inline]
+fn bytes(tensor: &Tensor) -> Result<(Range<usize>, i8), PlanError> {
+    require(tensor.element == Element::I8, PlanError::Type)?;
+    let zero_point = i8::try_from(tensor.zero_point).map_err(|_| PlanError::Range)?;
+    require(zero_point >= -127, PlanError::Range)?;
+    Ok((range(tensor).ok_or(PlanError::Shape)?, zero_point))
+}
+
+/// The bytes of tensors on one grid, f32 or i8: of an element, the zero point, of each.
+fn images<const N: usize>(
+    tensors: [&Tensor; N],
+) -> Result<(usize, i8, [Range<usize>; N]), PlanError> {
+    let mut ranges = core::array::from_fn(|_| 0..0);
+    let (mut size, mut zero) = (size_of::<f32>(), None);
+    for (place, tensor) in ranges.iter_mut().zip(tensors) {
+        let (range, zero_point) = match tensor.element {
+            Element::F32 => (floats(tensor)?, 0),
+            _ => bytes(tensor)?,
+        };
+        size = tensor.element.size();
+        require(
+            *zero.get_or_insert((size, zero_point)) == (size, zero_point),
+            PlanError::Type,
+        )?;
+        *place = range;
+    }
+    Ok((size, zero.map_or(0, |(_, zero_point)| zero_point), ranges))
 }
 
 /// Elements of a tensor.

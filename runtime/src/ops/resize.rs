@@ -1,11 +1,13 @@
-//! Images enlarged or shrunk by two. A unit is a row of the small image.
+//! Images enlarged or shrunk by two, f32 or i8. A unit is a row of the small image.
+//!
+//! What only moves pixels moves bytes, so that there is one text for both types.
 
 use core::ops::Range;
 
 use quell_format::Tensor;
-use quell_kernels::{cast, gradient, image};
+use quell_kernels::{cast, gradient, image, images_i8};
 
-use super::{Call, Operands, Operation, Work, elements, floats, require, rows};
+use super::{Call, Operands, Operation, Work, elements, images, part, require};
 use crate::arena::disjoint;
 use crate::validate::PlanError;
 
@@ -16,6 +18,10 @@ struct Pair {
     channels: u32,
     /// Numbers of a row of the large image; an odd column may be left out.
     large_width: u32,
+    /// Bytes of an element.
+    size: usize,
+    /// The integer that means 0.
+    zero_point: i8,
     small: Range<usize>,
     large: Range<usize>,
 }
@@ -30,13 +36,16 @@ impl Pair {
         let [large_height, large_width, large_channels] = large.shape;
         let fits = twice(height, large_height) && twice(width, large_width);
         require(fits && channels == large_channels, PlanError::Shape)?;
+        let (size, zero_point, [small, large]) = images([small, large])?;
         Ok(Self {
             height,
             width,
             channels,
             large_width,
-            small: floats(small)?,
-            large: floats(large)?,
+            size,
+            zero_point,
+            small,
+            large,
         })
     }
 
@@ -46,16 +55,19 @@ impl Pair {
         Work::alike(self.height, row)
     }
 
+    /// Bytes of a pixel.
+    fn pixel(&self) -> usize {
+        self.channels as usize * self.size
+    }
+
     /// The same rows of both images.
     fn ranges(&self, units: &Range<u32>) -> Option<(Range<usize>, Range<usize>)> {
-        let twice = units.start.checked_mul(2)?..units.end.checked_mul(2)?;
+        let (from, to) = (units.start as usize, units.end as usize);
+        let small = (self.width as usize).checked_mul(self.pixel())?;
+        let large = (self.large_width as usize).checked_mul(self.pixel())?;
         Some((
-            rows(&self.small, self.width.checked_mul(self.channels)?, units)?,
-            rows(
-                &self.large,
-                self.large_width.checked_mul(self.channels)?,
-                &twice,
-            )?,
+            part(&self.small, small, from, to)?,
+            part(&self.large, large, from.checked_mul(2)?, to.checked_mul(2)?)?,
         ))
     }
 }
@@ -77,8 +89,7 @@ impl<'m> Operation<'m> for Upsample {
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (small, large) = self.0.ranges(&units)?;
         let [x, y] = disjoint(arena, [small, large])?;
-        let (width, channels) = (self.0.width as usize, self.0.channels as usize);
-        image::upsample(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        image::upsample(x, self.0.width as usize, self.0.pixel(), y);
         Some(())
     }
 }
@@ -100,8 +111,9 @@ impl<'m> Operation<'m> for ZeroInsertion {
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let (small, large) = self.0.ranges(&units)?;
         let [x, y] = disjoint(arena, [small, large])?;
-        let (width, channels) = (self.0.width as usize, self.0.channels as usize);
-        gradient::zero_insertion(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        // All bytes of a float's zero are 0, as its zero point is.
+        let zero = self.0.zero_point as u8;
+        gradient::zero_insertion(x, self.0.width as usize, self.0.pixel(), zero, y);
         Some(())
     }
 }
@@ -124,7 +136,11 @@ impl<'m> Operation<'m> for AveragePool {
         let (small, large) = self.0.ranges(&units)?;
         let [x, y] = disjoint(arena, [large, small])?;
         let (width, channels) = (self.0.large_width as usize, self.0.channels as usize);
-        image::average_pool(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        if self.0.size == size_of::<f32>() {
+            image::average_pool(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        } else {
+            images_i8::average_pool(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        }
         Some(())
     }
 }
@@ -132,7 +148,8 @@ impl<'m> Operation<'m> for AveragePool {
 /// Four images, pixel by pixel in one.
 pub(crate) struct DepthToSpace {
     width: u32,
-    channels: u32,
+    /// Bytes of a pixel.
+    pixel: usize,
     elements: u32,
     input: Range<usize>,
     output: Range<usize>,
@@ -147,12 +164,13 @@ impl<'m> Operation<'m> for DepthToSpace {
         let height = four_heights / 4;
         let large = [height.checked_mul(2), width.checked_mul(2), Some(channels)];
         require(large == y.shape.map(Some), PlanError::Shape)?;
+        let (size, _, [input, output]) = images([&x, y])?;
         Ok(Self {
             width,
-            channels,
+            pixel: channels as usize * size,
             elements: elements(y)?,
-            input: floats(&x)?,
-            output: floats(y)?,
+            input,
+            output,
         })
     }
 
@@ -163,8 +181,7 @@ impl<'m> Operation<'m> for DepthToSpace {
     #[inline(never)]
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], _: Range<u32>) -> Option<()> {
         let [x, y] = disjoint(arena, [self.input.clone(), self.output.clone()])?;
-        let (width, channels) = (self.width as usize, self.channels as usize);
-        image::depth_to_space(cast::numbers(x)?, width, channels, cast::numbers_mut(y)?);
+        image::depth_to_space(x, self.width as usize, self.pixel, y);
         Some(())
     }
 }
