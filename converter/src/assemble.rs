@@ -13,6 +13,7 @@ use crate::emit::{self, GraphPlan, Summary};
 use crate::graph::{Graph, ValueId};
 use crate::lower;
 use crate::place::{self, Persistent, Placed};
+use crate::precision::Precision;
 use crate::quantize::QuantParams;
 use crate::schedulers::SolverTable;
 use crate::slabs::Slabs;
@@ -41,6 +42,30 @@ pub struct Other<'c> {
     pub graph: Graph,
     /// Its shapes and classes.
     pub network: &'c Network,
+}
+
+/// Types of weights and activations of the first graph.
+#[derive(Clone, Copy, Debug)]
+pub enum Form<'g> {
+    /// All f32.
+    F32,
+    /// All f32, and every image a value of its own: to see what numbers it takes on.
+    Observed,
+    /// f16 weights.
+    F16,
+    /// int8 where the precision says so, on these grids.
+    Int8(&'g Precision, &'g HashMap<ValueId, QuantParams>),
+}
+
+impl Form<'_> {
+    /// The tier that a file of it states.
+    pub fn tier(&self) -> Tier {
+        match self {
+            Form::F32 | Form::Observed => Tier::F32,
+            Form::F16 => Tier::F16,
+            Form::Int8(..) => Tier::Int8,
+        }
+    }
 }
 
 /// Graphs with their places, before they are bytes.
@@ -86,20 +111,23 @@ impl Layout {
 
 impl Assembled {
     /// Lowers and places every graph of `source`.
-    pub fn of(
-        source: &Source<'_>,
-        tier: Tier,
-        grids: &HashMap<ValueId, QuantParams>,
-    ) -> Result<Self> {
+    pub fn of(source: &Source<'_>, form: Form<'_>) -> Result<Self> {
         let layout = Layout::of(source);
         let mut slabs = Slabs::default();
-        let mut one = |graph: &Graph, network: &Network, tier: Tier| {
+        let mut one = |graph: &Graph, network: &Network, form: Form<'_>| {
+            let (floats, none) = (Precision::floats(graph), HashMap::new());
+            let (precision, grids) = match form {
+                Form::Int8(precision, grids) => (precision, grids),
+                _ => (&floats, &none),
+            };
             let source = lower::Source {
                 graph,
                 shape: shape(network.shape),
                 output_shape: shape(network.output_shape),
-                tier,
+                tier: form.tier(),
+                precision,
                 grids,
+                observed: matches!(form, Form::Observed),
             };
             let program = lower::lower(source, &mut slabs)?;
             let persistent = Persistent {
@@ -111,11 +139,11 @@ impl Assembled {
             };
             place::place(program, persistent)
         };
-        let main = one(source.graph, source.network, tier)?;
+        let main = one(source.graph, source.network, form)?;
         // Calibration runs the first graph alone.
-        let floats = match tier {
-            Tier::F32 => Tier::F32,
-            Tier::F16 | Tier::Int8 => Tier::F16,
+        let floats = match form.tier() {
+            Tier::F32 => Form::F32,
+            Tier::F16 | Tier::Int8 => Form::F16,
         };
         let others = source.others.iter();
         let others = others.map(|other| one(&other.graph, other.network, floats));

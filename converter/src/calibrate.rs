@@ -11,11 +11,11 @@ use anyhow::{Result, ensure};
 use quell::format::{Prediction, Tier};
 use quell::{Guidance, Kernels, Model, Request, Sampler, Session, Values};
 
-use crate::assemble::{Assembled, Source};
+use crate::assemble::{Assembled, Form, Source};
 use crate::graph::{Node, Op, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;
-use crate::quantize::{QuantParams, Range};
+use crate::quantize::Range;
 
 /// Guidance scale of the guided runs; that of most users.
 const GUIDANCE: f32 = 2.0;
@@ -39,13 +39,13 @@ impl Default for Settings {
     }
 }
 
-/// Grids for every input of a linear layer; `progress` is called once a run.
+/// What the elements of every value are seen to be; `progress` is called once a run.
 pub fn calibrate(
     source: &Source<'_>,
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
-) -> Result<HashMap<ValueId, QuantParams>> {
-    let assembled = Assembled::of(source, Tier::F32, &HashMap::new())?;
+) -> Result<HashMap<ValueId, Vec<Range>>> {
+    let assembled = Assembled::of(source, Form::Observed)?;
     let file = ModelFile::from_bytes(&assembled.file(source, Tier::F32, None)?);
     // The reference kernels: the same checkpoint gives the same file everywhere.
     let model = file.model()?.with_kernels(Kernels::scalar());
@@ -80,7 +80,7 @@ pub fn calibrate(
             progress(done, total);
         }
     }
-    Ok(recorder.grids())
+    Ok(recorder.seen)
 }
 
 /// Samplers and their step counts: DDIM's that users take, and all solver tables.
@@ -181,24 +181,6 @@ impl<'g> Recorder<'g> {
                 widen(&mut self.seen, sample, &before);
             }
         }
-    }
-
-    /// A grid for every input of a linear layer.
-    fn grids(&self) -> HashMap<ValueId, QuantParams> {
-        let seen = |value: ValueId| self.seen.get(&value).cloned().unwrap_or_default();
-        let linear = |node: &&Node| matches!(node.op, Op::Linear { .. });
-        let inputs = self.nodes.iter().filter(linear).map(|node| node.inputs[0]);
-        let grid = |value: ValueId| {
-            let ranges = match self.nodes[value].op {
-                Op::Concat => {
-                    let parts = self.nodes[value].inputs.iter();
-                    parts.flat_map(|&part| seen(part)).collect()
-                }
-                _ => seen(value),
-            };
-            (value, QuantParams::covering(&ranges))
-        };
-        inputs.map(grid).collect()
     }
 }
 

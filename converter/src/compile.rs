@@ -1,18 +1,17 @@
 //! A checkpoint becomes a file: fold, calibrate, lower, place, emit.
 
-use std::collections::HashMap;
-
 use anyhow::{Context, Result, ensure};
 use quell::format::{Prediction, Role, SelfTest, Tier};
 use quell::{Kernels, Request};
 
-use crate::assemble::{Assembled, Other, Source};
+use crate::assemble::{Assembled, Form, Other, Source};
 use crate::calibrate::{self, Settings};
 use crate::checkpoint::Checkpoint;
 use crate::fold::{Optimize, fold};
 use crate::graph::{Graph, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;
+use crate::precision::Precision;
 use crate::quantize::QuantParams;
 
 /// A compiled model.
@@ -87,11 +86,18 @@ pub fn compile_for(
         schedule: &checkpoint.schedule,
         tables: &checkpoint.tables,
     };
-    let grids = match tier {
-        Tier::Int8 => calibrate::calibrate(&source, settings, progress)?,
-        Tier::F32 | Tier::F16 => HashMap::new(),
+    let (precision, grids);
+    let form = match tier {
+        Tier::F32 => Form::F32,
+        Tier::F16 => Form::F16,
+        Tier::Int8 => {
+            let seen = calibrate::calibrate(&source, settings, progress)?;
+            precision = Precision::int8(&graph);
+            grids = precision.grids(&graph, &seen);
+            Form::Int8(&precision, &grids)
+        }
     };
-    let assembled = Assembled::of(&source, tier, &grids)?;
+    let assembled = Assembled::of(&source, form)?;
     let mut bytes = assembled.file(&source, tier, None)?;
     // The self-test is a run of DDIM.
     if tier == Tier::Int8 && source.schedule.prediction != Prediction::Flow {

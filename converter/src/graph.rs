@@ -215,6 +215,13 @@ pub struct GroupNorm {
     pub function: Option<Function>,
 }
 
+impl GroupNorm {
+    /// Whether the last input is the vector of a condition.
+    pub fn is_conditioned(&self) -> bool {
+        self.condition != Condition::None
+    }
+}
+
 /// What a vector does to the image that it conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {

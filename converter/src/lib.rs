@@ -21,6 +21,7 @@ pub mod memory;
 pub mod model_file;
 pub mod output;
 pub mod place;
+pub mod precision;
 pub mod program;
 pub mod quantize;
 pub mod reference;

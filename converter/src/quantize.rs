@@ -6,18 +6,20 @@
 //! weights take it back. Weights, of which all are known, get the scale with the
 //! least squared error per row.
 
+use quell::format::Function;
 use quell_kernels::layout;
 
 use crate::graph::Matrix;
+use crate::reference;
 
 /// Smallest and largest number that an activation takes on.
 pub type Range = (f32, f32);
 
-/// How a vector of activations is represented:
-/// `real[i] = scales[i]·(q[i] - zero_point)`.
+/// How activations are represented: `real[i] = scales[i mod n]·(q[i] - zero_point)`, n
+/// elements of a vector or channels of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantParams {
-    /// Size of a quantization step, per element.
+    /// Size of a quantization step, per element or channel.
     pub scales: Vec<f32>,
     /// The integer that means 0.
     pub zero_point: i8,
@@ -57,14 +59,66 @@ impl QuantParams {
         }
     }
 
+    /// The grid of 255 points around 0 that covers the range of each element.
+    pub fn symmetric(ranges: &[Range]) -> Self {
+        let even = ranges.iter().map(|&(low, high)| {
+            let size = high.max(-low).max(0.0);
+            (-size, size)
+        });
+        let grid = Self::covering(&even.collect::<Vec<_>>());
+        Self {
+            zero_point: 0,
+            ..grid
+        }
+    }
+
+    /// Grids of queries and keys around 0: in every head, the product of a channel's two
+    /// scales is the same, so that a sum of products over its channels has one scale.
+    pub fn pair(queries: &[Range], keys: &[Range], heads: usize) -> [Self; 2] {
+        let sizes = |ranges: &[Range]| -> Vec<f32> {
+            let size = |&(low, high): &Range| high.max(-low).max(1e-6) / 127.0;
+            ranges.iter().map(size).collect()
+        };
+        let mut scales = [sizes(queries), sizes(keys)];
+        let width = (queries.len() / heads).max(1);
+        let [queries, keys] = &mut scales;
+        for (queries, keys) in queries.chunks_mut(width).zip(keys.chunks_mut(width)) {
+            let products = queries.iter().zip(&*keys).map(|(q, k)| q * k);
+            let product = products.fold(0.0, f32::max);
+            for (q, k) in queries.iter_mut().zip(keys) {
+                let wider = (product / (*q * *k)).sqrt();
+                *q *= wider;
+                *k = product / *q;
+            }
+        }
+        scales.map(|scales| Self {
+            scales,
+            zero_point: 0,
+        })
+    }
+
     /// What the runtime multiplies with.
     pub fn inverse_scales(&self) -> Vec<f32> {
         self.scales.iter().map(|scale| 1.0 / scale).collect()
     }
 
+    /// The grid of a window whose every channel has `taps` inputs, channel by channel.
+    pub fn each_repeated(&self, taps: usize) -> Self {
+        let scales = self.scales.iter();
+        Self {
+            scales: scales.flat_map(|&s| std::iter::repeat_n(s, taps)).collect(),
+            zero_point: self.zero_point,
+        }
+    }
+
     /// The real number that integer `q` of element `i` stands for.
     pub fn dequantize(&self, i: usize, q: i8) -> f32 {
-        self.scales[i] * (f32::from(q) - f32::from(self.zero_point))
+        self.scale(i) * (f32::from(q) - f32::from(self.zero_point))
+    }
+
+    /// The scale of element `i`: that of its channel, where channels are last.
+    pub fn scale(&self, i: usize) -> f32 {
+        self.scales[i % self.scales.len()]
     }
 }
 
@@ -80,15 +134,22 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Quantizes a layer per output channel for inputs on the grid `input`.
-    pub fn quantize(weight: &Matrix, bias: &[f32], input: &QuantParams) -> Self {
+    /// Quantizes a layer per output channel for inputs on the grid `input`; `pack` lays
+    /// out `[outputs, inputs]` integers.
+    pub fn quantize(
+        weight: &Matrix,
+        bias: &[f32],
+        input: &QuantParams,
+        pack: impl FnOnce(&[i8]) -> Vec<u8>,
+    ) -> Self {
         let rows = layout::pad(weight.rows, layout::ROWS);
         let mut integers = Vec::with_capacity(weight.data.len());
         let mut biases = vec![0; rows];
         let mut scales = vec![0.0; rows];
         for (o, (row, &b)) in weight.rows().zip(bias).enumerate() {
             // In units of the inputs' integers.
-            let row: Vec<f32> = row.iter().zip(&input.scales).map(|(w, s)| w * s).collect();
+            let row = row.iter().enumerate().map(|(k, w)| w * input.scale(k));
+            let row: Vec<f32> = row.collect();
             // A bias far larger than its row would not fit an accumulator.
             let scale = row_scale(&row).max(b.abs() / (1 << 24) as f32);
             let start = integers.len();
@@ -99,13 +160,18 @@ impl Weights {
             biases[o] = (b - sum * i64::from(input.zero_point)) as i32;
             scales[o] = scale;
         }
-        let mut packed = vec![0; layout::i8_len(weight.rows, weight.columns)];
-        layout::pack_i8(&integers, weight.rows, weight.columns, &mut packed);
         Self {
-            packed,
+            packed: pack(&integers),
             bias: biases,
             scales,
         }
+    }
+
+    /// `[outputs, inputs]` integers in row blocks.
+    pub fn pack(integers: &[i8], outputs: usize, inputs: usize) -> Vec<u8> {
+        let mut packed = vec![0; layout::i8_len(outputs, inputs)];
+        layout::pack_i8(integers, outputs, inputs, &mut packed);
+        packed
     }
 
     /// Multipliers and shift that take accumulators to the grid `output`, by the
@@ -123,6 +189,56 @@ impl Weights {
         let multiplier = |ratio: &f64| (ratio * unit).round().min(2_147_483_647.0) as i32;
         (ratios.iter().map(multiplier).collect(), shift)
     }
+}
+
+/// An activation function as the runtime's curve: straight between 65 points.
+#[derive(Clone, Debug)]
+pub struct Curve {
+    /// Where it begins.
+    pub low: f32,
+    /// Steps, 4,096 in all, to a unit.
+    pub steps: f32,
+    /// Values at the points.
+    pub points: Vec<i16>,
+    /// For each channel, 2¹⁵ times the ratio of a unit of the points to one of its grid.
+    pub multipliers: Vec<i16>,
+}
+
+/// Largest magnitude of a curve's points: some 30 times as fine as int8, and far enough
+/// below 2¹⁵ that channels may differ as much as [`SMOOTHING`] lets them.
+const AMPLITUDE: f64 = 8191.0;
+
+impl Curve {
+    /// `function` over what makes values on the grid `output`, of which `largest` is the
+    /// largest.
+    pub fn of(function: Function, output: &QuantParams, largest: f64) -> Self {
+        let f = |x: f64| reference::apply(function, x);
+        let finest = output.scales.iter().copied().fold(f32::MAX, f32::min);
+        // Where the function is flat enough to end.
+        let near = |x: f64, end: f64| (f(x) - f(end)).abs() < 0.1 * f64::from(finest);
+        let walk = |step: f64, done: &dyn Fn(f64) -> bool| {
+            let places = (1..).map(|i| f64::from(i) * step);
+            places.take(4096).find(|&x| done(x)).unwrap_or(step)
+        };
+        let low = walk(-0.25, &|x| near(x, -40.0));
+        let high = walk(0.25, &|x| f(x) >= largest || near(x, 40.0) && f(40.0) < 2.0);
+        let width = (high - low) / 64.0;
+        let values: Vec<f64> = (0..65).map(|i| f(low + f64::from(i) * width)).collect();
+        let most = values.iter().fold(1e-12, |most: f64, v| most.max(v.abs()));
+        let unit = AMPLITUDE / most;
+        let multiplier = |scale: &f32| round_i16(32768.0 / (unit * f64::from(*scale)));
+        Self {
+            low: low as f32,
+            steps: (64.0 / width) as f32,
+            points: values.iter().map(|v| round_i16(v * unit)).collect(),
+            multipliers: output.scales.iter().map(multiplier).collect(),
+        }
+    }
+}
+
+/// Rounded half to even, within ±32767.
+pub fn round_i16(x: f64) -> i16 {
+    x.round_ties_even().clamp(-32767.0, 32767.0) as i16
 }
 
 fn to_i8(w: f32, scale: f32) -> i8 {
@@ -182,7 +298,8 @@ mod tests {
             scales: vec![0.01, 0.02, 0.01, 0.005, 0.01],
             zero_point: 20,
         };
-        let q = Weights::quantize(&weight, &bias, &input);
+        let pack = |integers: &[i8]| Weights::pack(integers, 3, 5);
+        let q = Weights::quantize(&weight, &bias, &input, pack);
         let x: Vec<i8> = vec![30, -7, 0, 127, -127];
         let mut y = [0.0; 3];
         let operands = quell_kernels::LinearI8 {

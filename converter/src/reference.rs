@@ -131,7 +131,8 @@ pub fn operation(op: &Op, inputs: &[&[f64]]) -> Vec<f64> {
     }
 }
 
-fn apply(function: Function, x: f64) -> f64 {
+/// An activation function.
+pub fn apply(function: Function, x: f64) -> f64 {
     match function {
         Function::Relu => x.max(0.0),
         Function::Silu => x / (1.0 + (-x).exp()),

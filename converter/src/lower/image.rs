@@ -1,7 +1,7 @@
 //! Operators on channels-last images and sequences.
 
 use anyhow::{Result, ensure};
-use quell::format::{self, Attributes, Tier};
+use quell::format::{self, Attributes};
 use quell_kernels::layout;
 
 use super::{Draft, Lowering};
@@ -11,7 +11,7 @@ use crate::slabs::weight_type;
 
 impl Lowering<'_> {
     pub(super) fn conv2d(&mut self, i: ValueId, op: &Conv2d) -> Result<()> {
-        let name = self.float_only(i)?;
+        let name = self.graph.nodes[i].name.clone();
         let (inputs, outputs) = (op.input.channels, op.output.channels);
         let taps = op.kernel * op.kernel;
         let mut packed = vec![0.0; layout::panels_len(outputs, taps * inputs)];
@@ -24,6 +24,7 @@ impl Lowering<'_> {
             stride: u8::try_from(op.stride)?,
             pad_top: u8::try_from(op.padding[0])?,
             pad_left: u8::try_from(op.padding[1])?,
+            ..format::Conv2d::default()
         };
         let input = self.input_as(i, 0, shape(op.input))?;
         let draft = Draft::new(&name, &operator, vec![input]).with_slabs([weights, bias]);
@@ -31,7 +32,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn conv1d(&mut self, i: ValueId, op: &Conv1d) -> Result<()> {
-        let name = self.float_only(i)?;
+        let name = self.graph.nodes[i].name.clone();
         let (outputs, taps) = (op.bias.len(), op.kernel);
         let mut packed = vec![0.0; layout::panels_len(outputs, taps * op.channels)];
         layout::pack_conv(&op.weight, outputs, op.channels, taps, &mut packed);
@@ -42,6 +43,7 @@ impl Lowering<'_> {
             kernel: u8::try_from(op.kernel)?,
             stride: u8::try_from(op.stride)?,
             padding: u8::try_from(op.padding)?,
+            ..format::Conv1d::default()
         };
         let input = self.input_as(i, 0, [1, op.length, op.channels])?;
         let draft = Draft::new(&name, &operator, vec![input])
@@ -53,16 +55,6 @@ impl Lowering<'_> {
             channels: outputs,
         };
         self.emit_image(i, draft, output)
-    }
-
-    /// The name of a node that has no int8 form.
-    fn float_only(&self, i: ValueId) -> Result<String> {
-        let name = &self.graph.nodes[i].name;
-        ensure!(
-            self.tier != Tier::Int8,
-            "{name}: convolutions have no int8 tier yet; use --weights f16 or f32"
-        );
-        Ok(name.clone())
     }
 
     /// Emits an operator whose output is an image; what it is added to is seen so too.
@@ -183,26 +175,32 @@ impl Lowering<'_> {
         operator: &A,
         factor: usize,
     ) -> Result<()> {
-        let input = self.input_as(i, 0, shape(size))?;
-        let name = &self.graph.nodes[i].name;
-        let draft = Draft::new(name, operator, vec![input]);
         let large = Image {
             height: size.height * factor,
             width: size.width * factor,
             ..size
         };
+        if self.precision.int8[i] {
+            return self.move_i8(i, size, large, operator);
+        }
+        let input = self.input_as(i, 0, shape(size))?;
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, operator, vec![input]);
         self.emit_image(i, draft, large)
     }
 
     pub(super) fn average_pool(&mut self, i: ValueId, size: Image) -> Result<()> {
-        let input = self.input_as(i, 0, shape(size))?;
-        let name = &self.graph.nodes[i].name;
-        let draft = Draft::new(name, &format::AveragePool {}, vec![input]);
         let small = Image {
             height: size.height / 2,
             width: size.width / 2,
             ..size
         };
+        if self.precision.int8[i] {
+            return self.move_i8(i, size, small, &format::AveragePool {});
+        }
+        let input = self.input_as(i, 0, shape(size))?;
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, &format::AveragePool {}, vec![input]);
         self.emit_image(i, draft, small)
     }
 
@@ -212,14 +210,17 @@ impl Lowering<'_> {
             height: 4 * size.height,
             ..size
         };
-        let input = self.input_as(i, 0, shape(four))?;
-        let name = &self.graph.nodes[i].name;
-        let draft = Draft::new(name, &format::DepthToSpace {}, vec![input]);
         let large = Image {
             height: 2 * size.height,
             width: 2 * size.width,
             ..size
         };
+        if self.precision.int8[i] {
+            return self.move_i8(i, four, large, &format::DepthToSpace {});
+        }
+        let input = self.input_as(i, 0, shape(four))?;
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, &format::DepthToSpace {}, vec![input]);
         self.emit_image(i, draft, large)
     }
 

@@ -1,12 +1,13 @@
 //! Linear layers, in floats and in int8.
 
 use anyhow::{Result, bail};
-use quell::format::{self, Element, Function, WeightType};
+use quell::format::{self, Function, WeightType};
 use quell_kernels::layout;
 
+use super::int8::int8;
 use super::{Draft, Lowering};
 use crate::graph::{Matrix, Op, ValueId};
-use crate::program::{Tensor, TensorId};
+use crate::program::TensorId;
 use crate::quantize::{QuantParams, Weights};
 use crate::slabs::weight_type;
 
@@ -31,7 +32,9 @@ impl Lowering<'_> {
     pub(super) fn linear_i8(&mut self, i: ValueId, weight: &Matrix, bias: &[f32]) -> Result<()> {
         let source = self.graph.nodes[i].inputs[0];
         let (input, grid) = self.quantized(source)?;
-        let quantized = Weights::quantize(weight, bias, &grid);
+        let quantized = Weights::quantize(weight, bias, &grid, |integers| {
+            Weights::pack(integers, weight.rows, weight.columns)
+        });
         let weights = self.slabs.push(&quantized.packed)?;
         let bias = self.slabs.push(&quantized.bias)?;
         let mut operator = format::Linear {
@@ -56,7 +59,7 @@ impl Lowering<'_> {
         let draft = Draft::new(&name, &operator, vec![input])
             .with_slabs([weights, bias, multipliers])
             .with_workspace(workspace);
-        let tensor = self.int8(weight.rows, &grid)?;
+        let tensor = int8([1, 1, weight.rows], &grid);
         self.emit(value, draft, tensor, Some(grid));
         Ok(())
     }
@@ -83,38 +86,31 @@ impl Lowering<'_> {
     }
 
     /// The int8 form of a value; made once, where it is first needed.
-    fn quantized(&mut self, value: ValueId) -> Result<(TensorId, QuantParams)> {
+    pub(super) fn quantized(&mut self, value: ValueId) -> Result<(TensorId, QuantParams)> {
         let grid = self.grid(value)?;
         if let Some(&tensor) = self.bytes.get(&value) {
             return Ok((tensor, grid));
         }
-        let len = self.graph.nodes[value].len;
-        let input = self.shaped(value, [1, 1, len])?;
+        let (len, scales) = (self.graph.nodes[value].len, grid.scales.len());
+        let input = self.floating(value)?;
+        let mut shape = self.program.tensors[input].shape;
+        if shape[2] != scales {
+            shape = [1, len / scales, scales];
+        }
+        let input = self.shaped(value, shape)?;
         let inverse_scales = self.slabs.push(&grid.inverse_scales())?;
         let name = self.graph.nodes[value].name.clone();
         let draft = Draft::new(&name, &format::Quantize {}, vec![input]);
-        let tensor = self.int8(len, &grid)?;
         self.emit(
             value,
             draft.with_slabs([inverse_scales]),
-            tensor,
+            int8(shape, &grid),
             Some(grid.clone()),
         );
         Ok((self.bytes[&value], grid))
     }
 
-    /// An int8 vector on a grid.
-    fn int8(&self, len: usize, grid: &QuantParams) -> Result<Tensor> {
-        Ok(Tensor {
-            element: Element::I8,
-            shape: [1, 1, len],
-            zero_point: grid.zero_point.into(),
-            // Its scales are folded into what reads it.
-            scales: format::Slab::default(),
-        })
-    }
-
-    fn grid(&self, value: ValueId) -> Result<QuantParams> {
+    pub(super) fn grid(&self, value: ValueId) -> Result<QuantParams> {
         match self.grids.get(&value) {
             Some(grid) => Ok(grid.clone()),
             None => bail!("{}: was not calibrated", self.graph.nodes[value].name),

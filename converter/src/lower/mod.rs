@@ -6,6 +6,7 @@
 
 mod gradient;
 mod image;
+mod int8;
 mod linear;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use anyhow::{Result, bail, ensure};
 use quell::format::{self, Attributes, Index, Kind, Slab, Tier};
 
 use crate::graph::{Graph, Matrix, Node, Op, ValueId};
+use crate::precision::Precision;
 use crate::program::{Instruction, Place, Program, Tensor, TensorId, attributes};
 use crate::quantize::QuantParams;
 use crate::slabs::{Slabs, weight_type};
@@ -29,8 +31,12 @@ pub struct Source<'g> {
     pub output_shape: [usize; 3],
     /// Type of weights and activations.
     pub tier: Tier,
-    /// In the int8 tier, a grid for every input of a linear layer.
+    /// Which values are int8.
+    pub precision: &'g Precision,
+    /// In the int8 tier, a grid for every value with an int8 form.
     pub grids: &'g HashMap<ValueId, QuantParams>,
+    /// Whether every image is to be a value of its own, so that its range can be seen.
+    pub observed: bool,
 }
 
 /// Lowers a graph; its weights are appended to `slabs`.
@@ -39,9 +45,10 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
     let mut lowering = Lowering {
         graph,
         tier: source.tier,
+        precision: source.precision,
         grids: source.grids,
         users: graph.users(),
-        fused: fused_sums(graph),
+        fused: fused_sums(graph, source.observed || source.tier == Tier::Int8),
         floats: HashMap::new(),
         bytes: HashMap::new(),
         program: Program::default(),
@@ -57,6 +64,9 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
             lowering.node(i)?;
         }
     }
+    if !lowering.floats.contains_key(&graph.output()) {
+        lowering.dequantize(graph.output())?;
+    }
     let output = lowering.shaped(graph.output(), source.output_shape)?;
     lowering.program.output = match output < lowering.program.inputs {
         true => bail!("the network's output is its input"),
@@ -69,8 +79,9 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
 /// added to, and the sum.
 ///
 /// The layer must have no other reader, and nobody may read the old value after the
-/// layer has run: an addition is cheaper than a copy.
-fn fused_sums(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
+/// layer has run: an addition is cheaper than a copy. Where images stay `apart`,
+/// convolutions add nothing: an int8 sum has a grid of its own.
+fn fused_sums(graph: &Graph, apart: bool) -> HashMap<ValueId, (ValueId, ValueId)> {
     let users = graph.users();
     let mut fused = HashMap::new();
     for (sum, node) in graph.nodes.iter().enumerate() {
@@ -78,16 +89,15 @@ fn fused_sums(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
             continue;
         };
         let (old, layer) = (*a.min(b), *a.max(b));
-        let can_add = matches!(
-            graph.nodes[layer].op,
+        let can_add = match graph.nodes[layer].op {
+            Op::Conv2d(_) | Op::Conv1d(_) => !apart,
             Op::Linear { .. }
-                | Op::Time(_)
-                | Op::Class(_)
-                | Op::Conv2d(_)
-                | Op::Conv1d(_)
-                | Op::Scale { .. }
-                | Op::Broadcast { .. }
-        );
+            | Op::Time(_)
+            | Op::Class(_)
+            | Op::Scale { .. }
+            | Op::Broadcast { .. } => true,
+            _ => false,
+        };
         let only_reader = users[layer] == [sum];
         let old_is_free = users[old].iter().all(|&user| user == sum || user < layer);
         let given = matches!(graph.nodes[old].op, Op::Sample | Op::Context | Op::Concat);
@@ -101,6 +111,7 @@ fn fused_sums(graph: &Graph) -> HashMap<ValueId, (ValueId, ValueId)> {
 struct Lowering<'g> {
     graph: &'g Graph,
     tier: Tier,
+    precision: &'g Precision,
     grids: &'g HashMap<ValueId, QuantParams>,
     users: Vec<Vec<ValueId>>,
     fused: HashMap<ValueId, (ValueId, ValueId)>,
@@ -172,9 +183,15 @@ impl Lowering<'_> {
     }
 
     fn node(&mut self, i: ValueId) -> Result<()> {
-        let node = &self.graph.nodes[i];
+        let graph = self.graph;
+        let node = &graph.nodes[i];
+        let int8 = self.precision.int8[i];
+        if self.tier == Tier::Int8 && !int8 {
+            self.floats_for(i)?;
+        }
         match &node.op {
             Op::Sample | Op::Context => Ok(()),
+            Op::Concat if int8 => self.concat_i8(i),
             Op::Concat => self.concat(i),
             Op::Time(table) => self.embed(i, Index::Timestep, table),
             Op::Class(table) => self.embed(i, Index::Class, table),
@@ -192,16 +209,26 @@ impl Lowering<'_> {
             }
             // Clamped by the layer before.
             Op::Function(_) if self.bytes.contains_key(&i) => Ok(()),
+            Op::Function(function) if int8 => self.activation_i8(i, *function),
             Op::Function(function) => {
                 let function = *function;
                 self.same_shape(i, &format::Activation { function }, Place::May(0))
             }
             // Added by the layer before.
             Op::Add if self.floats.contains_key(&i) => Ok(()),
+            Op::Add if int8 => self.add_i8(i),
             Op::Add => self.add(i),
+            Op::Conv2d(op) if self.tier == Tier::Int8 => self.conv2d_i8(i, op),
+            Op::Conv1d(op) if self.tier == Tier::Int8 => self.conv1d_i8(i, op),
+            Op::GroupNorm(op) if int8 => self.group_norm_i8(i, op),
             Op::Conv2d(op) => self.conv2d(i, op),
             Op::Conv1d(op) => self.conv1d(i, op),
             Op::GroupNorm(op) => self.group_norm(i, op),
+            Op::Attention {
+                tokens,
+                key_tokens,
+                heads,
+            } if int8 => self.attention_i8(i, [*tokens, *key_tokens], *heads),
             Op::Attention {
                 tokens,
                 key_tokens,
@@ -218,6 +245,20 @@ impl Lowering<'_> {
             Op::ActivationBackward(function) => self.function_gradient(i, *function),
             Op::ClassScore => self.same_shape(i, &format::ClassScore {}, Place::Apart),
         }
+    }
+
+    /// Makes the f32 forms that an f32 operator reads: layers read int8, or what is f32.
+    fn floats_for(&mut self, i: ValueId) -> Result<()> {
+        let node = &self.graph.nodes[i];
+        if matches!(node.op, Op::Conv2d(_) | Op::Conv1d(_) | Op::Linear { .. }) {
+            return Ok(());
+        }
+        for &input in &self.graph.nodes[i].inputs {
+            if !self.floats.contains_key(&input) {
+                self.dequantize(input)?;
+            }
+        }
+        Ok(())
     }
 
     fn embed(&mut self, i: ValueId, index: Index, table: &Matrix) -> Result<()> {
@@ -310,11 +351,17 @@ impl Lowering<'_> {
         self.shaped(self.graph.nodes[i].inputs[input], shape)
     }
 
+    /// The f32 tensor of a value.
+    fn floating(&self, value: ValueId) -> Result<TensorId> {
+        match self.floats.get(&value) {
+            Some(&tensor) => Ok(tensor),
+            None => bail!("{}: is not a float", self.graph.nodes[value].name),
+        }
+    }
+
     fn shaped(&mut self, value: ValueId, shape: [usize; 3]) -> Result<TensorId> {
         let node = &self.graph.nodes[value];
-        let Some(&tensor) = self.floats.get(&value) else {
-            bail!("{}: is not a float", node.name);
-        };
+        let tensor = self.floating(value)?;
         if self.program.tensors[tensor].shape == shape {
             return Ok(tensor);
         }
