@@ -3,18 +3,16 @@
 //! Owns what outlives a call of a graph: where sample, context and solver slots lie.
 //! Knows nothing of calibration: integer grids are given.
 
-use std::collections::HashMap;
-
 use anyhow::{Context, Result};
 use quell::format::{self, ARENA_ALIGN, Head, Role, Schedule, SelfTest, Tier};
 
 use crate::checkpoint::{Network, NoiseSchedule};
 use crate::emit::{self, GraphPlan, Summary};
-use crate::graph::{Graph, ValueId};
+use crate::graph::Graph;
 use crate::lower;
 use crate::place::{self, Persistent, Placed};
 use crate::precision::Precision;
-use crate::quantize::QuantParams;
+use crate::quantize::Calibration;
 use crate::schedulers::SolverTable;
 use crate::slabs::Slabs;
 
@@ -54,7 +52,7 @@ pub enum Form<'g> {
     /// f16 weights.
     F16,
     /// int8 where the precision says so, on these grids.
-    Int8(&'g Precision, &'g HashMap<ValueId, QuantParams>),
+    Int8(&'g Precision, &'g Calibration),
 }
 
 impl Form<'_> {
@@ -115,10 +113,10 @@ impl Assembled {
         let layout = Layout::of(source);
         let mut slabs = Slabs::default();
         let mut one = |graph: &Graph, network: &Network, form: Form<'_>| {
-            let (floats, none) = (Precision::floats(graph), HashMap::new());
-            let (precision, grids) = match form {
-                Form::Int8(precision, grids) => (precision, grids),
-                _ => (&floats, &none),
+            let (floats, nothing) = (Precision::floats(graph), Calibration::default());
+            let (precision, calibration) = match form {
+                Form::Int8(precision, calibration) => (precision, calibration),
+                _ => (&floats, &nothing),
             };
             let source = lower::Source {
                 graph,
@@ -126,7 +124,7 @@ impl Assembled {
                 output_shape: shape(network.output_shape),
                 tier: form.tier(),
                 precision,
-                grids,
+                calibration,
                 observed: matches!(form, Form::Observed),
             };
             let program = lower::lower(source, &mut slabs)?;

@@ -12,10 +12,11 @@ use quell::format::{Prediction, Tier};
 use quell::{Guidance, Kernels, Model, Request, Sampler, Session, Values};
 
 use crate::assemble::{Assembled, Form, Source};
-use crate::graph::{Node, Op, ValueId};
+use crate::graph::{Conv1d, Conv2d, Node, Op, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;
-use crate::quantize::Range;
+use crate::quantize::Seen;
+use crate::rounding::Windows;
 
 /// Guidance scale of the guided runs; that of most users.
 const GUIDANCE: f32 = 2.0;
@@ -39,12 +40,21 @@ impl Default for Settings {
     }
 }
 
-/// What the elements of every value are seen to be; `progress` is called once a run.
+/// What was seen of a network at work.
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// What the elements of every value are.
+    pub seen: HashMap<ValueId, Vec<Seen>>,
+    /// For convolutions, what some of their windows see.
+    pub windows: HashMap<ValueId, Windows>,
+}
+
+/// Watches the runs of `settings`; `progress` is called once a run.
 pub fn calibrate(
     source: &Source<'_>,
     settings: &Settings,
     progress: &dyn Fn(u64, u64),
-) -> Result<HashMap<ValueId, Vec<Range>>> {
+) -> Result<Observed> {
     let assembled = Assembled::of(source, Form::Observed)?;
     let file = ModelFile::from_bytes(&assembled.file(source, Tier::F32, None)?);
     // The reference kernels: the same checkpoint gives the same file everywhere.
@@ -52,7 +62,6 @@ pub fn calibrate(
     let mut arena = HostArena::new(&model);
     let mut session = model.session(arena.bytes_mut())?;
 
-    let mut recorder = Recorder::new(source, &assembled.main);
     let conditions = Condition::all(&model);
     let samplers = samplers(source, settings);
     ensure!(
@@ -62,6 +71,8 @@ pub fn calibrate(
     // Every combination at least once.
     let runs = settings.runs.max(conditions.len() as u32);
     let total = u64::from(runs) * samplers.len() as u64;
+    let steps: u32 = samplers.iter().map(|(_, steps)| steps).sum();
+    let mut recorder = Recorder::new(source, &assembled.main, (runs * steps) as usize);
     let mut done = 0;
     for run in 0..runs {
         let condition = &conditions[run as usize % conditions.len()];
@@ -80,7 +91,7 @@ pub fn calibrate(
             progress(done, total);
         }
     }
-    Ok(recorder.seen)
+    Ok(recorder.observed)
 }
 
 /// Samplers and their step counts: DDIM's that users take, and all solver tables.
@@ -143,21 +154,32 @@ struct Recorder<'g> {
     nodes: &'g [Node],
     /// Value left by each operation.
     left: Vec<ValueId>,
-    /// Ranges of the elements of every value.
-    seen: HashMap<ValueId, Vec<Range>>,
+    /// Convolutions that read a value.
+    readers: HashMap<ValueId, Vec<ValueId>>,
+    /// Calls in all, about: so many windows of each layer are kept.
+    calls: usize,
+    /// Windows looked at so far: they are taken all over the images, the same each time.
+    looks: u64,
+    observed: Observed,
 }
 
 impl<'g> Recorder<'g> {
-    fn new(source: &'g Source<'g>, placed: &Placed) -> Self {
+    fn new(source: &'g Source<'g>, placed: &Placed, calls: usize) -> Self {
+        let nodes = &source.graph.nodes;
+        let mut readers: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
+        for (i, node) in nodes.iter().enumerate() {
+            if matches!(node.op, Op::Conv2d(_) | Op::Conv1d(_)) {
+                readers.entry(node.inputs[0]).or_default().push(i);
+            }
+        }
+        let instructions = placed.program.instructions.iter();
         Self {
-            nodes: &source.graph.nodes,
-            left: placed
-                .program
-                .instructions
-                .iter()
-                .map(|instruction| instruction.value.0)
-                .collect(),
-            seen: HashMap::new(),
+            nodes,
+            left: instructions.map(|i| i.value.0).collect(),
+            readers,
+            calls,
+            looks: 0,
+            observed: Observed::default(),
         }
     }
 
@@ -170,7 +192,7 @@ impl<'g> Recorder<'g> {
             let step = generation.step_with(|_, values| {
                 if let Values::F32(values) = values {
                     // A guided step calls the network twice.
-                    widen(&mut self.seen, self.left[op % self.left.len()], values);
+                    self.see(self.left[op % self.left.len()], values);
                 }
                 op += 1;
             });
@@ -178,16 +200,82 @@ impl<'g> Recorder<'g> {
                 return Ok(());
             }
             if let Some(sample) = sample {
-                widen(&mut self.seen, sample, &before);
+                self.see(sample, &before);
+            }
+        }
+    }
+
+    fn see(&mut self, value: ValueId, values: &[f32]) {
+        widen(&mut self.observed.seen, value, values);
+        for &layer in self.readers.get(&value).into_iter().flatten() {
+            let node = &self.nodes[layer];
+            let (inputs, windows) = match &node.op {
+                Op::Conv2d(op) => (
+                    op.kernel * op.kernel * op.input.channels,
+                    op.output.pixels(),
+                ),
+                Op::Conv1d(op) => (op.kernel * op.channels, op.out_length),
+                _ => continue,
+            };
+            let kept = self
+                .observed
+                .windows
+                .entry(layer)
+                .or_insert_with(|| Windows {
+                    inputs,
+                    data: Vec::new(),
+                });
+            for _ in 0..(WINDOWS * inputs).div_ceil(self.calls) {
+                self.looks += 1;
+                let hash = self.looks.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+                let at = (hash % windows as u64) as usize;
+                match &node.op {
+                    Op::Conv2d(op) => window2d(op, values, at, &mut kept.data),
+                    Op::Conv1d(op) => window1d(op, values, at, &mut kept.data),
+                    _ => {}
+                }
             }
         }
     }
 }
 
-fn widen(seen: &mut HashMap<ValueId, Vec<Range>>, value: ValueId, values: &[f32]) {
-    let nothing = || vec![(f32::INFINITY, f32::NEG_INFINITY); values.len()];
-    let ranges = seen.entry(value).or_insert_with(nothing);
-    for (range, &x) in ranges.iter_mut().zip(values) {
-        *range = (range.0.min(x), range.1.max(x));
+/// Windows that are kept for each input of a layer: enough to tell what inputs have in
+/// common.
+const WINDOWS: usize = 6;
+
+/// Appends what window `at` sees, `[channels, taps]`.
+fn window2d(op: &Conv2d, x: &[f32], at: usize, data: &mut Vec<f32>) {
+    let (row, column) = (at / op.output.width, at % op.output.width);
+    for channel in 0..op.input.channels {
+        for tap in 0..op.kernel * op.kernel {
+            let row = (row * op.stride + tap / op.kernel).checked_sub(op.padding[0]);
+            let column = (column * op.stride + tap % op.kernel).checked_sub(op.padding[1]);
+            let inside = row.zip(column);
+            let inside = inside.filter(|&(r, c)| r < op.input.height && c < op.input.width);
+            data.push(inside.map_or(0.0, |(r, c)| {
+                x[(r * op.input.width + c) * op.input.channels + channel]
+            }));
+        }
+    }
+}
+
+/// Appends what window `at` sees, `[taps, channels]`.
+fn window1d(op: &Conv1d, x: &[f32], at: usize, data: &mut Vec<f32>) {
+    for tap in 0..op.kernel {
+        let position = (at * op.stride + tap).checked_sub(op.padding);
+        let seen = position.and_then(|p| x.get(p * op.channels..(p + 1) * op.channels));
+        match seen {
+            Some(seen) => data.extend(seen),
+            None => data.extend(std::iter::repeat_n(0.0, op.channels)),
+        }
+    }
+}
+
+fn widen(seen: &mut HashMap<ValueId, Vec<Seen>>, value: ValueId, values: &[f32]) {
+    let all = seen
+        .entry(value)
+        .or_insert_with(|| vec![Seen::default(); values.len()]);
+    for (seen, &x) in all.iter_mut().zip(values) {
+        seen.add(x);
     }
 }

@@ -12,7 +12,7 @@ use crate::graph::{Graph, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;
 use crate::precision::Precision;
-use crate::quantize::QuantParams;
+use crate::quantize::{Calibration, QuantParams};
 
 /// A compiled model.
 #[derive(Debug)]
@@ -86,15 +86,18 @@ pub fn compile_for(
         schedule: &checkpoint.schedule,
         tables: &checkpoint.tables,
     };
-    let (precision, grids);
+    let (precision, calibration);
     let form = match tier {
         Tier::F32 => Form::F32,
         Tier::F16 => Form::F16,
         Tier::Int8 => {
-            let seen = calibrate::calibrate(&source, settings, progress)?;
+            let observed = calibrate::calibrate(&source, settings, progress)?;
             precision = Precision::int8(&graph);
-            grids = precision.grids(&graph, &seen);
-            Form::Int8(&precision, &grids)
+            calibration = Calibration {
+                grids: precision.grids(&graph, &observed.seen),
+                windows: observed.windows,
+            };
+            Form::Int8(&precision, &calibration)
         }
     };
     let assembled = Assembled::of(&source, form)?;

@@ -174,6 +174,16 @@ pub struct Conv2d {
     pub bias: Vec<f32>,
 }
 
+impl Conv2d {
+    /// Whether no window reaches beyond the last row or column.
+    pub fn is_inside(&self) -> bool {
+        let reach = |outputs: usize, pad: usize| (outputs - 1) * self.stride + self.kernel - pad;
+        let [top, left] = self.padding;
+        reach(self.output.height, top) <= self.input.height
+            && reach(self.output.width, left) <= self.input.width
+    }
+}
+
 /// A 1-D convolution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv1d {

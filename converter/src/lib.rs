@@ -25,6 +25,7 @@ pub mod precision;
 pub mod program;
 pub mod quantize;
 pub mod reference;
+pub mod rounding;
 pub mod schedulers;
 pub mod slabs;
 pub mod timesteps;

@@ -6,16 +6,19 @@
 
 use std::collections::HashMap;
 
+use quell::format::Function;
 use quell_kernels::{MOST_PIXELS, MOST_TOKENS};
 
 use crate::graph::{Condition, Graph, Node, Op, ValueId};
-use crate::quantize::{QuantParams, Range};
+use crate::quantize::{QuantParams, Range, Seen};
 
 /// The choice for every value of a graph.
 #[derive(Clone, Debug)]
 pub struct Precision {
     /// Whether its operator leaves an int8 tensor.
     pub int8: Vec<bool>,
+    /// Whether it is a layer with int8 weights, which reads int8.
+    pub layers: Vec<bool>,
     /// Channels of the values that are images.
     pub channels: Vec<Option<usize>>,
     users: Vec<Vec<ValueId>>,
@@ -26,6 +29,7 @@ impl Precision {
     pub fn floats(graph: &Graph) -> Self {
         Self {
             int8: vec![false; graph.nodes.len()],
+            layers: vec![false; graph.nodes.len()],
             channels: vec![None; graph.nodes.len()],
             users: graph.users(),
         }
@@ -35,18 +39,30 @@ impl Precision {
     pub fn int8(graph: &Graph) -> Self {
         let mut precision = Self::floats(graph);
         precision.find_channels(graph);
+        precision.find_layers(graph);
         let mut able = vec![false; graph.nodes.len()];
         for i in 0..graph.nodes.len() {
             able[i] = precision.is_able(graph, i, &able);
         }
         for i in (0..graph.nodes.len()).rev() {
-            let read = |&user: &ValueId| match graph.nodes[user].op {
-                Op::Conv2d(_) | Op::Conv1d(_) | Op::Linear { .. } => true,
-                _ => precision.int8[user],
-            };
+            let read = |&user: &ValueId| precision.layers[user] || precision.int8[user];
             precision.int8[i] = able[i] && precision.users[i].iter().any(read);
         }
         precision
+    }
+
+    /// All convolutions; and linear layers, but for those of vectors in a network of
+    /// images: they are few, and what they make of timestep and class is added to every
+    /// pixel, where an error does not average out.
+    fn find_layers(&mut self, graph: &Graph) {
+        let is_image = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Conv1d(_));
+        let images = graph.nodes.iter().any(|node| is_image(&node.op));
+        for (i, node) in graph.nodes.iter().enumerate() {
+            self.layers[i] = match node.op {
+                Op::Linear { .. } => !images || self.channels[node.inputs[0]].is_some(),
+                _ => is_image(&node.op),
+            };
+        }
     }
 
     /// Channels of images: what their operators say, else what reads them.
@@ -121,7 +137,7 @@ impl Precision {
     /// Whether value `i` is read as an int8 image, or is one.
     fn needs_grid(&self, graph: &Graph, i: ValueId) -> bool {
         let reads = |&user: &ValueId| match graph.nodes[user].op {
-            Op::Conv2d(_) | Op::Conv1d(_) | Op::Linear { .. } => true,
+            _ if self.layers[user] => true,
             // A vector that conditions stays f32.
             Op::GroupNorm(ref op) => {
                 let images = graph.nodes[user].inputs.len() - usize::from(op.is_conditioned());
@@ -132,11 +148,29 @@ impl Precision {
         self.int8[i] || self.users[i].iter().any(reads)
     }
 
+    /// Whether each channel of value `i` can have a zero of its own: no window with
+    /// padding reads it, and what makes it has a bias for each channel.
+    fn may_be_centred(&self, graph: &Graph, i: ValueId) -> bool {
+        let reads = |&user: &ValueId| match &graph.nodes[user].op {
+            Op::Conv2d(op) => op.padding == [0, 0] && op.is_inside(),
+            Op::GroupNorm(_) | Op::Add | Op::AveragePool(_) => self.int8[user],
+            Op::Upsample(_) | Op::DepthToSpace(_) | Op::Concat => self.int8[user],
+            Op::Function(function) => self.int8[user] && *function != Function::Relu,
+            _ => false,
+        };
+        let made = match graph.nodes[i].op {
+            Op::Conv2d(_) | Op::Conv1d(_) | Op::Add => true,
+            Op::Upsample(_) | Op::DepthToSpace(_) | Op::Concat | Op::AveragePool(_) => true,
+            _ => false,
+        };
+        self.int8[i] && made && self.users[i].iter().all(reads)
+    }
+
     /// A grid for every value that has an int8 form, of the ranges of its elements.
     pub fn grids(
         &self,
         graph: &Graph,
-        seen: &HashMap<ValueId, Vec<Range>>,
+        seen: &HashMap<ValueId, Vec<Seen>>,
     ) -> HashMap<ValueId, QuantParams> {
         let mut classes = Classes::of(self, graph);
         let mut ranges: HashMap<usize, Vec<Range>> = HashMap::new();
@@ -144,10 +178,13 @@ impl Precision {
             .filter(|&i| self.needs_grid(graph, i))
             .collect();
         for &i in &needed {
-            let own = ranges_of(graph, i, seen);
-            let own = match self.channels[i] {
-                Some(channels) => by_channel(&own, channels),
-                None => own,
+            let own = seen_of(graph, i, seen);
+            let own: Vec<Range> = match self.channels[i] {
+                Some(channels) => {
+                    let own = by_channel(&own, channels);
+                    own.iter().map(Seen::range).collect()
+                }
+                None => own.iter().map(Seen::range).collect(),
             };
             match ranges.entry(classes.root(i)) {
                 std::collections::hash_map::Entry::Vacant(entry) => {
@@ -160,7 +197,18 @@ impl Precision {
                 }
             }
         }
-        let grid = |(root, ranges): (usize, Vec<Range>)| (root, QuantParams::covering(&ranges));
+        let mut centred = vec![true; graph.nodes.len()];
+        for &i in &needed {
+            centred[classes.root(i)] &= self.may_be_centred(graph, i);
+        }
+        let grid = |(root, ranges): (usize, Vec<Range>)| {
+            let grid = match self.channels[root] {
+                None => QuantParams::covering(&ranges),
+                Some(_) if centred[root] => QuantParams::centred(&ranges),
+                Some(_) => QuantParams::channels(&ranges),
+            };
+            (root, grid)
+        };
         let known: Vec<(usize, Vec<Range>)> = ranges.into_iter().collect();
         let mut grids: HashMap<usize, QuantParams> = known.iter().cloned().map(grid).collect();
         let ranges: HashMap<usize, Vec<Range>> = known.into_iter().collect();
@@ -209,27 +257,25 @@ impl Precision {
 }
 
 /// What a value's elements were seen to be; of values side by side, both.
-fn ranges_of(graph: &Graph, i: ValueId, seen: &HashMap<ValueId, Vec<Range>>) -> Vec<Range> {
+fn seen_of(graph: &Graph, i: ValueId, seen: &HashMap<ValueId, Vec<Seen>>) -> Vec<Seen> {
     match graph.nodes[i].op {
         Op::Concat if !seen.contains_key(&i) => {
             let parts = graph.nodes[i].inputs.iter();
-            parts
-                .flat_map(|&part| ranges_of(graph, part, seen))
-                .collect()
+            parts.flat_map(|&part| seen_of(graph, part, seen)).collect()
         }
         _ => seen.get(&i).cloned().unwrap_or_default(),
     }
 }
 
-/// The ranges of `[pixels, channels]` elements, of each channel.
-fn by_channel(elements: &[Range], channels: usize) -> Vec<Range> {
-    let mut ranges = vec![(f32::INFINITY, f32::NEG_INFINITY); channels];
+/// Of `[pixels, channels]` elements, what each channel was seen to be.
+fn by_channel(elements: &[Seen], channels: usize) -> Vec<Seen> {
+    let mut all = vec![Seen::default(); channels];
     for pixel in elements.chunks_exact(channels) {
-        for (range, element) in ranges.iter_mut().zip(pixel) {
-            *range = (range.0.min(element.0), range.1.max(element.1));
+        for (all, element) in all.iter_mut().zip(pixel) {
+            all.merge(element);
         }
     }
-    ranges
+    all
 }
 
 /// Values that share a grid.

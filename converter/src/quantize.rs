@@ -6,23 +6,70 @@
 //! weights take it back. Weights, of which all are known, get the scale with the
 //! least squared error per row.
 
+use std::collections::HashMap;
+
 use quell::format::Function;
 use quell_kernels::layout;
 
-use crate::graph::Matrix;
+use crate::graph::{Matrix, ValueId};
 use crate::reference;
+use crate::rounding::{Rounding, Windows};
 
 /// Smallest and largest number that an activation takes on.
 pub type Range = (f32, f32);
 
-/// How activations are represented: `real[i] = scales[i mod n]·(q[i] - zero_point)`, n
-/// elements of a vector or channels of an image.
+/// What lowering to int8 takes from calibration.
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    /// A grid for every value with an int8 form.
+    pub grids: HashMap<ValueId, QuantParams>,
+    /// For layers, what some of their windows saw: `[channels, taps]` each of a 2-D
+    /// convolution, `[taps, channels]` of a 1-D one.
+    pub windows: HashMap<ValueId, Windows>,
+}
+
+/// What numbers an element, or a channel, was seen to take on.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    range: Range,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            range: (f32::INFINITY, f32::NEG_INFINITY),
+        }
+    }
+}
+
+impl Seen {
+    /// One number more.
+    pub fn add(&mut self, x: f32) {
+        self.range = (self.range.0.min(x), self.range.1.max(x));
+    }
+
+    /// What was seen of either.
+    pub fn merge(&mut self, other: &Self) {
+        let (a, b) = (self.range, other.range);
+        self.range = (a.0.min(b.0), a.1.max(b.1));
+    }
+
+    /// Smallest and largest.
+    pub fn range(&self) -> Range {
+        self.range
+    }
+}
+
+/// How activations are represented: `real[i] = scales[i mod n]·(q[i] - zero_point) +
+/// centres[i mod n]`, n elements of a vector or channels of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantParams {
     /// Size of a quantization step, per element or channel.
     pub scales: Vec<f32>,
-    /// The integer that means 0.
+    /// The integer that means 0, where there are no centres.
     pub zero_point: i8,
+    /// Real values of integer 0 of each channel; empty where all are 0.
+    pub centres: Vec<f32>,
 }
 
 /// How much of the difference between elements' ranges their scales follow; the
@@ -56,6 +103,38 @@ impl QuantParams {
         Self {
             scales: relative.into_iter().map(|r| scale * r).collect(),
             zero_point: zero_point as i8,
+            centres: Vec::new(),
+        }
+    }
+
+    /// A grid for the channels of an image with one zero point, the one with the least
+    /// noise of all channels together.
+    pub fn channels(ranges: &[Range]) -> Self {
+        let ranges = ranges.iter();
+        let ranges = ranges.map(|&(low, high)| (low.min(0.0), high.max(0.0)));
+        let ranges: Vec<Range> = ranges.collect();
+        let scale = |zero_point: i32, &(low, high): &Range| {
+            let (below, above) = (127 + zero_point, 127 - zero_point);
+            let part = |size: f32, steps: i32| match steps {
+                0 if size > 0.0 => f32::INFINITY,
+                0 => 0.0,
+                steps => size / steps as f32,
+            };
+            part(-low, below).max(part(high, above))
+        };
+        let noise = |zero_point: &i32| -> f64 {
+            let noise = |range: &Range| f64::from(scale(*zero_point, range)).powi(2);
+            ranges.iter().map(noise).sum()
+        };
+        let best = (-127..=127).min_by(|a, b| noise(a).total_cmp(&noise(b)));
+        let zero_point = best.unwrap_or(0);
+        let scales = ranges.iter().map(|range| scale(zero_point, range));
+        let scales: Vec<f32> = scales.collect();
+        let largest = scales.iter().copied().fold(1e-12, f32::max);
+        Self {
+            scales: scales.iter().map(|s| s.max(largest / 128.0)).collect(),
+            zero_point: zero_point as i8,
+            centres: Vec::new(),
         }
     }
 
@@ -94,6 +173,7 @@ impl QuantParams {
         scales.map(|scales| Self {
             scales,
             zero_point: 0,
+            centres: Vec::new(),
         })
     }
 
@@ -105,15 +185,50 @@ impl QuantParams {
     /// The grid of a window whose every channel has `taps` inputs, channel by channel.
     pub fn each_repeated(&self, taps: usize) -> Self {
         let scales = self.scales.iter();
+        let centres = self.centres.iter();
         Self {
             scales: scales.flat_map(|&s| std::iter::repeat_n(s, taps)).collect(),
             zero_point: self.zero_point,
+            centres: centres
+                .flat_map(|&c| std::iter::repeat_n(c, taps))
+                .collect(),
         }
     }
 
     /// The real number that integer `q` of element `i` stands for.
     pub fn dequantize(&self, i: usize, q: i8) -> f32 {
-        self.scale(i) * (f32::from(q) - f32::from(self.zero_point))
+        self.scale(i) * (f32::from(q) - f32::from(self.zero_point)) + self.centre(i)
+    }
+
+    /// What is added to element `i`.
+    pub fn centre(&self, i: usize) -> f32 {
+        match self.centres.len() {
+            0 => 0.0,
+            n => self.centres[i % n],
+        }
+    }
+
+    /// The real value of integer 0 of channel `c`.
+    pub fn offset(&self, c: usize) -> f32 {
+        self.dequantize(c, 0)
+    }
+
+    /// A grid whose channels each cover just their own range, wherever it lies. Only for
+    /// what no window with padding reads: a padded pixel has one integer for all channels.
+    pub fn centred(ranges: &[Range]) -> Self {
+        let sizes = ranges.iter().map(|(low, high)| (high - low) / 254.0);
+        let sizes: Vec<f32> = sizes.map(|s| if s.is_finite() { s } else { 0.0 }).collect();
+        let largest = sizes.iter().copied().fold(1e-9, f32::max);
+        let centre = |(low, high): &Range| match (low + high).is_finite() {
+            true => 0.5 * (low + high),
+            false => 0.0,
+        };
+        Self {
+            // A dead channel's scale must not vanish.
+            scales: sizes.iter().map(|s| s.max(largest / 128.0)).collect(),
+            zero_point: 0,
+            centres: ranges.iter().map(centre).collect(),
+        }
     }
 
     /// The scale of element `i`: that of its channel, where channels are last.
@@ -140,6 +255,7 @@ impl Weights {
         weight: &Matrix,
         bias: &[f32],
         input: &QuantParams,
+        rounding: &Rounding,
         pack: impl FnOnce(&[i8]) -> Vec<u8>,
     ) -> Self {
         let rows = layout::pad(weight.rows, layout::ROWS);
@@ -147,13 +263,18 @@ impl Weights {
         let mut biases = vec![0; rows];
         let mut scales = vec![0.0; rows];
         for (o, (row, &b)) in weight.rows().zip(bias).enumerate() {
+            // What centres are worth, with the weights as they are.
+            let centres = row.iter().enumerate();
+            let centres = centres.map(|(k, &w)| f64::from(w) * f64::from(input.centre(k)));
+            let b = (f64::from(b) + centres.sum::<f64>()) as f32;
             // In units of the inputs' integers.
             let row = row.iter().enumerate().map(|(k, w)| w * input.scale(k));
             let row: Vec<f32> = row.collect();
             // A bias far larger than its row would not fit an accumulator.
             let scale = row_scale(&row).max(b.abs() / (1 << 24) as f32);
             let start = integers.len();
-            integers.extend(row.iter().map(|&w| to_i8(w, scale)));
+            let mut steps: Vec<f64> = row.iter().map(|&w| f64::from(w / scale)).collect();
+            integers.extend(rounding.round(&mut steps));
             let sum: i64 = integers[start..].iter().map(|&w| i64::from(w)).sum();
             let b = (f64::from(b) / f64::from(scale)).round() as i64;
             // At most 2²⁴ + 127·127·K: far inside of an i32.
@@ -246,7 +367,7 @@ fn to_i8(w: f32, scale: f32) -> i8 {
 }
 
 /// The scale that represents a row of weights best.
-fn row_scale(row: &[f32]) -> f32 {
+pub fn row_scale(row: &[f32]) -> f32 {
     let largest = row.iter().fold(0.0f32, |max, w| max.max(w.abs()));
     if largest == 0.0 {
         return 1.0;
@@ -297,9 +418,10 @@ mod tests {
         let input = QuantParams {
             scales: vec![0.01, 0.02, 0.01, 0.005, 0.01],
             zero_point: 20,
+            centres: Vec::new(),
         };
         let pack = |integers: &[i8]| Weights::pack(integers, 3, 5);
-        let q = Weights::quantize(&weight, &bias, &input, pack);
+        let q = Weights::quantize(&weight, &bias, &input, &Rounding::nearest(5), pack);
         let x: Vec<i8> = vec![30, -7, 0, 127, -127];
         let mut y = [0.0; 3];
         let operands = quell_kernels::LinearI8 {

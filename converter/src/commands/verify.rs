@@ -171,6 +171,8 @@ struct Error {
     largest: f64,
     squares: f64,
     reference: f64,
+    /// Squares of what it adds to the errors of its inputs.
+    own: f64,
 }
 
 impl Error {
@@ -190,6 +192,11 @@ impl Error {
     /// Root mean square relative to the exact values'.
     fn relative(&self) -> f64 {
         (self.squares / self.reference.max(f64::MIN_POSITIVE)).sqrt()
+    }
+
+    /// What it adds to the errors of its inputs, relative likewise.
+    fn own_relative(&self) -> f64 {
+        (self.own / self.reference.max(f64::MIN_POSITIVE)).sqrt()
     }
 
     /// The largest one relative to the root mean square of the exact values.
@@ -235,19 +242,38 @@ impl Comparison<'_> {
         }
     }
 
-    /// What every operation has left, with the exact values of the graph.
+    /// What every operation has left, with the exact values of the graph, and with what
+    /// exact arithmetic makes of what the operations before have left.
     fn compare(&self, left: &[Vec<f32>], exact: &[Vec<f64>], errors: &mut [Error]) {
+        let graph = &self.compiled.graph;
+        let mut values = exact.to_vec();
         for ((left, error), (value, grid)) in left.iter().zip(errors).zip(self.compiled.values()) {
             if grid.is_some() && !self.same_grids {
                 continue;
             }
-            for (j, (&got, &exact)) in left.iter().zip(&exact[*value]).enumerate() {
-                let got = match grid {
-                    Some(grid) => grid.dequantize(j, got as i8),
-                    None => got,
-                };
-                error.add(f64::from(got), exact);
+            let got = left.iter().enumerate().map(|(j, &got)| match grid {
+                Some(grid) => f64::from(grid.dequantize(j, got as i8)),
+                None => f64::from(got),
+            });
+            let got: Vec<f64> = got.collect();
+            for (&got, &exact) in got.iter().zip(&exact[*value]) {
+                error.add(got, exact);
             }
+            let node = &graph.nodes[*value];
+            let inputs: Vec<&[f64]> = node.inputs.iter().map(|&i| &values[i][..]).collect();
+            // A table's row has no inputs, and a quantization none of its own.
+            let best = match inputs.is_empty() {
+                true => Vec::new(),
+                false => reference::operation(&node.op, &inputs),
+            };
+            let best = if best.is_empty() {
+                &exact[*value]
+            } else {
+                &best
+            };
+            let own = got.iter().zip(best);
+            error.own += own.map(|(got, best)| (got - best).powi(2)).sum::<f64>();
+            values[*value] = got;
         }
     }
 
@@ -421,8 +447,8 @@ impl Comparison<'_> {
     fn report(&self, errors: &[Error], whole: &str) -> Result<String> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["operator", "kind", "largest error", "relative error"]);
-        for column in [2, 3] {
+        table.set_header(["operator", "kind", "largest error", "relative error", "own"]);
+        for column in [2, 3, 4] {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -431,18 +457,20 @@ impl Comparison<'_> {
         for (entry, error) in entries.zip(errors) {
             let cells = match error.count {
                 // Compiled with other calibration settings: its grid is unknown.
-                0 => ["-".to_owned(), "-".to_owned()],
+                0 => ["-", "-", "-"].map(str::to_owned),
                 _ => [
                     format!("{:.2e}", error.largest),
                     format!("{:.2e}", error.relative()),
+                    format!("{:.2e}", error.own_relative()),
                 ],
             };
-            let [largest, relative] = cells;
+            let [largest, relative, own] = cells;
             table.add_row([
                 escaped(entry.operator.name.as_str()),
                 entry.operator.kind.name().to_owned(),
                 largest,
                 relative,
+                own,
             ]);
         }
         let mut text = format!("{table}\n\n");

@@ -12,6 +12,7 @@ use super::{Draft, Lowering};
 use crate::graph::{Condition, Conv1d, Conv2d, GroupNorm, Image, Matrix, Op, ValueId};
 use crate::program::{Place, Tensor, TensorId};
 use crate::quantize::{Curve, QuantParams, Weights, round_i16};
+use crate::rounding::Rounding;
 
 impl Lowering<'_> {
     pub(super) fn conv2d_i8(&mut self, i: ValueId, op: &Conv2d) -> Result<()> {
@@ -23,7 +24,10 @@ impl Lowering<'_> {
             columns: inputs * taps,
             data: op.weight.clone(),
         };
-        let weights = Weights::quantize(&matrix, &op.bias, &grid.each_repeated(taps), |integers| {
+        let grid = grid.each_repeated(taps);
+        let rounding = self.rounding(i, &grid);
+        let bias = self.centred_bias(i, &op.bias);
+        let weights = Weights::quantize(&matrix, &bias, &grid, &rounding, |integers| {
             let inputs_of_window = layout::conv_i8_inputs(inputs, kernel);
             let mut packed = vec![0; layout::i8_len(outputs, inputs_of_window)];
             layout::pack_conv_i8(integers, outputs, inputs, kernel, &mut packed);
@@ -64,7 +68,15 @@ impl Lowering<'_> {
                 .map(|j| window(j / columns, j % columns))
                 .collect(),
         };
-        let weights = Weights::quantize(&matrix, &op.bias, &grid, |integers| {
+        let rounding = self.rounding(
+            i,
+            &QuantParams {
+                scales: (0..columns).map(|k| grid.scale(k)).collect(),
+                ..grid.clone()
+            },
+        );
+        let bias = self.centred_bias(i, &op.bias);
+        let weights = Weights::quantize(&matrix, &bias, &grid, &rounding, |integers| {
             Weights::pack(integers, outputs, columns)
         });
         let operator = format::Conv1d {
@@ -85,6 +97,23 @@ impl Lowering<'_> {
             min,
             ..operator
         })
+    }
+
+    /// The bias of layer `i`, less the centres of the channels that it makes.
+    fn centred_bias(&self, i: ValueId, bias: &[f32]) -> Vec<f32> {
+        let grid = self.calibration.grids.get(&i);
+        let grid = grid.filter(|_| self.precision.int8[i]);
+        let centre = |o: usize| grid.map_or(0.0, |grid| grid.centre(o));
+        let bias = bias.iter().enumerate();
+        bias.map(|(o, b)| b - centre(o)).collect()
+    }
+
+    /// How layer `i` is rounded: by what its windows saw, where that is known.
+    fn rounding(&self, i: ValueId, grid: &QuantParams) -> Rounding {
+        match self.calibration.windows.get(&i) {
+            Some(windows) => Rounding::of(windows, grid),
+            None => Rounding::nearest(grid.scales.len()),
+        }
     }
 
     /// Emits a layer to int8, with a ReLU behind it or without, or to f32.
@@ -130,11 +159,12 @@ impl Lowering<'_> {
         let node = &graph.nodes[i];
         let images = node.inputs.len() - usize::from(op.is_conditioned());
         let pixels = node.len / op.channels;
-        let (mut inputs, mut scales) = (Vec::new(), Vec::new());
+        let (mut inputs, mut scales, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
         for input in 0..images {
             let channels = graph.nodes[node.inputs[input]].len / pixels;
             let (tensor, grid) = self.pixels(i, input, pixels, channels)?;
             inputs.push(tensor);
+            offsets.extend((0..channels).map(|c| grid.offset(c)));
             scales.extend(grid.scales);
         }
         if op.is_conditioned() {
@@ -169,6 +199,7 @@ impl Lowering<'_> {
             self.slabs.push(&weight)?,
             self.slabs.push(&bias)?,
             self.slabs.push(&scales)?,
+            self.slabs.push(&offsets)?,
         ];
         if let Some(curve) = curve {
             slabs.push(self.slabs.push(&curve.points)?);
@@ -196,8 +227,9 @@ impl Lowering<'_> {
         let steps = f64::from(curve.steps);
         let factors = from.scales.iter().map(|&s| f64::from(s) * steps);
         let factors: Vec<f64> = factors.collect();
-        let offset = |a: &f64| -f64::from(curve.low) * steps - a * f64::from(from.zero_point);
-        let offsets: Vec<i16> = factors.iter().map(|a| round_i16(offset(a))).collect();
+        let offset = |c: usize| (f64::from(from.offset(c)) - f64::from(curve.low)) * steps;
+        let offsets = (0..factors.len()).map(|c| round_i16(offset(c)));
+        let offsets: Vec<i16> = offsets.collect();
         let factors: Vec<i16> = factors.iter().map(|a| round_i16(a * 128.0)).collect();
         let slabs = [
             self.slabs.push(&factors)?,
@@ -275,11 +307,13 @@ impl Lowering<'_> {
             .clone()
             .map(|c| [part(&first, c), part(&second, c)]);
         let factors: Vec<[i16; 2]> = factors.collect();
-        let offsets = factors.iter().map(|&[f, g]| {
-            let zero = |factor: i16, of: &QuantParams| i32::from(factor) * i32::from(of.zero_point);
-            (i32::from(grid.zero_point) << 14) + (1 << 13) - zero(f, &first) - zero(g, &second)
-        });
-        let offsets: Vec<i32> = offsets.collect();
+        // What is left of a sum where both integers are 0, and half a unit for rounding.
+        let offset = |c: usize| {
+            let sum = f64::from(first.offset(c)) + f64::from(second.offset(c));
+            let units = (sum - f64::from(grid.offset(c))) / f64::from(grid.scales[c]);
+            (units * 16384.0).round() as i32 + (1 << 13)
+        };
+        let offsets: Vec<i32> = channels.map(offset).collect();
         let factors = self.slabs.push(factors.as_flattened())?;
         let offsets = self.slabs.push(&offsets)?;
         let draft = Draft::new(&self.graph.nodes[i].name, &format::AddI8 {}, vec![a, b])
@@ -369,6 +403,11 @@ impl Lowering<'_> {
         };
         let grid = self.grid(value)?;
         let shape = self.program.tensors[tensor].shape;
+        ensure!(
+            grid.centres.is_empty(),
+            "{}: a centred image is read as floats",
+            self.graph.nodes[value].name
+        );
         let scales = self.slabs.push(&grid.scales)?;
         let name = format!("{}.float", self.graph.nodes[value].name);
         let draft = Draft::new(&name, &format::Dequantize {}, vec![tensor]).with_slabs([scales]);
@@ -378,7 +417,7 @@ impl Lowering<'_> {
 
     /// The largest real number on a value's grid.
     fn largest(&self, value: ValueId) -> f64 {
-        let Some(grid) = self.grids.get(&value) else {
+        let Some(grid) = self.calibration.grids.get(&value) else {
             return 0.0;
         };
         let channels = 0..grid.scales.len();

@@ -9,6 +9,7 @@ use super::{Draft, Lowering};
 use crate::graph::{Matrix, Op, ValueId};
 use crate::program::TensorId;
 use crate::quantize::{QuantParams, Weights};
+use crate::rounding::Rounding;
 use crate::slabs::weight_type;
 
 impl Lowering<'_> {
@@ -32,7 +33,8 @@ impl Lowering<'_> {
     pub(super) fn linear_i8(&mut self, i: ValueId, weight: &Matrix, bias: &[f32]) -> Result<()> {
         let source = self.graph.nodes[i].inputs[0];
         let (input, grid) = self.quantized(source)?;
-        let quantized = Weights::quantize(weight, bias, &grid, |integers| {
+        let rounding = Rounding::nearest(weight.columns);
+        let quantized = Weights::quantize(weight, bias, &grid, &rounding, |integers| {
             Weights::pack(integers, weight.rows, weight.columns)
         });
         let weights = self.slabs.push(&quantized.packed)?;
@@ -111,7 +113,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn grid(&self, value: ValueId) -> Result<QuantParams> {
-        match self.grids.get(&value) {
+        match self.calibration.grids.get(&value) {
             Some(grid) => Ok(grid.clone()),
             None => bail!("{}: was not calibrated", self.graph.nodes[value].name),
         }

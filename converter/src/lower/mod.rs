@@ -17,7 +17,7 @@ use quell::format::{self, Attributes, Index, Kind, Slab, Tier};
 use crate::graph::{Graph, Matrix, Node, Op, ValueId};
 use crate::precision::Precision;
 use crate::program::{Instruction, Place, Program, Tensor, TensorId, attributes};
-use crate::quantize::QuantParams;
+use crate::quantize::{Calibration, QuantParams};
 use crate::slabs::{Slabs, weight_type};
 
 /// What is lowered, and how.
@@ -33,8 +33,8 @@ pub struct Source<'g> {
     pub tier: Tier,
     /// Which values are int8.
     pub precision: &'g Precision,
-    /// In the int8 tier, a grid for every value with an int8 form.
-    pub grids: &'g HashMap<ValueId, QuantParams>,
+    /// What the int8 tier knows of values and layers.
+    pub calibration: &'g Calibration,
     /// Whether every image is to be a value of its own, so that its range can be seen.
     pub observed: bool,
 }
@@ -46,7 +46,7 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
         graph,
         tier: source.tier,
         precision: source.precision,
-        grids: source.grids,
+        calibration: source.calibration,
         users: graph.users(),
         fused: fused_sums(graph, source.observed || source.tier == Tier::Int8),
         floats: HashMap::new(),
@@ -112,7 +112,7 @@ struct Lowering<'g> {
     graph: &'g Graph,
     tier: Tier,
     precision: &'g Precision,
-    grids: &'g HashMap<ValueId, QuantParams>,
+    calibration: &'g Calibration,
     users: Vec<Vec<ValueId>>,
     fused: HashMap<ValueId, (ValueId, ValueId)>,
     /// The f32 tensors of values.
@@ -195,7 +195,7 @@ impl Lowering<'_> {
             Op::Concat => self.concat(i),
             Op::Time(table) => self.embed(i, Index::Timestep, table),
             Op::Class(table) => self.embed(i, Index::Class, table),
-            Op::Linear { weight, bias } if self.tier == Tier::Int8 => {
+            Op::Linear { weight, bias } if self.precision.layers[i] => {
                 self.linear_i8(i, weight, bias)
             }
             Op::Linear { weight, bias } => self.linear(i, weight, bias),
@@ -218,8 +218,8 @@ impl Lowering<'_> {
             Op::Add if self.floats.contains_key(&i) => Ok(()),
             Op::Add if int8 => self.add_i8(i),
             Op::Add => self.add(i),
-            Op::Conv2d(op) if self.tier == Tier::Int8 => self.conv2d_i8(i, op),
-            Op::Conv1d(op) if self.tier == Tier::Int8 => self.conv1d_i8(i, op),
+            Op::Conv2d(op) if self.precision.layers[i] => self.conv2d_i8(i, op),
+            Op::Conv1d(op) if self.precision.layers[i] => self.conv1d_i8(i, op),
             Op::GroupNorm(op) if int8 => self.group_norm_i8(i, op),
             Op::Conv2d(op) => self.conv2d(i, op),
             Op::Conv1d(op) => self.conv1d(i, op),
@@ -247,10 +247,9 @@ impl Lowering<'_> {
         }
     }
 
-    /// Makes the f32 forms that an f32 operator reads: layers read int8, or what is f32.
+    /// Makes the f32 forms that an f32 operator reads.
     fn floats_for(&mut self, i: ValueId) -> Result<()> {
-        let node = &self.graph.nodes[i];
-        if matches!(node.op, Op::Conv2d(_) | Op::Conv1d(_) | Op::Linear { .. }) {
+        if self.precision.layers[i] {
             return Ok(());
         }
         for &input in &self.graph.nodes[i].inputs {

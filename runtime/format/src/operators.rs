@@ -321,10 +321,11 @@ operators! {
 
     /// [`GroupNorm`] of i8 images to an i8 image: exact integer sums, f32 arithmetic for
     /// each channel, integers for each element. Inputs: the images, then the f32 vector
-    /// of `condition`, if any. Slabs: weight, bias and the images' scales, f32 `[channels
-    /// of y]`; with a curve, its points i16 `[65]` and multipliers i16 `[channels of y]`.
+    /// of `condition`, if any. Slabs: weight, bias, and the images' scales and real values
+    /// of integer 0, f32 `[channels of y]` each; with a curve, its points i16 `[65]` and
+    /// multipliers i16 `[channels of y]`.
     /// Workspace: i32 `[2, channels of y]`. y may lie on the only image.
-    22 GroupNormI8 "group_norm_i8" version 1 inputs 1..=3 slabs 3..=5 workspace true {
+    22 GroupNormI8 "group_norm_i8" version 1 inputs 1..=3 slabs 4..=6 workspace true {
         /// Groups of neighbouring channels.
         groups: u32 = 1,
         /// Added to the variance.

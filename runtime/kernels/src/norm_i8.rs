@@ -23,10 +23,8 @@ pub struct GroupNormI8<'a> {
     pub bias: &'a [f32],
     /// Real values of a quantization step of the images, `[channels]`.
     pub scales: &'a [f32],
-    /// Channels of the first image; the others are the second one's.
-    pub first: usize,
-    /// Zero points of the two images.
-    pub zero_points: [i8; 2],
+    /// Real values of integer 0 of the images, `[channels]`.
+    pub offsets: &'a [f32],
     /// What else happens to every pixel.
     pub condition: Condition<'a>,
     /// What is subtracted from the normalised values.
@@ -48,8 +46,8 @@ impl GroupNormI8<'_> {
         };
         channels > 0
             && condition
-            && [self.bias.len(), self.scales.len(), sums, squares] == [channels; 4]
-            && self.first <= channels
+            && [self.bias.len(), self.scales.len(), self.offsets.len()] == [channels; 3]
+            && [sums, squares] == [channels; 2]
             && self.groups > 0
             && channels.is_multiple_of(self.groups)
     }
@@ -57,15 +55,15 @@ impl GroupNormI8<'_> {
     /// From sums and sums of squares to factors and offsets, each i16, which take the
     /// first half of the bytes of `sums` and `squares`.
     ///
-    /// With n pixels, S and Q the sums, s the scale, z the zero point and v what is added
-    /// to a channel (or 0), every operation in f32 and in this order:
+    /// With n pixels, S and Q the sums, s the scale, and v the offset, plus what is added to
+    /// a channel, every operation in f32 and in this order:
     ///
-    /// - `mean[c] = (S / n − z)·s + v`, `variance[c] = (n·Q − S²) / n / n·(s·s)`;
+    /// - `mean[c] = S / n·s + v`, `variance[c] = (n·Q − S²) / n / n·(s·s)`;
     /// - of a group of g channels: `mean = Σ mean[c] / g`, `variance = Σ (variance[c] +
     ///   (mean[c] − mean)²) / g`, channels in order;
     /// - `factor = weight / sqrt(variance + epsilon)`, `offset = bias − (mean − v)·factor`;
     ///   with a scale f and a shift t, `offset·f + t` and `factor·f`;
-    /// - `a = factor·s·steps`, `b = (offset − low)·steps + shift − a·z`;
+    /// - `a = factor·s·steps`, `b = (offset − low)·steps + shift`;
     /// - the results are `a·128` and `b`, rounded half to even, within ±32767 (NaN
     ///   becomes −32767).
     pub(crate) fn factors(&self, pixels: usize, sums: &mut [i32], squares: &mut [i32]) {
@@ -98,7 +96,7 @@ impl GroupNormI8<'_> {
     fn channel(&self, c: usize, pixels: usize, sums: &[i32], squares: &[i32]) -> (f32, f32) {
         let [sum, square] = [sums, squares].map(|all| all.get(c).copied().unwrap_or(0));
         let (scale, n) = (get(self.scales, c), pixels as f32);
-        let mean = (sum as f32 / n - f32::from(self.zero_point(c))) * scale + self.added(c);
+        let mean = sum as f32 / n * scale + self.added(c);
         let sum = i64::from(sum);
         let spread = pixels as i64 * i64::from(square) - sum * sum;
         (mean, spread as f32 / n / n * (scale * scale))
@@ -115,21 +113,15 @@ impl GroupNormI8<'_> {
             factor *= by;
         }
         let a = factor * get(self.scales, c) * self.steps;
-        let zero_point = f32::from(self.zero_point(c));
-        let b = (offset - self.low) * self.steps + self.shift - a * zero_point;
-        (a, b)
+        (a, (offset - self.low) * self.steps + self.shift)
     }
 
-    fn zero_point(&self, c: usize) -> i8 {
-        let [first, second] = self.zero_points;
-        if c < self.first { first } else { second }
-    }
-
-    /// What is added to every pixel before the normalisation.
+    /// What is added to every pixel's multiple of the scale before the normalisation.
     fn added(&self, c: usize) -> f32 {
+        let offset = get(self.offsets, c);
         match self.condition {
-            Condition::Add(added) => get(added, c),
-            Condition::None | Condition::ScaleShift(_) => 0.0,
+            Condition::Add(added) => offset + get(added, c),
+            Condition::None | Condition::ScaleShift(_) => offset,
         }
     }
 }
@@ -165,13 +157,13 @@ mod tests {
     /// Against the definition in f64: factors to the resolution of an i16.
     #[test]
     fn agrees_with_the_definition() {
-        let (pixels, first, channels, groups) = (11, 2, 6, 3);
+        let (pixels, channels, groups) = (11, 6, 3);
         let q = |p: usize, c: usize| ((p * p * 31 + c * 57 + p * c) % 255) as i32 - 127;
         let scales: Vec<f32> = (0..channels).map(|c| 0.01 + 0.003 * c as f32).collect();
         let weight: Vec<f32> = (0..channels).map(|c| 1.0 - 0.3 * c as f32).collect();
         let bias: Vec<f32> = (0..channels).map(|c| 0.2 * c as f32 - 0.4).collect();
         let vector: Vec<f32> = (0..2 * channels).map(|c| 0.9 - 0.1 * c as f32).collect();
-        let zero_points = [-30, 12];
+        let offsets: Vec<f32> = (0..channels).map(|c| 0.7 - 0.4 * c as f32).collect();
         for condition in [
             Condition::None,
             Condition::Add(&vector[..channels]),
@@ -184,8 +176,7 @@ mod tests {
                 weight: &weight,
                 bias: &bias,
                 scales: &scales,
-                first,
-                zero_points,
+                offsets: &offsets,
                 condition,
                 low,
                 steps,
@@ -206,13 +197,12 @@ mod tests {
                 pairs.map(|b| i16::from_le_bytes([b[0], b[1]])).collect()
             };
             let (factors, offsets) = (halves(&sums), halves(&squares));
-            let zero = |c: usize| f64::from(zero_points[usize::from(c >= first)]);
             let real = |p: usize, c: usize| {
                 let added = match condition {
                     Condition::Add(v) => f64::from(v[c]),
                     _ => 0.0,
                 };
-                (f64::from(q(p, c)) - zero(c)) * f64::from(scales[c]) + added
+                f64::from(q(p, c)) * f64::from(scales[c]) + f64::from(offsets[c]) + added
             };
             let width = channels / groups;
             for c in 0..channels {

@@ -423,8 +423,9 @@ impl Kernels {
         table.fill(0);
         let (sums, squares) = table.split_at_mut(channels);
         require!(op.fits(sums.len(), squares.len()));
-        require!(parts[0].len() == pixels * op.first && image == pixels * channels);
-        for (part, channels) in [(parts[0], 0..op.first), (parts[1], op.first..channels)] {
+        let first = parts[0].len().checked_div(pixels).unwrap_or(0);
+        require!(parts[0].len() == pixels * first && image == pixels * channels);
+        for (part, channels) in [(parts[0], 0..first), (parts[1], first..channels)] {
             let (Some(sums), Some(squares)) =
                 (sums.get_mut(channels.clone()), squares.get_mut(channels))
             else {

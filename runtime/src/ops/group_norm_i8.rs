@@ -19,12 +19,12 @@ pub(crate) struct GroupNormI8<'m> {
     weight: &'m [f32],
     bias: &'m [f32],
     scales: &'m [f32],
+    offsets: &'m [f32],
     curve: Option<Curve<'m>>,
     pixels: u32,
     /// Of each image.
     channels: [u32; 2],
     images: [Range<usize>; 2],
-    zero_points: [i8; 2],
     vector: Range<usize>,
     output: Range<usize>,
     zero_point: i8,
@@ -48,8 +48,7 @@ impl<'m> GroupNormI8<'m> {
             weight: self.weight,
             bias: self.bias,
             scales: self.scales,
-            first: self.channels[0] as usize,
-            zero_points: self.zero_points,
+            offsets: self.offsets,
             condition: match self.attributes.condition {
                 Condition::Add => norm::Condition::Add(vector),
                 Condition::ScaleShift => norm::Condition::ScaleShift(vector),
@@ -102,26 +101,24 @@ impl<'m> GroupNormI8<'m> {
     }
 }
 
-/// Images side by side: channels, bytes and zero point of each.
-type Images = ([u32; 2], [Range<usize>; 2], [i8; 2]);
+/// Images side by side: channels and bytes of each.
+type Images = ([u32; 2], [Range<usize>; 2]);
 
 fn images(op: &Operands<'_>, second: bool) -> Result<Images, PlanError> {
     let pixels = op.output.pixels();
     require(pixels as usize <= MOST_PIXELS, PlanError::Shape)?;
     let image = |tensor: &Tensor| {
         require(tensor.pixels() == pixels, PlanError::Shape)?;
-        let (range, zero_point) = bytes(tensor)?;
-        Ok((tensor.channels(), range, zero_point))
+        Ok((tensor.channels(), bytes(tensor)?.0))
     };
-    let (first, first_place, first_zero) = image(&op.input(0)?)?;
-    let (second, second_place, second_zero) = match second {
+    let (first, first_place) = image(&op.input(0)?)?;
+    let (second, second_place) = match second {
         true => image(&op.input(1)?)?,
-        false => (0, 0..0, 0),
+        false => (0, 0..0),
     };
     let sum = first.checked_add(second);
     require(sum == Some(op.output.channels()), PlanError::Shape)?;
-    let places = [first_place, second_place];
-    Ok(([first, second], places, [first_zero, second_zero]))
+    Ok(([first, second], [first_place, second_place]))
 }
 
 /// The vector of a condition, which is the last input.
@@ -150,7 +147,7 @@ impl<'m> Operation<'m> for GroupNormI8<'m> {
     #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::GroupNormI8 = op.attributes()?;
-        let (channels, places, zero_points) = images(op, attributes.second)?;
+        let (channels, places) = images(op, attributes.second)?;
         let at = 1 + usize::from(attributes.second);
         let vector = vector(op, attributes.condition, at)?;
         let all = op.output.channels();
@@ -167,15 +164,15 @@ impl<'m> Operation<'m> for GroupNormI8<'m> {
             weight: op.slab(0, all)?,
             bias: op.slab(1, all)?,
             scales: op.slab(2, all)?,
+            offsets: op.slab(3, all)?,
             curve: match attributes.curve {
-                true => Some(activation_i8::curve(op, 3, all)?),
+                true => Some(activation_i8::curve(op, 4, all)?),
                 false => None,
             },
             attributes,
             pixels: op.output.pixels(),
             channels,
             images: places,
-            zero_points,
             vector,
             output,
             zero_point,

@@ -43,7 +43,7 @@ use crate::validate::PlanError;
 /// Most inputs of an operator that computes something.
 const INPUTS: usize = 3;
 /// Most slabs of an operator.
-const SLABS: usize = 5;
+const SLABS: usize = 6;
 
 /// What the file says of timesteps and classes, for the graph at hand.
 #[derive(Clone, Copy, Debug)]
