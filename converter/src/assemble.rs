@@ -17,7 +17,7 @@ use crate::schedulers::SolverTable;
 use crate::slabs::Slabs;
 
 /// Folded graphs and what belongs to them.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Source<'c> {
     /// The first graph, to lower.
     pub graph: &'c Graph,

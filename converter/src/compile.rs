@@ -7,7 +7,7 @@ use quell::{Kernels, Request};
 use crate::assemble::{Assembled, Form, Other, Source};
 use crate::calibrate::{self, Settings};
 use crate::checkpoint::Checkpoint;
-use crate::fold::{Optimize, fold};
+use crate::fold::{Optimize, compute_again, fold};
 use crate::graph::{Graph, ValueId};
 use crate::model_file::{HostArena, ModelFile};
 use crate::place::Placed;
@@ -79,22 +79,35 @@ pub fn compile_for(
             })
         })
         .collect();
-    let source = Source {
+    let mut source = Source {
         graph: &graph,
         network,
         others: &others,
         schedule: &checkpoint.schedule,
         tables: &checkpoint.tables,
     };
+    let again = match tier {
+        Tier::Int8 => compute_again(&graph),
+        Tier::F32 | Tier::F16 => None,
+    };
+    if let Some(again) = &again {
+        let working = |graph| {
+            let source = Source { graph, ..source };
+            Ok::<_, anyhow::Error>(Assembled::of(&source, Form::F32)?.main.working)
+        };
+        if working(again)? < working(&graph)? {
+            source.graph = again;
+        }
+    }
     let (precision, calibration);
     let form = match tier {
         Tier::F32 => Form::F32,
         Tier::F16 => Form::F16,
         Tier::Int8 => {
             let observed = calibrate::calibrate(&source, settings, progress)?;
-            precision = Precision::int8(&graph);
+            precision = Precision::int8(source.graph);
             calibration = Calibration {
-                grids: precision.grids(&graph, &observed.seen),
+                grids: precision.grids(source.graph, &observed.seen),
                 windows: observed.windows,
             };
             Form::Int8(&precision, &calibration)
@@ -113,7 +126,7 @@ pub fn compile_for(
     Ok(Compiled {
         bytes,
         placed: assembled.main,
-        graph,
+        graph: source.graph.clone(),
     })
 }
 

@@ -12,6 +12,9 @@ use quell_kernels::{MOST_PIXELS, MOST_TOKENS};
 use crate::graph::{Condition, Graph, Node, Op, ValueId};
 use crate::quantize::{QuantParams, Range, Seen};
 
+/// Most channels of an image that a convolution reads with 16 bits.
+const FEW_CHANNELS: usize = 4;
+
 /// The choice for every value of a graph.
 #[derive(Clone, Debug)]
 pub struct Precision {
@@ -19,6 +22,8 @@ pub struct Precision {
     pub int8: Vec<bool>,
     /// Whether it is a layer with int8 weights, which reads int8.
     pub layers: Vec<bool>,
+    /// Whether it is a convolution that reads 16 bits: the first ones, of samples.
+    pub wide: Vec<bool>,
     /// Channels of the values that are images.
     pub channels: Vec<Option<usize>>,
     users: Vec<Vec<ValueId>>,
@@ -30,6 +35,7 @@ impl Precision {
         Self {
             int8: vec![false; graph.nodes.len()],
             layers: vec![false; graph.nodes.len()],
+            wide: vec![false; graph.nodes.len()],
             channels: vec![None; graph.nodes.len()],
             users: graph.users(),
         }
@@ -47,6 +53,13 @@ impl Precision {
         for i in (0..graph.nodes.len()).rev() {
             let read = |&user: &ValueId| precision.layers[user] || precision.int8[user];
             precision.int8[i] = able[i] && precision.users[i].iter().any(read);
+        }
+        for (i, node) in graph.nodes.iter().enumerate() {
+            if let Op::Conv2d(op) = &node.op {
+                let few = op.input.channels <= FEW_CHANNELS;
+                let first = !precision.int8[node.inputs[0]];
+                precision.wide[i] = first && few && precision.int8[i];
+            }
         }
         precision
     }
@@ -179,13 +192,11 @@ impl Precision {
             .collect();
         for &i in &needed {
             let own = seen_of(graph, i, seen);
-            let own: Vec<Range> = match self.channels[i] {
-                Some(channels) => {
-                    let own = by_channel(&own, channels);
-                    own.iter().map(Seen::range).collect()
-                }
-                None => own.iter().map(Seen::range).collect(),
+            let own = match self.channels[i] {
+                Some(channels) => by_channel(&own, channels),
+                None => own,
             };
+            let own: Vec<Range> = own.iter().map(Seen::range).collect();
             match ranges.entry(classes.root(i)) {
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(own);

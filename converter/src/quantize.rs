@@ -196,8 +196,8 @@ impl QuantParams {
     }
 
     /// The real number that integer `q` of element `i` stands for.
-    pub fn dequantize(&self, i: usize, q: i8) -> f32 {
-        self.scale(i) * (f32::from(q) - f32::from(self.zero_point)) + self.centre(i)
+    pub fn dequantize(&self, i: usize, q: impl Into<f32>) -> f32 {
+        self.scale(i) * (q.into() - f32::from(self.zero_point)) + self.centre(i)
     }
 
     /// What is added to element `i`.
@@ -210,7 +210,7 @@ impl QuantParams {
 
     /// The real value of integer 0 of channel `c`.
     pub fn offset(&self, c: usize) -> f32 {
-        self.dequantize(c, 0)
+        self.dequantize(c, 0.0)
     }
 
     /// A grid whose channels each cover just their own range, wherever it lies. Only for
@@ -294,21 +294,60 @@ impl Weights {
         layout::pack_i8(integers, outputs, inputs, &mut packed);
         packed
     }
+}
 
-    /// Multipliers and shift that take accumulators to the grid `output`, by the
-    /// rule of `quell_kernels::Requantize`.
-    pub fn multipliers(&self, output: &QuantParams) -> (Vec<i32>, u8) {
-        let ratios = self.scales.iter().zip(&output.scales);
-        let ratios = ratios.map(|(&from, &to)| f64::from(from) / f64::from(to));
-        let mut ratios: Vec<f64> = ratios.collect();
-        ratios.resize(self.scales.len(), 0.0);
-        let largest = ratios.iter().copied().fold(0.0, f64::max);
-        // The fewer shifts, the more bits in the multiplier.
-        let shift = (0..8u8).find(|&s| largest * 2f64.powi(32 - i32::from(s)) < 2_147_483_647.0);
-        let shift = shift.unwrap_or(8);
-        let unit = 2f64.powi(32 - i32::from(shift));
-        let multiplier = |ratio: &f64| (ratio * unit).round().min(2_147_483_647.0) as i32;
-        (ratios.iter().map(multiplier).collect(), shift)
+/// Multipliers and shift that take accumulators, whose units are `scales`, to the grid
+/// `output`, by the rule of `quell_kernels::Requantize`.
+pub fn multipliers(scales: &[f32], output: &QuantParams) -> (Vec<i32>, u8) {
+    let ratios = scales.iter().zip(&output.scales);
+    let ratios = ratios.map(|(&from, &to)| f64::from(from) / f64::from(to));
+    let mut ratios: Vec<f64> = ratios.collect();
+    ratios.resize(scales.len(), 0.0);
+    let largest = ratios.iter().copied().fold(0.0, f64::max);
+    // The fewer shifts, the more bits in the multiplier.
+    let shift = (0..8u8).find(|&s| largest * 2f64.powi(32 - i32::from(s)) < 2_147_483_647.0);
+    let shift = shift.unwrap_or(8);
+    let unit = 2f64.powi(32 - i32::from(shift));
+    let multiplier = |ratio: &f64| (ratio * unit).round().min(2_147_483_647.0) as i32;
+    (ratios.iter().map(multiplier).collect(), shift)
+}
+
+/// The integers of a layer with 16-bit weights.
+#[derive(Clone, Debug)]
+pub struct WideWeights {
+    /// `[outputs, inputs]`.
+    pub integers: Vec<i16>,
+    /// Of the accumulators; padded.
+    pub bias: Vec<i32>,
+    /// Real value of an accumulator's unit, per output; padded with zeros.
+    pub scales: Vec<f32>,
+}
+
+impl WideWeights {
+    /// Quantizes a layer per output for 16-bit inputs on the grid `input`, around 0.
+    pub fn quantize(weight: &Matrix, bias: &[f32], input: &QuantParams) -> Self {
+        let rows = layout::pad(weight.rows, layout::ROWS);
+        let mut wide = Self {
+            integers: Vec::with_capacity(weight.data.len()),
+            bias: vec![0; rows],
+            scales: vec![0.0; rows],
+        };
+        for (o, (row, &b)) in weight.rows().zip(bias).enumerate() {
+            let row = row.iter().enumerate().map(|(k, w)| w * input.scale(k));
+            let row: Vec<f32> = row.collect();
+            let largest = row.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+            let sum: f32 = row.iter().map(|w| w.abs()).sum();
+            // Twelve bits; products with any 16-bit inputs and the bias fit an i32.
+            let scale = (largest / 2047.0)
+                .max(sum / 30_000.0)
+                .max(b.abs() / (1 << 28) as f32);
+            let scale = if scale > 0.0 { scale } else { 1.0 };
+            wide.integers
+                .extend(row.iter().map(|w| round_i16(f64::from(w / scale))));
+            wide.bias[o] = (f64::from(b) / f64::from(scale)).round() as i32;
+            wide.scales[o] = scale;
+        }
+        wide
     }
 }
 
@@ -393,7 +432,7 @@ mod tests {
             .enumerate()
         {
             assert_eq!(grid.dequantize(i, grid.zero_point), 0.0);
-            let (low, high) = (grid.dequantize(i, -127), grid.dequantize(i, 127));
+            let (low, high) = (grid.dequantize(i, -127.0), grid.dequantize(i, 127.0));
             let slack = grid.scales[i];
             assert!(
                 low <= range.0 + slack && high >= range.1 - slack,

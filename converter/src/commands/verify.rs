@@ -252,7 +252,7 @@ impl Comparison<'_> {
                 continue;
             }
             let got = left.iter().enumerate().map(|(j, &got)| match grid {
-                Some(grid) => f64::from(grid.dequantize(j, got as i8)),
+                Some(grid) => f64::from(grid.dequantize(j, got)),
                 None => f64::from(got),
             });
             let got: Vec<f64> = got.collect();

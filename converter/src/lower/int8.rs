@@ -11,7 +11,7 @@ use quell_kernels::layout;
 use super::{Draft, Lowering};
 use crate::graph::{Condition, Conv1d, Conv2d, GroupNorm, Image, Matrix, Op, ValueId};
 use crate::program::{Place, Tensor, TensorId};
-use crate::quantize::{Curve, QuantParams, Weights, round_i16};
+use crate::quantize::{Curve, QuantParams, Weights, WideWeights, multipliers, round_i16};
 use crate::rounding::Rounding;
 
 impl Lowering<'_> {
@@ -53,6 +53,79 @@ impl Lowering<'_> {
             min,
             ..operator
         })
+    }
+
+    /// A first convolution: its input with 16 bits, its weights too.
+    pub(super) fn conv2d_i16(&mut self, i: ValueId, op: &Conv2d) -> Result<()> {
+        let (inputs, outputs, taps) = (op.input.channels, op.output.channels, op.kernel.pow(2));
+        let source = self.graph.nodes[i].inputs[0];
+        let grid = self.grid(source)?;
+        let largest = |c: usize| grid.dequantize(c, 127.0).max(-grid.dequantize(c, -127.0));
+        let scales: Vec<f32> = (0..inputs).map(|c| largest(c) / WIDE).collect();
+        let input = self.wide(source, shape(op.input), &scales)?;
+        let grid = QuantParams {
+            scales,
+            zero_point: 0,
+            centres: Vec::new(),
+        };
+        let matrix = Matrix {
+            rows: outputs,
+            columns: inputs * taps,
+            data: op.weight.clone(),
+        };
+        let bias = self.centred_bias(i, &op.bias);
+        let weights = WideWeights::quantize(&matrix, &bias, &grid.each_repeated(taps));
+        // `[outputs, channels, taps]` to `[taps, channels, outputs]`.
+        let rows = layout::pad(outputs, layout::ROWS);
+        let mut packed = vec![0; taps * inputs * rows];
+        for (j, &w) in weights.integers.iter().enumerate() {
+            let (o, c, tap) = (j / taps / inputs, j / taps % inputs, j % taps);
+            packed[(tap * inputs + c) * rows + o] = w;
+        }
+        let (value, relu) = self.with_relu(i);
+        let grid = self.grid(value)?;
+        let (multipliers, shift) = multipliers(&weights.scales, &grid);
+        let operator = format::Conv2dI16 {
+            kernel: u8::try_from(op.kernel)?,
+            stride: u8::try_from(op.stride)?,
+            pad_top: u8::try_from(op.padding[0])?,
+            pad_left: u8::try_from(op.padding[1])?,
+            shift,
+            min: if relu { grid.zero_point } else { -127 },
+        };
+        let slabs = [
+            self.slabs.push(&packed)?,
+            self.slabs.push(&weights.bias)?,
+            self.slabs.push(&multipliers)?,
+        ];
+        let name = &self.graph.nodes[i].name;
+        let draft = Draft::new(name, &operator, vec![input]).with_slabs(slabs);
+        self.emit(value, draft, int8(shape(op.output), &grid), Some(grid));
+        Ok(())
+    }
+
+    /// The int16 form of a value; made once.
+    fn wide(&mut self, value: ValueId, shape: [usize; 3], scales: &[f32]) -> Result<TensorId> {
+        if let Some(&tensor) = self.words.get(&value) {
+            return Ok(tensor);
+        }
+        let input = self.shaped(value, shape)?;
+        let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+        let slab = self.slabs.push(&inverse)?;
+        let output = self.program.tensor(Tensor {
+            element: Element::I16,
+            ..Tensor::f32(shape)
+        });
+        let name = format!("{}.wide", self.graph.nodes[value].name);
+        let draft = Draft::new(&name, &format::Quantize {}, vec![input]).with_slabs([slab]);
+        let grid = QuantParams {
+            scales: scales.to_vec(),
+            zero_point: 0,
+            centres: Vec::new(),
+        };
+        self.push(draft, output, (value, Some(grid)));
+        self.words.insert(value, output);
+        Ok(output)
     }
 
     pub(super) fn conv1d_i8(&mut self, i: ValueId, op: &Conv1d) -> Result<()> {
@@ -137,12 +210,9 @@ impl Lowering<'_> {
             self.emit(i, draft, Tensor::f32(layer.shape), None);
             return Ok(());
         }
-        let (value, relu) = match self.users[i][..] {
-            [user] if self.is_relu(user) => (user, true),
-            _ => (i, false),
-        };
+        let (value, relu) = self.with_relu(i);
         let grid = self.grid(value)?;
-        let (multipliers, shift) = layer.weights.multipliers(&grid);
+        let (multipliers, shift) = multipliers(&layer.weights.scales, &grid);
         let min = if relu { grid.zero_point } else { -127 };
         let multipliers = self.slabs.push(&multipliers)?;
         let draft = draft(&operator(shift, min), multipliers);
@@ -150,8 +220,15 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn is_relu(&self, i: ValueId) -> bool {
-        self.precision.int8[i] && self.graph.nodes[i].op == Op::Function(Function::Relu)
+    /// The value that layer `i` leaves: that of a ReLU behind it, if there is one.
+    fn with_relu(&self, i: ValueId) -> (ValueId, bool) {
+        let relu = Op::Function(Function::Relu);
+        match self.users[i][..] {
+            [user] if self.precision.int8[user] && self.graph.nodes[user].op == relu => {
+                (user, true)
+            }
+            _ => (i, false),
+        }
     }
 
     pub(super) fn group_norm_i8(&mut self, i: ValueId, op: &GroupNorm) -> Result<()> {
@@ -421,10 +498,14 @@ impl Lowering<'_> {
             return 0.0;
         };
         let channels = 0..grid.scales.len();
-        let largest = channels.map(|c| f64::from(grid.dequantize(c, 127)));
+        let largest = channels.map(|c| f64::from(grid.dequantize(c, 127.0)));
         largest.fold(0.0, f64::max)
     }
 }
+
+/// Largest 16-bit activation: far finer than int8, and small enough that products of
+/// weights keep twelve bits.
+const WIDE: f32 = 4095.0;
 
 /// A layer whose integers are made.
 struct Layer {

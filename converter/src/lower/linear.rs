@@ -8,7 +8,7 @@ use super::int8::int8;
 use super::{Draft, Lowering};
 use crate::graph::{Matrix, Op, ValueId};
 use crate::program::TensorId;
-use crate::quantize::{QuantParams, Weights};
+use crate::quantize::{QuantParams, Weights, multipliers};
 use crate::rounding::Rounding;
 use crate::slabs::weight_type;
 
@@ -54,7 +54,7 @@ impl Lowering<'_> {
             return Ok(());
         };
         let grid = self.grid(value)?;
-        let (multipliers, shift) = quantized.multipliers(&grid);
+        let (multipliers, shift) = multipliers(&quantized.scales, &grid);
         operator.shift = shift;
         operator.min = if relu { grid.zero_point } else { -127 };
         let multipliers = self.slabs.push(&multipliers)?;

@@ -51,6 +51,7 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
         fused: fused_sums(graph, source.observed || source.tier == Tier::Int8),
         floats: HashMap::new(),
         bytes: HashMap::new(),
+        words: HashMap::new(),
         program: Program::default(),
         slabs,
     };
@@ -119,6 +120,8 @@ struct Lowering<'g> {
     floats: HashMap<ValueId, TensorId>,
     /// The int8 tensors of values.
     bytes: HashMap<ValueId, TensorId>,
+    /// The int16 tensors of values.
+    words: HashMap<ValueId, TensorId>,
     program: Program,
     slabs: &'g mut Slabs,
 }
@@ -218,6 +221,7 @@ impl Lowering<'_> {
             Op::Add if self.floats.contains_key(&i) => Ok(()),
             Op::Add if int8 => self.add_i8(i),
             Op::Add => self.add(i),
+            Op::Conv2d(op) if self.precision.wide[i] => self.conv2d_i16(i, op),
             Op::Conv2d(op) if self.precision.layers[i] => self.conv2d_i8(i, op),
             Op::Conv1d(op) if self.precision.layers[i] => self.conv1d_i8(i, op),
             Op::GroupNorm(op) if int8 => self.group_norm_i8(i, op),

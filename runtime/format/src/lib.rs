@@ -28,9 +28,9 @@ pub use file::{File, FormatError, Graph, List, Operator, Operators, Slabs, Table
 pub use header::{Header, HeaderError, MAGIC, MAJOR, MINOR, MOST_GRAPHS, Tier};
 pub use operators::{
     Activation, ActivationBackward, ActivationI8, Add, AddI8, Arity, Attention, AttentionI8,
-    Attributes, AveragePool, Broadcast, ClassScore, Condition, Conv1d, Conv2d, DepthToSpace,
-    Dequantize, Embed, Function, GlobalAveragePool, GroupNorm, GroupNormI8, Index, Kind, LayerNorm,
-    Linear, Quantize, Scale, Transpose, Upsample, View, WeightType, ZeroInsertion,
+    Attributes, AveragePool, Broadcast, ClassScore, Condition, Conv1d, Conv2d, Conv2dI16,
+    DepthToSpace, Dequantize, Embed, Function, GlobalAveragePool, GroupNorm, GroupNormI8, Index,
+    Kind, LayerNorm, Linear, Quantize, Scale, Transpose, Upsample, View, WeightType, ZeroInsertion,
 };
 pub use opset::OpSet;
 pub use plan::{GraphHead, Head, Role, SelfTest, Slab};

@@ -177,7 +177,7 @@ operators! {
     }
 
     /// `y = clamp(round(x·inverse_scale[c]) + zero_point, -127, 127)`, from f32 to
-    /// i8. Slabs: the inverse scales, f32 `[channels]`.
+    /// i8, or to i16 within ±32767. Slabs: the inverse scales, f32 `[channels]`.
     2 Quantize "quantize" version 1 inputs 1..=1 slabs 1..=1 workspace false {}
 
     /// `y = W·x + b` (or `residual + W·x + b`) over a whole tensor. Inputs: x, and
@@ -360,6 +360,23 @@ operators! {
     /// offsets, i16 `[channels]` each; points, i16 `[65]`; multipliers, i16 `[channels]`.
     /// y may lie on x.
     25 ActivationI8 "activation_i8" version 1 inputs 1..=1 slabs 4..=4 workspace false {}
+
+    /// 2-D convolution of an i16 image, whose zero point is 0, to i8. Slabs: weights, i16
+    /// `[taps, channels, outputs]`, outputs padded to 8, bias and multipliers.
+    26 Conv2dI16 "conv2d_i16" version 1 inputs 1..=1 slabs 3..=3 workspace false {
+        /// Rows and columns of a window: 1 to 3.
+        kernel: u8 = 3,
+        /// Rows and columns from one window to the next: 1 or 2.
+        stride: u8 = 1,
+        /// Rows of zeros above x, fewer than `kernel`.
+        pad_top: u8 = 1,
+        /// Columns of zeros left of x, fewer than `kernel`.
+        pad_left: u8 = 1,
+        /// Left shift before the multiplier, `0..=8`.
+        shift: u8 = 0,
+        /// Smallest y: -127, or the zero point where a ReLU is fused.
+        min: i8 = -127,
+    }
 }
 
 #[cfg(test)]

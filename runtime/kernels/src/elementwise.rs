@@ -36,6 +36,21 @@ pub fn quantize(x: &[f32], inverse_scales: &[f32], zero_point: i8, y: &mut [i8])
     widest(run, (x, inverse_scales, zero_point, y));
 }
 
+/// Quantizes to 16 bits: `y[i] = clamp(round(x[i]·inverse_scales[i]), -32767, 32767)`,
+/// rounding half to even; NaN becomes the smallest value. Shapes as for [`quantize`].
+pub fn quantize_i16(x: &[f32], inverse_scales: &[f32], y: &mut [i16]) {
+    #[inline(always)]
+    fn run((x, inverse_scales, y): (&[f32], &[f32], &mut [i16])) {
+        for ((y, &x), &inverse_scale) in y.iter_mut().zip(x).zip(inverse_scales) {
+            let v = x * inverse_scale;
+            let v = if v > -32767.0 { v } else { -32767.0 };
+            let v = if v < 32767.0 { v } else { 32767.0 };
+            *y = math::round_to_i32(v) as i16;
+        }
+    }
+    widest(run, (x, inverse_scales, y));
+}
+
 /// SiLU in place.
 pub fn silu(x: &mut [f32]) {
     #[inline(always)]
@@ -173,6 +188,10 @@ mod tests {
         assert_eq!(y, [0, 0, 2, -2, 127, -127, -127, 127, 127]);
         quantize(&x[..2], &[1.0, 2.0], -100, &mut y[..2]);
         assert_eq!(y[..2], [-100, -99]); // 0·1 and 0.5·2
+        let mut y = [0; 9];
+        quantize_i16(&x, &[1.0; 9], &mut y);
+        let most = 32767;
+        assert_eq!(y, [0, 0, 2, -2, most, -most, -most, most, 127]);
     }
 
     #[test]

@@ -56,6 +56,7 @@ mod attention_i8;
 pub mod cast;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod conv_i16;
 mod conv_i8;
 pub mod elementwise;
 pub mod gradient;
@@ -84,6 +85,7 @@ mod x86;
 
 pub use attention_i8::{AttentionI8, MOST_TOKENS};
 pub use conv_i8::Conv2dI8;
+pub use conv_i16::Conv2dI16;
 pub use norm_i8::{GroupNormI8, MOST_PIXELS};
 pub use sequence::{Conv1d, Conv1dI8, Conv1dShape};
 pub use table::{Conv2d, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, Requantize};

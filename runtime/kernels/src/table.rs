@@ -7,6 +7,7 @@
 use crate::attention::Attention;
 use crate::attention_i8::AttentionI8;
 use crate::conv_i8::Conv2dI8;
+use crate::conv_i16::{self, Conv2dI16};
 use crate::images_i8::{self, AddI8, PerChannel};
 use crate::layout;
 use crate::norm::{self, GroupNorm, Normal};
@@ -331,6 +332,12 @@ impl Kernels {
     pub fn conv2d_i8_f32(&self, op: Conv2dI8<'_>, scales: &[f32], finish: Epilogue, y: &mut [f32]) {
         require!(op.fits(y.len()) && scales.len() == op.bias.len());
         (self.entries().conv2d_i8_f32)(op, scales, finish, y)
+    }
+
+    /// 2-D convolution of a 16-bit image; `y` is `[out_height, out_width, outputs]`.
+    pub fn conv2d_i16(&self, op: Conv2dI16<'_>, requantize: Requantize<'_>, y: &mut [i8]) {
+        require!(op.fits(y.len()) && requantize.multipliers.len() == op.bias.len());
+        conv_i16::conv2d_i16(op, requantize, y)
     }
 
     /// `softmax(Q·Kᵀ / sqrt(d))·V`, `d` channels a head, in the queries' place.

@@ -82,21 +82,20 @@ impl Conv2d<'_> {
     fn width(&self) -> u32 {
         self.shape.out_width as u32 * self.outputs
     }
+}
 
-    /// The shape of rows `rows` of the output alone, and which rows of the input
-    /// they see: from the first one that their windows reach.
-    fn band(&self, rows: &Range<u32>) -> (ConvShape, usize) {
-        let shape = self.shape;
-        let start = rows.start as usize * shape.stride;
-        let skipped = start.saturating_sub(shape.pad_top);
-        let band = ConvShape {
-            height: shape.height.saturating_sub(skipped),
-            out_height: rows.len(),
-            pad_top: shape.pad_top.saturating_sub(start),
-            ..shape
-        };
-        (band, skipped)
-    }
+/// The shape of rows `rows` of the output alone, and which rows of the input they see:
+/// from the first one that their windows reach.
+pub(super) fn band(shape: ConvShape, rows: &Range<u32>) -> (ConvShape, usize) {
+    let start = rows.start as usize * shape.stride;
+    let skipped = start.saturating_sub(shape.pad_top);
+    let band = ConvShape {
+        height: shape.height.saturating_sub(skipped),
+        out_height: rows.len(),
+        pad_top: shape.pad_top.saturating_sub(start),
+        ..shape
+    };
+    (band, skipped)
 }
 
 impl<'m> Operation<'m> for Conv2d<'m> {
@@ -162,7 +161,7 @@ impl<'m> Operation<'m> for Conv2d<'m> {
 
     #[inline(never)]
     fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
-        let (shape, skipped) = self.band(&units);
+        let (shape, skipped) = band(self.shape, &units);
         let [x_size, y_size] = self.form.sizes();
         let row = shape.width * shape.channels * x_size;
         let input = part(&self.input, row, skipped, self.shape.height)?;

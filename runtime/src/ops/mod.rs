@@ -17,6 +17,7 @@ mod attention;
 mod attention_i8;
 mod conv1d;
 mod conv2d;
+mod conv2d_i16;
 mod dequantize;
 mod elementwise;
 mod embed;
@@ -347,6 +348,7 @@ kinds! {
     AttentionI8 => attention_i8::AttentionI8<'m>,
     AddI8 => add_i8::AddI8<'m>,
     ActivationI8 => activation_i8::ActivationI8<'m>,
+    Conv2dI16 => conv2d_i16::Conv2dI16<'m>,
 }
 
 /// Whether the executor for `OPS` has all of `set`.

@@ -1,4 +1,4 @@
-//! f32 activations to int8.
+//! f32 activations to i8 or i16.
 
 use core::ops::Range;
 
@@ -14,6 +14,8 @@ pub(crate) struct Quantize<'m> {
     zero_point: i8,
     pixels: u32,
     channels: u32,
+    /// Bytes of an element of y.
+    size: usize,
     input: Range<usize>,
     output: Range<usize>,
 }
@@ -22,13 +24,22 @@ impl<'m> Operation<'m> for Quantize<'m> {
     #[inline(never)]
     fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
-        require(y.element == Element::I8, PlanError::Type)?;
+        require(
+            matches!(y.element, Element::I8 | Element::I16),
+            PlanError::Type,
+        )?;
+        // What is i16 has no zero point but 0.
+        require(
+            y.element == Element::I8 || y.zero_point == 0,
+            PlanError::Range,
+        )?;
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;
         Ok(Self {
             inverse_scales: op.slab(0, y.channels() as usize)?,
             zero_point: y.zero_point.try_into().map_err(|_| PlanError::Range)?,
             pixels: y.pixels(),
             channels: y.channels(),
+            size: y.element.size(),
             input: floats(&x)?,
             output: range(y).ok_or(PlanError::Shape)?,
         })
@@ -48,12 +59,18 @@ impl<'m> Operation<'m> for Quantize<'m> {
     fn run<const OPS: u64>(&self, _: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
         let input = rows(&self.input, self.channels, &units)?;
         let (from, to) = (units.start as usize, units.end as usize);
-        let output = part(&self.output, self.channels as usize, from, to)?;
+        let output = part(&self.output, self.channels as usize * self.size, from, to)?;
         let [x, y] = disjoint(arena, [input, output])?;
-        let (x, y): (&[f32], &mut [i8]) = (cast::numbers(x)?, cast::numbers_mut(y)?);
+        let x: &[f32] = cast::numbers(x)?;
         let channels = self.channels.max(1) as usize;
-        for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
-            elementwise::quantize(x, self.inverse_scales, self.zero_point, y);
+        let pixels = x.chunks_exact(channels);
+        for (x, y) in pixels.zip(y.chunks_exact_mut(channels * self.size)) {
+            if self.size == size_of::<i8>() {
+                let y = cast::numbers_mut(y)?;
+                elementwise::quantize(x, self.inverse_scales, self.zero_point, y);
+            } else {
+                elementwise::quantize_i16(x, self.inverse_scales, cast::numbers_mut(y)?);
+            }
         }
         Some(())
     }

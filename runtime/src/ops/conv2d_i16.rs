@@ -1,0 +1,110 @@
+//! 2-D convolutions of 16-bit images. A unit is a row of the output.
+
+use core::ops::Range;
+
+use quell_format::{self as format, Element};
+use quell_kernels::{Conv2dI16 as Operands16, ConvShape, Requantize, cast, layout};
+
+use super::conv2d::band;
+use super::{Call, Known, Operands, Operation, Work, bytes, part, range, require};
+use crate::arena::disjoint;
+use crate::validate::PlanError;
+
+/// Most channels and outputs: what is made of them then fits 32 bits.
+const MOST: usize = 1 << 16;
+
+pub(crate) struct Conv2dI16<'m> {
+    shape: ConvShape,
+    outputs: usize,
+    weights: &'m [i16],
+    bias: &'m [i32],
+    rule: Requantize<'m>,
+    input: Range<usize>,
+    output: Range<usize>,
+}
+
+impl<'m> Operation<'m> for Conv2dI16<'m> {
+    #[inline(never)]
+    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+        let attributes: format::Conv2dI16 = op.attributes()?;
+        let (x, y) = (op.input(0)?, &op.output);
+        require(x.element == Element::I16, PlanError::Type)?;
+        require(x.zero_point == 0, PlanError::Range)?;
+        let [height, width, channels] = x.shape.map(|n| n as usize);
+        let [out_height, out_width, outputs] = y.shape.map(|n| n as usize);
+        let shape = ConvShape {
+            height,
+            width,
+            channels,
+            out_height,
+            out_width,
+            kernel: attributes.kernel.into(),
+            stride: attributes.stride.into(),
+            pad_top: attributes.pad_top.into(),
+            pad_left: attributes.pad_left.into(),
+        };
+        let small = channels <= MOST && outputs <= MOST;
+        require(shape.is_known() && small, PlanError::Shape)?;
+        let rows = layout::pad(outputs, layout::ROWS);
+        let window = shape.kernel * shape.kernel * channels;
+        let weights = window.checked_mul(rows).ok_or(PlanError::Shape)?;
+        let (output, zero_point) = bytes(y)?;
+        Ok(Self {
+            shape,
+            outputs,
+            weights: op.slab(0, weights)?,
+            bias: op.slab(1, rows)?,
+            rule: Requantize {
+                multipliers: op.slab(2, rows)?,
+                shift: attributes.shift.into(),
+                zero_point,
+                min: attributes.min,
+            },
+            input: range(&x).ok_or(PlanError::Shape)?,
+            output,
+        })
+    }
+
+    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+        let rule = &self.rule;
+        let valid = rule.multipliers.iter().all(|&m| m >= 0);
+        require(
+            valid && rule.shift <= 8 && rule.min >= -127,
+            PlanError::Range,
+        )?;
+        let rows = self.bias.len().max(1);
+        for (o, bias) in self.bias.iter().enumerate() {
+            let column = self.weights.iter().skip(o).step_by(rows);
+            let sum: u64 = column.map(|w| u64::from(w.unsigned_abs())).sum();
+            let bound = (sum << 15) + u64::from(bias.unsigned_abs());
+            require(bound << rule.shift <= i32::MAX as u64, PlanError::Overflow)?;
+        }
+        Ok(())
+    }
+
+    fn work(&self) -> Work {
+        let shape = &self.shape;
+        let window = (shape.kernel * shape.kernel * shape.channels) as u64;
+        let row = (shape.out_width as u64).saturating_mul(self.outputs as u64);
+        Work::macs(shape.out_height as u32, row.saturating_mul(window))
+    }
+
+    #[inline(never)]
+    fn run<const OPS: u64>(&self, call: &Call, arena: &mut [u8], units: Range<u32>) -> Option<()> {
+        let (shape, skipped) = band(self.shape, &units);
+        let row = shape.width * shape.channels * size_of::<i16>();
+        let input = part(&self.input, row, skipped, self.shape.height)?;
+        let (from, to) = (units.start as usize, units.end as usize);
+        let output = part(&self.output, shape.out_width * self.outputs, from, to)?;
+        let [x, y] = disjoint(arena, [input, output])?;
+        let operands = Operands16 {
+            shape,
+            weights: self.weights,
+            bias: self.bias,
+            x: cast::numbers(x)?,
+        };
+        let y = cast::numbers_mut(y)?;
+        call.kernels.conv2d_i16(operands, self.rule, y);
+        Some(())
+    }
+}
