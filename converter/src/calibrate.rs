@@ -21,21 +21,25 @@ use crate::rounding::Windows;
 /// Guidance scale of the guided runs; that of most users.
 const GUIDANCE: f32 = 2.0;
 
+/// Multiply-accumulates for which runs are counted, where nobody says how many.
+const WORK: u64 = 600_000_000;
+
 /// Which runs are looked at, besides the solver tables that the file carries.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Step counts of DDIM runs; those of the model's users.
     pub steps: Vec<u32>,
     /// Runs for each step count, or as many as there are combinations of class,
-    /// guidance and η, if these are more.
-    pub runs: u32,
+    /// guidance and η, if these are more. `None`: 300, or fewer of a large network, whose
+    /// images have many pixels to see.
+    pub runs: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             steps: vec![1, 2, 4, 8, 20],
-            runs: 300,
+            runs: None,
         }
     }
 }
@@ -68,8 +72,13 @@ pub fn calibrate(
         !samplers.is_empty(),
         "int8 is calibrated on the steps that will be used: name a solver table"
     );
+    let macs = model.macs(model.role()).unwrap_or(0);
+    let usual = || (WORK / macs.max(1)).min(300) as u32;
     // Every combination at least once.
-    let runs = settings.runs.max(conditions.len() as u32);
+    let runs = settings
+        .runs
+        .unwrap_or_else(usual)
+        .max(conditions.len() as u32);
     let total = u64::from(runs) * samplers.len() as u64;
     let steps: u32 = samplers.iter().map(|(_, steps)| steps).sum();
     let mut recorder = Recorder::new(source, &assembled.main, (runs * steps) as usize);

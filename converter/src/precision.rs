@@ -26,6 +26,8 @@ pub struct Precision {
     pub wide: Vec<bool>,
     /// Channels of the values that are images.
     pub channels: Vec<Option<usize>>,
+    /// Images that are read with other channels than they are made with.
+    torn: Vec<bool>,
     users: Vec<Vec<ValueId>>,
 }
 
@@ -37,6 +39,7 @@ impl Precision {
             layers: vec![false; graph.nodes.len()],
             wide: vec![false; graph.nodes.len()],
             channels: vec![None; graph.nodes.len()],
+            torn: vec![false; graph.nodes.len()],
             users: graph.users(),
         }
     }
@@ -98,13 +101,15 @@ impl Precision {
                 _ => None,
             };
         }
-        for node in &graph.nodes {
-            let wanted = match &node.op {
-                Op::Conv2d(op) => op.input.channels,
-                Op::Conv1d(op) => op.channels,
-                _ => continue,
-            };
-            self.channels[node.inputs[0]].get_or_insert(wanted);
+        for i in 0..graph.nodes.len() {
+            for (input, wanted) in wanted(graph, i) {
+                let found = *self.channels[input].get_or_insert(wanted);
+                // Pixels of another width in the same memory: as floats, then.
+                if found != wanted {
+                    self.channels[input] = Some(wanted);
+                    self.torn[input] = true;
+                }
+            }
         }
     }
 
@@ -113,6 +118,10 @@ impl Precision {
         let node = &graph.nodes[i];
         let all = || node.inputs.iter().all(|&input| able[input]);
         let alone = |&input: &ValueId| self.users[input] == [i];
+        let whole = wanted(graph, i).all(|(input, wanted)| self.channels[input] == Some(wanted));
+        if self.torn[i] || !whole {
+            return false;
+        }
         match &node.op {
             Op::Conv2d(_) | Op::Conv1d(_) => true,
             Op::GroupNorm(op) => {
@@ -265,6 +274,23 @@ impl Precision {
             _ => {}
         }
     }
+}
+
+/// The images that an operator reads, and with how many channels.
+fn wanted(graph: &Graph, i: ValueId) -> impl Iterator<Item = (ValueId, usize)> {
+    let node = &graph.nodes[i];
+    let (images, pixels) = match &node.op {
+        Op::Conv2d(op) => (1, op.input.pixels()),
+        Op::Conv1d(op) => (1, op.length),
+        Op::GroupNorm(op) => {
+            let images = node.inputs.len() - usize::from(op.is_conditioned());
+            (images, node.len / op.channels)
+        }
+        Op::Upsample(size) | Op::ZeroInsertion(size) | Op::AveragePool(size) => (1, size.pixels()),
+        _ => (0, 1),
+    };
+    let inputs = node.inputs.iter().take(images);
+    inputs.map(move |&input| (input, graph.nodes[input].len / pixels))
 }
 
 /// What a value's elements were seen to be; of values side by side, both.

@@ -55,9 +55,10 @@ pub(crate) struct Calibration {
         value_name = "STEPS"
     )]
     calibration_steps: Vec<u32>,
-    /// Solver tables per step count
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    calibration_runs: u32,
+    /// Runs per step count; every combination of class, guidance and noise runs at least
+    /// once [default: 300, fewer for large networks]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    calibration_runs: Option<u32>,
 }
 
 impl Calibration {
