@@ -59,6 +59,29 @@ pub fn samples(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
     array(path, shape, Bytes::MeanNothing).with_context(|| path.display().to_string())
 }
 
+/// Reads what a model of samples of `shape` sees as its second input: from an array as
+/// [`vectors`] does, or one picture of as many rows and columns as the samples have.
+pub fn contexts(path: &Path, elements: usize, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
+    if is_array(path) {
+        return vectors(path, elements);
+    }
+    let [_, height, width] = shape;
+    let read = || {
+        let channels = [1, 3].map(|channels| [channels, height, width]);
+        let fits = |shape: &[u32; 3]| shape.iter().product::<u32>() as usize == elements;
+        let Some(shape) = channels.into_iter().find(fits) else {
+            bail!(
+                "a picture is 1 or 3 channels of {height} x {width}; expected {elements} elements: \
+                 give an .npy array"
+            );
+        };
+        Ok(vec![picture(path, shape, |byte| {
+            f32::from(byte) / 127.5 - 1.0
+        })?])
+    };
+    read().with_context(|| path.display().to_string())
+}
+
 /// Reads an `.npy` array `[n, …]` as n vectors of so many elements.
 pub fn vectors(path: &Path, elements: usize) -> Result<Vec<Vec<f32>>> {
     let read = || {
@@ -300,6 +323,26 @@ mod tests {
         // Sequences: [n, c, l].
         let expected = [[1.0, 0.0], [-1.0, 2.0]];
         assert_eq!(samples(&path, [1, 1, 2]).unwrap(), expected);
+    }
+
+    /// A picture where the second input has one or three channels; else an array.
+    #[test]
+    fn pictures_may_be_conditions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.png");
+        let grey = image::GrayImage::from_raw(2, 1, vec![0, 255]).unwrap();
+        grey.save(&path).unwrap();
+        assert_eq!(contexts(&path, 2, [4, 1, 2]).unwrap(), [[-1.0, 1.0]]);
+        let three = [[-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]];
+        assert_eq!(contexts(&path, 6, [4, 1, 2]).unwrap(), three);
+        let message = error(contexts(&path, 8, [4, 1, 2]));
+        assert!(
+            message.contains("x.png") && message.contains("8 elements"),
+            "{message}"
+        );
+        let array = folder.path().join("x.npy");
+        output::npy(&array, &[vec![7.0; 8]], [4, 1, 2]).unwrap();
+        assert_eq!(contexts(&array, 8, [4, 1, 2]).unwrap(), [[7.0; 8]]);
     }
 
     #[test]

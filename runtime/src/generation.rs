@@ -154,6 +154,9 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
         let scale = self.table.map_or(1.0, |table| table.noise_scale);
         let level = self.level_before(self.walk.next);
         let (start, noise) = (self.request.start, self.request.noise);
+        if let Some(context) = self.request.context {
+            self.session.context_mut().copy_from_slice(context);
+        }
         self.rng.fill(self.session.sample_mut());
         let sample = self.session.sample_mut();
         if has::<OPS>(OpSet::EDITING) {

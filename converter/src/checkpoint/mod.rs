@@ -124,7 +124,8 @@ impl Checkpoint {
             Weights::Index(index) => Tensors::read_shards(&index)?,
             Weights::File(file) => Tensors::read(&file)?,
         };
-        let network = network(&class, fields, &tensors, &timesteps, choice);
+        let learned = schedule.variance.is_learned();
+        let network = network(&class, fields, &tensors, (&timesteps, learned), choice);
         // A tensor's fault has its own file's name.
         let network = network.map_err(|error| match error.is::<tensors::Fault>() {
             true => error,
@@ -243,7 +244,7 @@ fn network(
     class: &str,
     fields: Map<String, Value>,
     tensors: &Tensors,
-    timesteps: &Timesteps,
+    (timesteps, learned_variance): (&Timesteps, bool),
     choice: &Choice,
 ) -> Result<Network> {
     let Choice { part, size, .. } = *choice;
@@ -260,7 +261,7 @@ fn network(
     let (trained, network) = match class {
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
-        "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size),
+        "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size, learned_variance),
         "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
         // It does not say how many there are.
         "UNet1DModel" => {
