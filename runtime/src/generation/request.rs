@@ -270,9 +270,6 @@ pub(super) fn check<const OPS: u64>(
     spare: usize,
 ) -> Result<(), RequestError> {
     check_program::<OPS>(request)?;
-    if let Some(context) = request.context {
-        check_length("context", context, model.context_elements().unwrap_or(0))?;
-    }
     check_guidance(model, request, spare)?;
     match has::<OPS>(OpSet::EDITING) {
         true => check_editing(request, model.elements()),
