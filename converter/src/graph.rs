@@ -226,6 +226,8 @@ pub enum Condition {
     ScaleShift,
     /// Added to every pixel behind the function.
     AddAfter,
+    /// Factors, then offsets, of what the function gave.
+    ScaleShiftAfter,
 }
 
 /// One step of the network.

@@ -10,7 +10,7 @@ use image::DynamicImage;
 
 /// Reads samples of `shape`, `[c, h, w]`: one from a PNG (grey or colours, as the
 /// model's channels demand), or n from an array `[n, c, h, w]`, `[c, h, w]` or, of one
-/// channel, `[h, w]`; of sequences `[n, c, l]`. Those of one or three channels are
+/// channel, `[n, h, w]` and `[h, w]`; of sequences `[n, c, l]`. Those of one or three channels are
 /// pictures, whose numbers are -1.0 to 1.0; others may be latents, which have no bounds.
 pub fn images(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
     // What a network drew may be beyond by its rounding.
@@ -134,7 +134,11 @@ fn array(path: &Path, shape: [u32; 3], bytes: Bytes<'_>) -> Result<Vec<Vec<f32>>
     // Leading dimensions of 1 may be left out.
     let fits = match found.len() {
         4 => found[1..] == sample,
-        3 => found[..] == sample || h == 1 && found[1..] == [sample[0], sample[2]],
+        3 => {
+            let rows = &found[1..];
+            let sequences = h == 1 && *rows == [sample[0], sample[2]];
+            found[..] == sample || sequences || c == 1 && *rows == sample[1..]
+        }
         2 => c == 1 && found[..] == sample[1..],
         _ => false,
     };
@@ -323,6 +327,14 @@ mod tests {
         // Sequences: [n, c, l].
         let expected = [[1.0, 0.0], [-1.0, 2.0]];
         assert_eq!(samples(&path, [1, 1, 2]).unwrap(), expected);
+        // One channel: [n, h, w].
+        npy(
+            &path,
+            "<f2",
+            "(2, 2, 1)",
+            &[0, 0x3c, 0, 0, 0, 0xbc, 0, 0x40],
+        );
+        assert_eq!(samples(&path, [1, 2, 1]).unwrap(), expected);
     }
 
     /// A picture where the second input has one or three channels; else an array.

@@ -13,8 +13,10 @@ mod layout;
 mod mlp_classic;
 mod noisy_classifier;
 mod pipeline;
+mod policy;
 mod residual_mlp;
 mod scheduler;
+mod sequences;
 mod tensors;
 mod unet1d;
 mod unet2d;
@@ -96,6 +98,7 @@ impl Checkpoint {
         let kind = kind(&class).with_context(in_config)?;
         let schedule = match kind {
             Kind::Plain => NoiseSchedule::none(),
+            Kind::Timed if class == policy::LEROBOT => policy::schedule(&layout, &fields, choice)?,
             Kind::Timed => schedule(&layout, &fields, choice)?,
         };
         ensure!(
@@ -192,12 +195,13 @@ fn kind(class: &str) -> Result<Kind> {
         "UNet2DModel" | "UNet1DModel" | "MLPClassic" | "ResidualMLP" | "NoisyClassifier" => {
             Kind::Timed
         }
+        policy::CLASS | policy::LEROBOT => Kind::Timed,
         _ => bail!("`_class_name` is `{class}`; expected {CLASSES}"),
     })
 }
 
-const CLASSES: &str = "UNet2DModel, UNet1DModel, AutoencoderTiny, AutoencoderKL, MLPClassic, \
-     ResidualMLP or NoisyClassifier";
+const CLASSES: &str = "UNet2DModel, UNet1DModel, ConditionalUnet1D, AutoencoderTiny, AutoencoderKL, \
+     MLPClassic, ResidualMLP or NoisyClassifier";
 
 /// The schedule of the scheduler's file, of the sampler that was chosen instead, or a
 /// guess.
@@ -267,6 +271,12 @@ fn network(
         "UNet1DModel" => {
             unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
         }
+        policy::CLASS => {
+            policy::network(fields, tensors, timesteps, size).map(|network| (trained, network))
+        }
+        policy::LEROBOT => {
+            policy::of_lerobot(fields, tensors, timesteps, size).map(|network| (trained, network))
+        }
         other => bail!("`_class_name` is `{other}`; expected {CLASSES}"),
     }?;
     if trained != timesteps.trained() {
@@ -278,7 +288,8 @@ fn network(
     if let Some(size) = size {
         let [_, rows, columns] = network.shape;
         ensure!(
-            class == "UNet1DModel" || size.rows_and_columns() == [rows, columns],
+            matches!(class, "UNet1DModel" | policy::CLASS | policy::LEROBOT)
+                || size.rows_and_columns() == [rows, columns],
             "--size is {size}, but a {class} has the one size that it was trained for, \
              {rows}x{columns}"
         );

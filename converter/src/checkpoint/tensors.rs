@@ -115,6 +115,19 @@ impl Tensors {
         self.view(name).is_some()
     }
 
+    /// The shape of the tensor `name`, if there is one.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.view(name)?.shape().to_vec())
+    }
+
+    /// Leaves out tensors that are of no network here, by the beginnings of their names.
+    pub fn leave(&self, prefixes: &[&str]) -> Result<()> {
+        let mut taken = self.taken.borrow_mut();
+        let left = |name: &String| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        taken.extend(self.views()?.into_keys().filter(left));
+        Ok(())
+    }
+
     fn view(&self, name: &str) -> Option<TensorView<'_>> {
         self.files
             .iter()

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use self::blocks::Builder;
 use super::blocks::act_fn;
 use super::images::{Feature, Images};
+use super::sequences::Sequences;
 use super::{Network, Size, Tensors, config, waves};
 use crate::graph::{Graph, Image, Op, ValueId};
 use crate::timesteps::Timesteps;
@@ -93,12 +94,12 @@ pub(super) fn network(
     let mut images = Images { graph, tensors };
     let x = images.channels_last("sample.channels_last", sample, input);
     let mut builder = Builder {
-        images,
+        sequences: Sequences { images },
         embedding,
         embedding_size: config.block_out_channels[0],
     };
     let y = config.body(&mut builder, x, function)?;
-    let mut images = builder.images;
+    let mut images = builder.sequences.images;
     images.channels_first("output.channels_first", y);
     let shape = [input.channels, 1, input.width].map(|n| n as u32);
     Ok(Network {
@@ -290,7 +291,9 @@ impl Config {
             x = builder.blocks(&name, &[x], outputs, layers)?;
             skips.push(x);
             if i + 1 < channels.len() {
-                x = builder.downsample(&format!("{name}.downsample.conv"), x)?;
+                x = builder
+                    .sequences
+                    .downsample(&format!("{name}.downsample.conv"), x)?;
             }
         }
         x = builder.blocks("mid_block", &[x], x.size.channels, layers)?;
@@ -311,7 +314,9 @@ impl Config {
             };
             x = builder.blocks(&name, &[x, skip], outputs, layers)?;
             if i + 1 < channels.len() {
-                x = builder.upsample(&format!("{name}.upsample.conv"), x)?;
+                x = builder
+                    .sequences
+                    .upsample(&format!("{name}.upsample.conv"), x)?;
             }
         }
         if out_block {

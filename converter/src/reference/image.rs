@@ -86,12 +86,13 @@ pub(super) fn group_norm(op: &GroupNorm, inputs: &[&[f64]]) -> Vec<f64> {
         let y = y + f64::from(op.affine.bias[c]);
         let y = match op.condition {
             Condition::ScaleShift => y * vector[c] + vector[op.channels + c],
-            Condition::None | Condition::Add | Condition::AddAfter => y,
+            _ => y,
         };
         let y = op.function.map_or(y, |function| apply(function, y));
         match op.condition {
             Condition::AddAfter => y + vector[c],
-            Condition::None | Condition::Add | Condition::ScaleShift => y,
+            Condition::ScaleShiftAfter => y * vector[c] + vector[op.channels + c],
+            _ => y,
         }
     };
     x.into_iter().enumerate().map(one).collect()
