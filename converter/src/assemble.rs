@@ -10,8 +10,9 @@ use quell::format::{self, ARENA_ALIGN, Head, Role, Schedule, SelfTest, Tier};
 
 use crate::checkpoint::{Network, NoiseSchedule};
 use crate::emit::{self, GraphPlan, Summary};
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, Op, ValueId};
 use crate::lower;
+use crate::model_file::ModelFile;
 use crate::place::{self, Persistent, Placed};
 use crate::quantize::QuantParams;
 use crate::schedulers::SolverTable;
@@ -91,8 +92,20 @@ impl Assembled {
         tier: Tier,
         grids: &HashMap<ValueId, QuantParams>,
     ) -> Result<Self> {
+        Self::taking(source, Vec::new(), tier, grids)
+    }
+
+    /// [`Assembled::of`] where the first graphs have no weights: `ops` holds their
+    /// operations with them, which are dropped as they are packed.
+    pub fn taking(
+        source: &Source<'_>,
+        ops: Vec<Vec<Op>>,
+        tier: Tier,
+        grids: &HashMap<ValueId, QuantParams>,
+    ) -> Result<Self> {
+        let mut slabs = Slabs::for_ops(ops.iter().flatten(), tier);
+        let mut ops = ops.into_iter();
         let layout = Layout::of(source);
-        let mut slabs = Slabs::default();
         let mut one = |graph: &Graph, network: &Network, tier: Tier| {
             let source = lower::Source {
                 graph,
@@ -101,7 +114,10 @@ impl Assembled {
                 tier,
                 grids,
             };
-            let program = lower::lower(source, &mut slabs)?;
+            let program = match ops.next() {
+                Some(ops) => lower::lower_ops(source, ops, &mut slabs)?,
+                None => lower::lower(source, &mut slabs)?,
+            };
             let persistent = Persistent {
                 inputs: layout
                     .inputs
@@ -140,6 +156,23 @@ impl Assembled {
         tier: Tier,
         self_test: Option<SelfTest>,
     ) -> Result<Vec<u8>> {
+        let slabs = self.slabs.clone();
+        Ok(self.emit(source, tier, self_test, slabs)?.bytes().to_vec())
+    }
+
+    /// [`Assembled::file`] without a self-test, and without a copy of the weights.
+    pub fn into_file(mut self, source: &Source<'_>, tier: Tier) -> Result<ModelFile> {
+        let slabs = std::mem::take(&mut self.slabs);
+        self.emit(source, tier, None, slabs)
+    }
+
+    fn emit(
+        &self,
+        source: &Source<'_>,
+        tier: Tier,
+        self_test: Option<SelfTest>,
+        mut slabs: Slabs,
+    ) -> Result<ModelFile> {
         let network = source.network;
         let head = Head {
             model: network.architecture[..].into(),
@@ -162,7 +195,6 @@ impl Assembled {
                 placed,
             });
         }
-        let mut slabs = self.slabs.clone();
         let mut tables = Vec::new();
         for table in source.tables {
             tables.push(self.table(table, &mut slabs)?);
@@ -173,7 +205,7 @@ impl Assembled {
             tier,
             persistent: self.layout.bytes,
         };
-        emit::file(summary, &head, &graphs, &tables, &slabs)
+        emit::file(summary, &head, &graphs, &tables, slabs)
     }
 
     fn table<'t>(

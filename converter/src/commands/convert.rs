@@ -9,7 +9,7 @@ use quell::format::{Header, Prediction, Tier};
 use quell_converter::checkpoint::{Checkpoint, Part, Size};
 use quell_converter::fold::Optimize;
 use quell_converter::schedulers::Spec;
-use quell_converter::{compile, output};
+use quell_converter::{frugal, output};
 
 use super::{Calibration, Source, print_beside, progress, thousands, warn};
 
@@ -137,8 +137,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
-    let compiled = compile::compile_for(
-        &checkpoint,
+    let file = frugal::compile(
+        checkpoint,
         tier,
         args.optimize.into(),
         &args.calibration.settings(),
@@ -148,16 +148,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         },
     );
     bar.finish_and_clear();
-    let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
-    output::bytes(&args.output, &compiled.bytes)?;
-    let arena_bytes = Header::parse(&compiled.bytes)?.arena_bytes;
+    let file = file.with_context(|| args.checkpoint.display().to_string())?;
+    output::bytes(&args.output, file.bytes())?;
+    let header = Header::parse(file.bytes())?;
     let report = format!(
         "{}: {} bytes, {} weights, arena {} bytes, {} MACs per call ({:.1} s)\n",
         args.output.display(),
-        thousands(compiled.bytes.len() as u64),
+        thousands(file.bytes().len() as u64),
         tier.name(),
-        thousands(u64::from(arena_bytes)),
-        thousands(Header::parse(&compiled.bytes)?.macs),
+        thousands(u64::from(header.arena_bytes)),
+        thousands(header.macs),
         start.elapsed().as_secs_f64(),
     );
     print_beside([args.output.as_path()], &report)

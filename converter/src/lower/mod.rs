@@ -8,6 +8,7 @@ mod gradient;
 mod image;
 mod linear;
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
@@ -35,6 +36,20 @@ pub struct Source<'g> {
 
 /// Lowers a graph; its weights are appended to `slabs`.
 pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
+    lower_ops(
+        source,
+        source.graph.nodes.iter().map(|node| &node.op),
+        slabs,
+    )
+}
+
+/// [`lower`] of a graph without weights: its operations with them follow one by one, and
+/// each is dropped once its weights are packed.
+pub fn lower_ops<O: Borrow<Op>>(
+    source: Source<'_>,
+    ops: impl IntoIterator<Item = O>,
+    slabs: &mut Slabs,
+) -> Result<Program> {
     let graph = source.graph;
     let mut lowering = Lowering {
         graph,
@@ -52,9 +67,9 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
         lowering.place_input(&Op::Context, [1, 1, context])?;
     }
     lowering.program.inputs = lowering.program.tensors.len();
-    for i in 0..graph.nodes.len() {
+    for (i, op) in ops.into_iter().enumerate() {
         if i == graph.output() || !lowering.users[i].is_empty() {
-            lowering.node(i)?;
+            lowering.node(i, op.borrow())?;
         }
     }
     let output = lowering.shaped(graph.output(), source.output_shape)?;
@@ -171,9 +186,8 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn node(&mut self, i: ValueId) -> Result<()> {
-        let node = &self.graph.nodes[i];
-        match &node.op {
+    fn node(&mut self, i: ValueId, op: &Op) -> Result<()> {
+        match op {
             Op::Sample | Op::Context => Ok(()),
             Op::Concat => self.concat(i),
             Op::Time(table) => self.embed(i, Index::Timestep, table),

@@ -170,7 +170,7 @@ pub(in crate::checkpoint) fn network(
         down_dims: fields.down_dims,
     };
     let network = config.network(tensors, times, size, &NAMES)?;
-    tensors.leave(&AROUND)?;
+    tensors.leave(&AROUND);
     Ok(network)
 }
 
