@@ -8,6 +8,7 @@ mod autoencoder;
 mod blocks;
 mod choice;
 mod config;
+mod edm;
 mod images;
 mod layout;
 mod mlp_classic;
@@ -35,7 +36,7 @@ pub use scheduler::NoiseSchedule;
 pub use tensors::Tensors;
 
 use crate::graph::Graph;
-use crate::schedulers::{self, SolverTable, Spec};
+use crate::schedulers::{self, SolverTable, Spec, Told};
 use crate::timesteps::Timesteps;
 
 /// A checkpoint, read and checked.
@@ -117,7 +118,9 @@ impl Checkpoint {
             true => schedulers::usual(&schedule)?,
             false => Vec::new(),
         };
-        let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
+        let timesteps = Timesteps::new(schedule.alphas_cumprod.len());
+        let mut timesteps = timesteps.told(schedule.told);
+        check_told(&class, &fields, schedule.told).with_context(in_config)?;
         let tables = specs
             .iter()
             .chain(&usual)
@@ -130,10 +133,14 @@ impl Checkpoint {
         let learned = schedule.variance.is_learned();
         let network = network(&class, fields, &tensors, (&timesteps, learned), choice);
         // A tensor's fault has its own file's name.
-        let network = network.map_err(|error| match error.is::<tensors::Fault>() {
+        let mut network = network.map_err(|error| match error.is::<tensors::Fault>() {
             true => error,
             false => error.context(in_config()),
         })?;
+        if let Told::Level(edm) = &schedule.told {
+            let graph = std::mem::take(&mut network.graph);
+            network.graph = edm::around(graph, edm, &timesteps);
+        }
         tensors.refuse_unused()?;
         check_outputs(&network, &schedule).with_context(in_config)?;
         let decoder = match network.role {
@@ -295,6 +302,24 @@ fn network(
         );
     }
     Ok(network)
+}
+
+/// Networks that are told a function of the noise level must make waves of it, of any
+/// number: tables and logarithms know no negative ones.
+fn check_told(class: &str, fields: &Map<String, Value>, told: Told) -> Result<()> {
+    let kind = fields.get("time_embedding_type").and_then(Value::as_str);
+    let waves = match class {
+        "UNet2DModel" => kind.is_none_or(|kind| kind == "positional"),
+        "UNet1DModel" | policy::CLASS => true,
+        _ => false,
+    };
+    ensure!(
+        told == Told::Timestep || waves,
+        "`time_embedding_type` is {}; expected `positional` of a UNet2DModel, since networks of this \
+         scheduler are told a function of the noise level",
+        kind.unwrap_or(class)
+    );
+    Ok(())
 }
 
 /// A denoiser has twice the outputs exactly where the schedule says that it

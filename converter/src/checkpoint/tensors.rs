@@ -102,13 +102,9 @@ impl Tensors {
     fn of(path: &Path, paths: &[PathBuf]) -> Result<Self> {
         let (mut files, mut found) = (Vec::new(), BTreeMap::new());
         for path in paths {
-            let (file, tensors) = open(path).with_context(|| path.display().to_string())?;
-            for (name, start, info) in tensors {
-                let place = Place {
-                    file: files.len(),
-                    start,
-                    info,
-                };
+            let opened = open(path, files.len());
+            let (file, tensors) = opened.with_context(|| path.display().to_string())?;
+            for (name, place) in tensors {
                 let twice = found.insert(name.clone(), place).is_some();
                 ensure!(!twice, "{}: `{name}` is there twice", path.display());
             }
@@ -241,8 +237,8 @@ const PIECE: usize = 1 << 16;
 /// Most bytes of a header; the format's own limit.
 const MOST_HEADER: u64 = 100_000_000;
 
-/// A safetensors file, and its tensors with their first bytes in it.
-fn open(path: &Path) -> Result<(File, Vec<(String, u64, TensorInfo)>)> {
+/// A safetensors file, the `number`th, and its tensors.
+fn open(path: &Path, number: usize) -> Result<(File, Vec<(String, Place)>)> {
     refuse_special(path)?;
     let file = File::open(path)?;
     let bytes = file.metadata()?.len();
@@ -264,8 +260,12 @@ fn open(path: &Path) -> Result<(File, Vec<(String, u64, TensorInfo)>)> {
     );
     let tensors = metadata.tensors().into_iter();
     let tensors = tensors.map(|(name, info)| {
-        let start = 8 + header + info.data_offsets.0 as u64;
-        (name, start, info.clone())
+        let place = Place {
+            file: number,
+            start: 8 + header + info.data_offsets.0 as u64,
+            info: info.clone(),
+        };
+        (name, place)
     });
     Ok((file, tensors.collect()))
 }

@@ -40,6 +40,9 @@ enum Whole {
 
 /// The path that the options ask for.
 pub(super) fn path(run: &Run<'_>, kind: Kind) -> Result<Path> {
+    if run.sampler.class == "EDMDPMSolverMultistepScheduler" {
+        return super::edm::path(run);
+    }
     let flow = run.options.flag("use_flow_sigmas", false)?;
     let trained_on_flow = run.schedule.prediction == Prediction::Flow;
     ensure!(
