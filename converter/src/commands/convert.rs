@@ -26,7 +26,8 @@ Examples:
 pub(crate) struct Args {
     /// Folder with config.json, scheduler_config.json and
     /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/); an
-    /// autoencoder's (flat, or in vae/) has no scheduler_config.json
+    /// autoencoder's (flat, or in vae/) has no scheduler_config.json, nor has LeRobot's
+    /// (config.json and model.safetensors)
     checkpoint: PathBuf,
     /// File to write; - is standard output
     #[arg(short, long, value_name = "QUELL")]
@@ -38,9 +39,10 @@ pub(crate) struct Args {
     ///
     /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, dpmsolver-singlestep, unipc,
     /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
-    /// flow-euler, flow-heun or soflow. Options are named as in diffusers; one without a
-    /// value is true. What is not given is taken from scheduler_config.json. Few-step
-    /// checkpoints (`objective` soflow) carry soflow:1, 2, 4 and 8 by default.
+    /// edm-euler, edm-dpmsolver++, consistency, ipndm, flow-euler, flow-heun or soflow.
+    /// Options are named as in diffusers; one without a value is true. What is not given is
+    /// taken from scheduler_config.json. Few-step checkpoints (`objective` soflow,
+    /// consistency models) carry tables of 1, 2, 4 and 8 steps by default.
     #[arg(
         long = "solver",
         alias = "trajectory",

@@ -130,7 +130,7 @@ const REASONS: [(&str, &str); 4] = [
     ),
     (
         "SASolverScheduler",
-        "it keeps more vectors from step to step than the four that a run can keep",
+        "its solver tables are not implemented yet",
     ),
     (
         "RePaintScheduler",
