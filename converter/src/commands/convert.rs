@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// A run that the file is to carry; repeatable. DDPM and DDIM need none
     ///
     /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, dpmsolver-singlestep, unipc,
-    /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
+    /// deis, sasolver, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
     /// edm-euler, edm-dpmsolver++, consistency, ipndm, flow-euler, flow-heun or soflow.
     /// Options are named as in diffusers; one without a value is true. What is not given is
     /// taken from scheduler_config.json. Few-step checkpoints (`objective` soflow,

@@ -25,6 +25,7 @@ mod lms_discrete;
 mod multistep;
 mod options;
 mod pndm;
+mod sasolver;
 mod sigmas;
 mod soflow;
 mod spec;
@@ -96,7 +97,7 @@ impl Trained {
 
 /// The samplers, by name.
 #[rustfmt::skip]
-const SAMPLERS: [Sampler; 23] = [
+const SAMPLERS: [Sampler; 24] = [
     Sampler { name: "ddpm", class: "DDPMScheduler", of: Trained::Diffusion, table: ddpm::table },
     Sampler { name: "ddim", class: "DDIMScheduler", of: Trained::Diffusion, table: ddim::table },
     Sampler { name: "ddim-inverse", class: "DDIMInverseScheduler", of: Trained::Diffusion, table: ddim_inverse::table },
@@ -104,6 +105,7 @@ const SAMPLERS: [Sampler; 23] = [
     Sampler { name: "dpmsolver-singlestep", class: "DPMSolverSinglestepScheduler", of: Trained::EitherUnrescaled, table: dpmsolver_singlestep::table },
     Sampler { name: "unipc", class: "UniPCMultistepScheduler", of: Trained::Either, table: unipc_multistep::table },
     Sampler { name: "deis", class: "DEISMultistepScheduler", of: Trained::EitherUnrescaled, table: deis_multistep::table },
+    Sampler { name: "sasolver", class: "SASolverScheduler", of: Trained::EitherUnrescaled, table: sasolver::table },
     Sampler { name: "euler", class: "EulerDiscreteScheduler", of: Trained::Diffusion, table: euler_discrete::table },
     Sampler { name: "euler-ancestral", class: "EulerAncestralDiscreteScheduler", of: Trained::Diffusion, table: euler_ancestral_discrete::table },
     Sampler { name: "heun", class: "HeunDiscreteScheduler", of: Trained::Unrescaled, table: heun_discrete::table },
@@ -123,14 +125,10 @@ const SAMPLERS: [Sampler; 23] = [
 ];
 
 /// Classes of diffusers that no table of rows can stand for, and why.
-const REASONS: [(&str, &str); 4] = [
+const REASONS: [(&str, &str); 3] = [
     (
         "DPMSolverSDEScheduler",
         "its noise is that of a Brownian tree, which devices do not have",
-    ),
-    (
-        "SASolverScheduler",
-        "its solver tables are not implemented yet",
     ),
     (
         "RePaintScheduler",

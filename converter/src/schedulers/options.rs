@@ -216,7 +216,8 @@ pub(super) const KINDS: [(Kind, &[&str]); 5] = [
     ]),
     (Kind::Count, &[
         "base_image_seq_len", "max_image_seq_len", "num_train_timesteps",
-        "original_inference_steps", "solver_order", "steps_offset",
+        "corrector_order", "original_inference_steps", "predictor_order", "solver_order",
+        "steps_offset",
     ]),
     (Kind::Word, &[
         "algorithm_type", "beta_schedule", "final_sigmas_type", "interpolation_type",

@@ -89,7 +89,7 @@ fn what_cannot_be_run_is_named() {
         "euler:10,eta=1",
         "`eta` is not an option of euler",
     );
-    refused(ddpm, json!({}), "sasolver:10", "dpmsolver++");
+    refused(ddpm, json!({}), "dpm-sde:10", "dpmsolver++");
     refused(ddpm, json!({}), "ipndm:10", "IPNDMScheduler");
     refused(ddpm, json!({}), "pndm:3", "skip_prk_steps");
     refused(ddpm, json!({}), "unipc:9,solver_order=5", "solver_order");
