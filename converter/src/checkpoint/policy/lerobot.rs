@@ -6,7 +6,7 @@
 //! actions) is the caller's: the second input is the encoded condition of all
 //! observation steps, and actions are those of the network, normalized.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -123,7 +123,10 @@ impl Fields {
     /// Numbers of an action.
     fn actions(&self) -> Result<usize> {
         let (field, shape) = match (&self.output_features, &self.output_shapes) {
-            (Some(features), _) => ("output_features", &features["action"]["shape"]),
+            (Some(_), Some(shapes)) => {
+                bail!("`output_shapes` is {shapes}; expected null beside `output_features`")
+            }
+            (Some(features), None) => ("output_features", &features["action"]["shape"]),
             (None, Some(shapes)) => ("output_shapes", &shapes["action"]),
             (None, None) => ("output_features", &Value::Null),
         };
