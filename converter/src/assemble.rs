@@ -8,8 +8,9 @@ use quell::format::{self, ARENA_ALIGN, Head, Role, Schedule, SelfTest, Tier};
 
 use crate::checkpoint::{Network, NoiseSchedule};
 use crate::emit::{self, GraphPlan, Summary};
-use crate::graph::Graph;
+use crate::graph::{Graph, Op};
 use crate::lower;
+use crate::model_file::ModelFile;
 use crate::place::{self, Persistent, Placed};
 use crate::precision::Precision;
 use crate::quantize::Calibration;
@@ -110,8 +111,15 @@ impl Layout {
 impl Assembled {
     /// Lowers and places every graph of `source`.
     pub fn of(source: &Source<'_>, form: Form<'_>) -> Result<Self> {
+        Self::taking(source, Vec::new(), form)
+    }
+
+    /// [`Assembled::of`] where the first graphs have no weights: `ops` holds their
+    /// operations with them, which are dropped as they are packed.
+    pub fn taking(source: &Source<'_>, ops: Vec<Vec<Op>>, form: Form<'_>) -> Result<Self> {
+        let mut slabs = Slabs::for_ops(ops.iter().flatten(), form.tier());
+        let mut ops = ops.into_iter();
         let layout = Layout::of(source);
-        let mut slabs = Slabs::default();
         let mut one = |graph: &Graph, network: &Network, form: Form<'_>| {
             let (floats, nothing) = (Precision::floats(graph), Calibration::default());
             let (precision, calibration) = match form {
@@ -127,7 +135,10 @@ impl Assembled {
                 calibration,
                 observed: matches!(form, Form::Observed),
             };
-            let program = lower::lower(source, &mut slabs)?;
+            let program = match ops.next() {
+                Some(ops) => lower::lower_ops(source, ops, &mut slabs)?,
+                None => lower::lower(source, &mut slabs)?,
+            };
             let persistent = Persistent {
                 inputs: layout
                     .inputs
@@ -166,6 +177,23 @@ impl Assembled {
         tier: Tier,
         self_test: Option<SelfTest>,
     ) -> Result<Vec<u8>> {
+        let slabs = self.slabs.clone();
+        Ok(self.emit(source, tier, self_test, slabs)?.bytes().to_vec())
+    }
+
+    /// [`Assembled::file`] without a self-test, and without a copy of the weights.
+    pub fn into_file(mut self, source: &Source<'_>, tier: Tier) -> Result<ModelFile> {
+        let slabs = std::mem::take(&mut self.slabs);
+        self.emit(source, tier, None, slabs)
+    }
+
+    fn emit(
+        &self,
+        source: &Source<'_>,
+        tier: Tier,
+        self_test: Option<SelfTest>,
+        mut slabs: Slabs,
+    ) -> Result<ModelFile> {
         let network = source.network;
         let head = Head {
             model: network.architecture[..].into(),
@@ -188,7 +216,6 @@ impl Assembled {
                 placed,
             });
         }
-        let mut slabs = self.slabs.clone();
         let mut tables = Vec::new();
         for table in source.tables {
             tables.push(self.table(table, &mut slabs)?);
@@ -199,7 +226,7 @@ impl Assembled {
             tier,
             persistent: self.layout.bytes,
         };
-        emit::file(summary, &head, &graphs, &tables, &slabs)
+        emit::file(summary, &head, &graphs, &tables, slabs)
     }
 
     fn table<'t>(

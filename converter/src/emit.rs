@@ -52,8 +52,8 @@ pub fn file(
     head: &Head<'_>,
     graphs: &[GraphPlan<'_>],
     tables: &[SolverTable<'_>],
-    slabs: &Slabs,
-) -> Result<Vec<u8>> {
+    slabs: Slabs,
+) -> Result<ModelFile> {
     let graphs: Result<Vec<Graph>> = graphs.iter().map(Graph::of).collect();
     let mut graphs = graphs?;
     let ends = graphs.iter().map(|graph| graph.end);
@@ -68,7 +68,7 @@ pub fn file(
         plan_offset: Header::LEN as u32,
         plan_len: 0,
         slabs_offset: 0,
-        slabs_len: number(slabs.bytes().len())?,
+        slabs_len: number(slabs.len())?,
         shape: summary.shape,
         output_shape: summary.output_shape,
         tier: summary.tier,
@@ -76,10 +76,12 @@ pub fn file(
         tables: u16::try_from(tables.len()).context("more than 65535 solver tables")?,
         persistent: number(summary.persistent)?,
     };
+    let plan = plan(&mut header, head, &graphs, tables)?;
+    let mut file = slabs.into_file();
+    let draft = file.replace_head(0, &[&header.to_bytes()[..], &plan].concat());
+    seal(&mut header, &mut file)?;
     // What a reader computes is what is stated.
-    let draft = bytes(&mut header, head, &graphs, tables, slabs)?;
-    let draft = ModelFile::from_bytes(&draft);
-    let survey = quell::inspect::survey(draft.bytes())
+    let survey = quell::inspect::survey(file.bytes())
         .context("the compiled file is not valid; this is a bug")?;
     for (graph, costs) in graphs.iter_mut().zip(&survey.graphs) {
         graph.macs = costs.macs;
@@ -87,15 +89,19 @@ pub fn file(
     }
     header.required = survey.required;
     header.macs = graphs.first().map_or(0, |graph| graph.macs);
-    bytes(&mut header, head, &graphs, tables, slabs)
+    let plan = self::plan(&mut header, head, &graphs, tables)?;
+    // Large numbers take more bytes.
+    file.replace_head(draft, &[&header.to_bytes()[..], &plan].concat());
+    seal(&mut header, &mut file)?;
+    Ok(file)
 }
 
-fn bytes(
+/// The plan; the header learns how long it is, and where what follows lies.
+fn plan(
     header: &mut Header,
     head: &Head<'_>,
     graphs: &[Graph],
     tables: &[SolverTable<'_>],
-    slabs: &Slabs,
 ) -> Result<Vec<u8>> {
     let mut plan = Vec::new();
     record(head, &mut plan);
@@ -108,15 +114,17 @@ fn bytes(
     let slabs_offset = (Header::LEN + plan.len()).next_multiple_of(SLAB_ALIGN);
     header.plan_len = number(plan.len())?;
     header.slabs_offset = number(slabs_offset)?;
-    header.file_len = number(slabs_offset + slabs.bytes().len())?;
+    header.file_len = number(slabs_offset + header.slabs_len as usize)?;
+    Ok(plan)
+}
+
+/// Writes the header with the checksum of all the rest.
+fn seal(header: &mut Header, file: &mut ModelFile) -> Result<()> {
     header.crc32 = 0;
-    let mut file = header.to_bytes().to_vec();
-    file.extend(plan);
-    file.resize(slabs_offset, 0);
-    file.extend_from_slice(slabs.bytes());
-    header.crc32 = checksum(&file).context("a file has a header")?;
-    file[..Header::LEN].copy_from_slice(&header.to_bytes());
-    Ok(file)
+    file.bytes_mut()[..Header::LEN].copy_from_slice(&header.to_bytes());
+    header.crc32 = checksum(file.bytes()).context("a file has a header")?;
+    file.bytes_mut()[..Header::LEN].copy_from_slice(&header.to_bytes());
+    Ok(())
 }
 
 /// A graph with its tensors numbered.

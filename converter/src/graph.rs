@@ -121,6 +121,38 @@ pub enum Op {
     ClassScore,
 }
 
+impl Op {
+    /// The operation with its weights, of which this one keeps the sizes alone.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        let bare = |matrix: &Matrix| Matrix {
+            data: Vec::new(),
+            ..*matrix
+        };
+        let (weight, bias) = (Vec::new(), Vec::new());
+        let bare = match &*self {
+            Op::Time(table) => Op::Time(bare(table)),
+            Op::Class(table) => Op::Class(bare(table)),
+            Op::Linear { weight, .. } => Op::Linear {
+                weight: bare(weight),
+                bias,
+            },
+            Op::Conv2d(conv) => Op::Conv2d(Conv2d {
+                weight,
+                bias,
+                ..*conv
+            }),
+            Op::Conv1d(conv) => Op::Conv1d(Conv1d {
+                weight,
+                bias,
+                ..*conv
+            }),
+            small => small.clone(),
+        };
+        std::mem::replace(self, bare)
+    }
+}
+
 /// Size of a channels-last image, `[height, width, channels]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -243,6 +275,8 @@ pub enum Condition {
     ScaleShift,
     /// Added to every pixel behind the function.
     AddAfter,
+    /// Factors, then offsets, of what the function gave.
+    ScaleShiftAfter,
 }
 
 /// One step of the network.

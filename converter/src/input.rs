@@ -10,7 +10,7 @@ use image::DynamicImage;
 
 /// Reads samples of `shape`, `[c, h, w]`: one from a PNG (grey or colours, as the
 /// model's channels demand), or n from an array `[n, c, h, w]`, `[c, h, w]` or, of one
-/// channel, `[h, w]`; of sequences `[n, c, l]`. Those of one or three channels are
+/// channel, `[n, h, w]` and `[h, w]`; of sequences `[n, c, l]`. Those of one or three channels are
 /// pictures, whose numbers are -1.0 to 1.0; others may be latents, which have no bounds.
 pub fn images(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
     // What a network drew may be beyond by its rounding.
@@ -57,6 +57,29 @@ pub fn mask(path: &Path, shape: [u32; 3]) -> Result<Vec<f32>> {
 /// Reads an `.npy` array `[n, c, h, w]` as n samples of `shape`.
 pub fn samples(path: &Path, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
     array(path, shape, Bytes::MeanNothing).with_context(|| path.display().to_string())
+}
+
+/// Reads what a model of samples of `shape` sees as its second input: from an array as
+/// [`vectors`] does, or one picture of as many rows and columns as the samples have.
+pub fn contexts(path: &Path, elements: usize, shape: [u32; 3]) -> Result<Vec<Vec<f32>>> {
+    if is_array(path) {
+        return vectors(path, elements);
+    }
+    let [_, height, width] = shape;
+    let read = || {
+        let channels = [1, 3].map(|channels| [channels, height, width]);
+        let fits = |shape: &[u32; 3]| shape.iter().product::<u32>() as usize == elements;
+        let Some(shape) = channels.into_iter().find(fits) else {
+            bail!(
+                "a picture is 1 or 3 channels of {height} x {width}; expected {elements} elements: \
+                 give an .npy array"
+            );
+        };
+        Ok(vec![picture(path, shape, |byte| {
+            f32::from(byte) / 127.5 - 1.0
+        })?])
+    };
+    read().with_context(|| path.display().to_string())
 }
 
 /// Reads an `.npy` array `[n, …]` as n vectors of so many elements.
@@ -111,7 +134,11 @@ fn array(path: &Path, shape: [u32; 3], bytes: Bytes<'_>) -> Result<Vec<Vec<f32>>
     // Leading dimensions of 1 may be left out.
     let fits = match found.len() {
         4 => found[1..] == sample,
-        3 => found[..] == sample || h == 1 && found[1..] == [sample[0], sample[2]],
+        3 => {
+            let rows = &found[1..];
+            let sequences = h == 1 && *rows == [sample[0], sample[2]];
+            found[..] == sample || sequences || c == 1 && *rows == sample[1..]
+        }
         2 => c == 1 && found[..] == sample[1..],
         _ => false,
     };
@@ -300,6 +327,34 @@ mod tests {
         // Sequences: [n, c, l].
         let expected = [[1.0, 0.0], [-1.0, 2.0]];
         assert_eq!(samples(&path, [1, 1, 2]).unwrap(), expected);
+        // One channel: [n, h, w].
+        npy(
+            &path,
+            "<f2",
+            "(2, 2, 1)",
+            &[0, 0x3c, 0, 0, 0, 0xbc, 0, 0x40],
+        );
+        assert_eq!(samples(&path, [1, 2, 1]).unwrap(), expected);
+    }
+
+    /// A picture where the second input has one or three channels; else an array.
+    #[test]
+    fn pictures_may_be_conditions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.png");
+        let grey = image::GrayImage::from_raw(2, 1, vec![0, 255]).unwrap();
+        grey.save(&path).unwrap();
+        assert_eq!(contexts(&path, 2, [4, 1, 2]).unwrap(), [[-1.0, 1.0]]);
+        let three = [[-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]];
+        assert_eq!(contexts(&path, 6, [4, 1, 2]).unwrap(), three);
+        let message = error(contexts(&path, 8, [4, 1, 2]));
+        assert!(
+            message.contains("x.png") && message.contains("8 elements"),
+            "{message}"
+        );
+        let array = folder.path().join("x.npy");
+        output::npy(&array, &[vec![7.0; 8]], [4, 1, 2]).unwrap();
+        assert_eq!(contexts(&array, 8, [4, 1, 2]).unwrap(), [[7.0; 8]]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod compile;
 pub mod emit;
 pub mod fold;
+pub mod frugal;
 pub mod gradient;
 pub mod graph;
 pub mod input;

@@ -1,5 +1,6 @@
 //! A `.quell` file in memory, aligned as weights need it.
 
+use std::iter;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -21,6 +22,29 @@ impl ModelFile {
             lines,
             len: bytes.len(),
         }
+    }
+
+    /// The first `len` bytes of these lines.
+    pub(crate) fn of_lines(lines: Vec<Line>, len: usize) -> Self {
+        Self { lines, len }
+    }
+
+    /// The file's bytes, to write.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut cast::lines_mut(&mut self.lines)[..self.len]
+    }
+
+    /// Puts `head`, padded to a whole line, in the place of the first `old` bytes, which
+    /// are whole lines; what follows is moved, not copied. Returns the head's bytes.
+    pub(crate) fn replace_head(&mut self, old: usize, head: &[u8]) -> usize {
+        let lines = head.len().div_ceil(size_of::<Line>());
+        let (old_lines, new) = (old / size_of::<Line>(), lines * size_of::<Line>());
+        self.lines.reserve_exact(lines.saturating_sub(old_lines));
+        self.lines
+            .splice(0..old_lines, iter::repeat_n(Line::ZERO, lines));
+        self.len = self.len - old + new;
+        self.bytes_mut()[..head.len()].copy_from_slice(head);
+        new
     }
 
     /// Reads a file.

@@ -129,7 +129,7 @@ impl Precision {
                     Condition::None | Condition::Add => true,
                     // Without a curve every channel has a scale of its own.
                     Condition::ScaleShift => op.function.is_some(),
-                    Condition::AddAfter => false,
+                    Condition::AddAfter | Condition::ScaleShiftAfter => false,
                 };
                 condition && node.len / op.channels <= MOST_PIXELS
             }

@@ -7,6 +7,7 @@
 use anyhow::{Result, ensure};
 
 use crate::graph::Matrix;
+use crate::schedulers::Told;
 
 /// What a network is told of the time, in timesteps.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +24,7 @@ pub struct Visit {
 pub struct Timesteps {
     trained: usize,
     between: Vec<Visit>,
+    told: Told,
 }
 
 impl Timesteps {
@@ -31,7 +33,13 @@ impl Timesteps {
         Self {
             trained,
             between: Vec::new(),
+            told: Told::Timestep,
         }
+    }
+
+    /// The same where the network is told something else than their numbers.
+    pub fn told(self, told: Told) -> Self {
+        Self { told, ..self }
     }
 
     /// Number of training timesteps, T.
@@ -82,8 +90,18 @@ impl Timesteps {
         self.visits().map(|visit| visit.time)
     }
 
-    /// The table of a function of the timestep: `columns` numbers each.
+    /// The table of a function of what the network is told of the timestep, mostly the
+    /// timestep: `columns` numbers each.
     pub fn table<R: IntoIterator<Item = f32>>(
+        &self,
+        columns: usize,
+        row: impl Fn(f64) -> R,
+    ) -> Matrix {
+        self.matrix(columns, |visit| row(self.told.at(visit.time)))
+    }
+
+    /// The table of a function of the timestep, whatever the network is told.
+    pub fn raw_table<R: IntoIterator<Item = f32>>(
         &self,
         columns: usize,
         row: impl Fn(f64) -> R,

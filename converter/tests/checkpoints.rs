@@ -160,17 +160,10 @@ fn a_checkpoint_needs_no_scheduler_to_be_run() {
 fn another_scheduler_can_be_chosen() {
     let copy = Copy::new();
     let fields = json!({
-        "_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 200, "s_noise": 1.0,
+        "_class_name": "KarrasVeScheduler", "num_train_timesteps": 200, "s_noise": 1.0,
     });
     copy.scheduler(&fields);
-    copy.refused(
-        &[],
-        &[
-            SCHEDULER,
-            "CMStochasticIterativeScheduler",
-            "--scheduler NAME",
-        ],
-    );
+    copy.refused(&[], &[SCHEDULER, "KarrasVeScheduler", "--scheduler NAME"]);
     copy.refused(&["--scheduler", "x"], &["--scheduler is x", "dpmsolver++"]);
     let said = copy.converts("", &["--scheduler", "euler"]);
     assert!(

@@ -94,6 +94,46 @@ fn sequences_are_sampled() {
     assert!(String::from_utf8_lossy(header).contains("(2, 6, 1, 16"));
 }
 
+/// Actions from an encoded observation.
+#[test]
+fn policies_are_sampled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (policy, model, actions) = (golden("policy/03"), at("x.quell"), at("y.npy"));
+    let convert = ["convert", &policy, "-o", &model, "--weights", "f16"];
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_quell"))
+        .args(convert)
+        .output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(said.contains("--sampler ddpm --steps 20"), "{said}");
+    stdout(&["verify", &model, &policy, "--samples", "2"]);
+    let observation = at("observation.npy");
+    let array = |path: &str, shape: [u32; 3]| {
+        let elements = shape.iter().product::<u32>() as usize;
+        let numbers = (0..elements).map(|i| (i as f32 * 0.7).sin());
+        quell_converter::output::npy(path.as_ref(), &[numbers.collect()], shape).unwrap();
+    };
+    array(&observation, [1, 1, 12]);
+    // As a policy holds it: [n, horizon, actions].
+    let noise = at("noise.npy");
+    array(&noise, [1, 16, 2]);
+    let sample = [
+        "sample",
+        &model,
+        "--sampler",
+        "ddpm",
+        "--steps",
+        "20",
+        "--npy",
+        &actions,
+    ];
+    let given = ["--context", &observation[..], "--noise", &noise];
+    stdout(&[&sample[..], &given].concat());
+    let header = &std::fs::read(&actions).unwrap()[..128];
+    assert!(String::from_utf8_lossy(header).contains("(1, 1, 16, 2"));
+    refused(&sample, &["x.quell", "12 elements", "--context"]);
+}
+
 /// A class as a vector is the network's second input.
 #[test]
 fn second_inputs_are_given() {

@@ -128,7 +128,7 @@ impl Builder {
         let rows = match condition {
             Condition::None => 0,
             Condition::Add | Condition::AddAfter => 1,
-            Condition::ScaleShift => 2,
+            Condition::ScaleShift | Condition::ScaleShiftAfter => 2,
         };
         if rows > 0 {
             inputs.push(self.vector(rows * channels, pick));
@@ -177,8 +177,13 @@ impl Builder {
             }
             5 => self.norm(&[(x, image)], Condition::None, b, c.is_multiple_of(2)),
             6 => {
-                let conditions = [Condition::Add, Condition::ScaleShift, Condition::AddAfter];
-                self.norm(&[(x, image)], conditions[c as usize % 3], b, true);
+                let conditions = [
+                    Condition::Add,
+                    Condition::ScaleShift,
+                    Condition::AddAfter,
+                    Condition::ScaleShiftAfter,
+                ];
+                self.norm(&[(x, image)], conditions[c as usize % 4], b, true);
             }
             7 if x != other => {
                 self.norm(&[(x, image), (other, image)], Condition::None, b, true);

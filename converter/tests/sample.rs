@@ -208,3 +208,33 @@ fn second_inputs_are_given_as_arrays() {
     let plain = ["sample", &plain, "--npy", &out, "--context", &good];
     refused(&plain, &["mlp-int8.quell", "--context"]);
 }
+
+/// A picture as the condition of a network that reads it beside the sample: the same
+/// as its numbers in an array.
+#[test]
+fn conditions_are_pictures_or_arrays() {
+    let folder = Folder::new();
+    let (model, out) = (folder.at("model.quell"), folder.at("out.npy"));
+    let checkpoint = models().join("../../tests/parity/context/04");
+    let checkpoint = checkpoint.to_str().unwrap();
+    stdout(&["convert", checkpoint, "--weights", "f32", "-o", &model]);
+    let report = stdout(&["verify", &model, checkpoint, "--samples", "2"]);
+    assert!(report.contains("2 calls on random inputs"), "{report}");
+    let (png, npy) = (folder.at("x.png"), folder.at("x.npy"));
+    let bytes: Vec<u8> = (0..64).map(|i| i * 4).collect();
+    let numbers = bytes.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0);
+    quell_converter::output::npy(npy.as_ref(), &[numbers.collect()], [1, 8, 8]).unwrap();
+    let picture = image::GrayImage::from_raw(8, 8, bytes).unwrap();
+    picture.save(&png).unwrap();
+    let sampled = |context: &str| {
+        let sample = ["sample", &model, "--count", "2", "--guidance", "2"];
+        stdout(&[&sample[..], &["--npy", &out, "--context", context]].concat());
+        std::fs::read(&out).unwrap()
+    };
+    assert_eq!(sampled(&png), sampled(&npy));
+    image::GrayImage::new(8, 8).save(&png).unwrap();
+    assert_ne!(sampled(&png), sampled(&npy));
+    image::GrayImage::new(8, 9).save(&png).unwrap();
+    let sample = ["sample", &model, "--npy", &out, "--context", &png];
+    refused(&sample, &["x.png", "8 x 9"]);
+}

@@ -116,7 +116,8 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
         Ok(generation)
     }
 
-    /// A run before its first step, everything checked, the sample not yet made.
+    /// A run before its first step, everything checked, the condition in its place, the
+    /// sample not yet made.
     #[inline(never)]
     fn checked(
         session: &'s mut Session<'a, OPS>,
@@ -145,6 +146,12 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
         };
         generation.phase = generation.first_phase();
         generation.walk = generation.route()?;
+        if let Some(context) = request.context {
+            let own = generation.session.context_mut();
+            edit::check_length("context", context, own.len())?;
+            // No panic for lengths that differ, and less code.
+            own.iter_mut().zip(context).for_each(|(own, &x)| *own = x);
+        }
         Ok(generation)
     }
 

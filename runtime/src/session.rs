@@ -164,10 +164,7 @@ impl<'a, const OPS: u64> Session<'a, OPS> {
 
     /// The current sample, to write.
     pub fn sample_mut(&mut self) -> &mut [f32] {
-        let range = tensor_range(self.model.main(), 0);
-        range
-            .and_then(|range| view_f32_mut(self.arena, range))
-            .unwrap_or(&mut [])
+        self.input_mut(0)
     }
 
     /// What the last call of the first graph left, of [`Model::output_shape`].
@@ -179,8 +176,16 @@ impl<'a, const OPS: u64> Session<'a, OPS> {
     /// The second input, to write; empty where the model has none. It stays as it
     /// is from call to call, and is zero in a new session.
     pub fn context_mut(&mut self) -> &mut [f32] {
-        let graph = self.model.main();
-        let range = tensor_range(graph, 1).filter(|_| graph.head().context);
+        match self.model.main().head().context {
+            true => self.input_mut(1),
+            false => &mut [],
+        }
+    }
+
+    /// One copy of the code for both inputs: flash is dear.
+    #[inline(never)]
+    fn input_mut(&mut self, tensor: u16) -> &mut [f32] {
+        let range = tensor_range(self.model.main(), tensor);
         range
             .and_then(|range| view_f32_mut(self.arena, range))
             .unwrap_or(&mut [])

@@ -6,16 +6,14 @@
 
 A small random U-Net with classes, the last of which stands for "no class", and what
 diffusers' schedulers make of it when it is guided, starts from an image, keeps a
-part of one or runs backwards. All noise is quell's own stream, written down here a
-second time, so that a test can start from nothing but the seed.
+part of one or runs backwards. All noise is quell's own stream (`noise.py`), so that
+a test can start from nothing but the seed.
 """
 
 import json
-import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import (
     DDIMInverseScheduler,
@@ -28,6 +26,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from diffusers.schedulers import scheduling_ddpm, scheduling_repaint
 from safetensors.torch import save_file
 
+from noise import Stream
+
 HERE = Path(__file__).parent / "editing"
 CLASSES = 4  # and a row for "no class"
 SCHEDULE = dict(
@@ -37,48 +37,6 @@ SCHEDULE = dict(
     beta_end=0.3,
     clip_sample=True,
 )
-
-
-class Stream:
-    """Xoshiro128++ (Blackman & Vigna) seeded by SplitMix64, and Box & Muller."""
-
-    def __init__(self, seed):
-        words = []
-        for _ in range(2):
-            seed = (seed + 0x9E3779B97F4A7C15) % 2**64
-            x = seed
-            x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-            x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-            x ^= x >> 31
-            words += [x % 2**32, x >> 32]
-        self.s, self.spare = words, None
-
-    def bits(self):
-        s = self.s
-        rotate = lambda x, k: (x << k | x >> 32 - k) % 2**32
-        result = (rotate((s[0] + s[3]) % 2**32, 7) + s[0]) % 2**32
-        t = s[1] << 9 & 0xFFFFFFFF
-        s[2] ^= s[0]
-        s[3] ^= s[1]
-        s[1] ^= s[2]
-        s[0] ^= s[3]
-        s[2] ^= t
-        s[3] = rotate(s[3], 11)
-        return result
-
-    def normal(self):
-        if self.spare is not None:
-            spare, self.spare = self.spare, None
-            return spare
-        u = ((self.bits() >> 8) + 1) / 2**24
-        angle = 2 * math.pi * (self.bits() >> 8) / 2**24
-        radius = math.sqrt(-2 * math.log(u))
-        self.spare = radius * math.sin(angle)
-        return radius * math.cos(angle)
-
-    def tensor(self, shape):
-        values = [self.normal() for _ in range(math.prod(shape))]
-        return torch.tensor(values, dtype=torch.float64).reshape(shape)
 
 
 def network(out_channels=1):

@@ -83,6 +83,9 @@ CASES = [
         sample_rate=16000,
         dtype="bf16",
     ),
+    # A condition beside the sample: the channels that are not predicted.
+    dict(length=8, extra_in_channels=4),
+    dict(length=12, in_channels=5, out_channels=3, block_out_channels=(8, 16), down_block_types=(DOWN, DOWN), up_block_types=(UP,)),
 ]
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -117,12 +120,15 @@ def save(folder, model, dtype, timesteps):
 def calls(model, length, timesteps, seed):
     """Inputs and outputs at early, middle and late timesteps."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(3, model.config.in_channels, length, generator=generator)
+    channels = model.config.in_channels + model.config.extra_in_channels
+    inputs = torch.randn(3, channels, length, generator=generator)
     times = torch.tensor([0, timesteps // 2, timesteps - 1])
     outputs = [model(inputs[i : i + 1], times[i]).sample for i in range(3)]
-    return {
+    own = model.config.out_channels
+    condition = {"context": inputs[:, own:].contiguous()} if own < channels else {}
+    return condition | {
         "length": torch.tensor([length], dtype=torch.int32),
-        "input": inputs,
+        "input": inputs[:, :own].contiguous(),
         "timestep": times.to(torch.int32),
         "output": torch.cat(outputs),
     }

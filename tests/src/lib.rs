@@ -137,8 +137,14 @@ impl RandomCheckpoint {
     /// The smallest `UNet2DModel` with one of everything: attention, two
     /// channels, classes, a skip connection; on `size × size` pixels.
     pub fn unet(seed: u64, size: usize) -> Result<Self> {
+        Self::unet_of(seed, size, 4)
+    }
+
+    /// [`RandomCheckpoint::unet`] of any even number of channels: 80 times their square
+    /// are its parameters.
+    pub fn unet_of(seed: u64, size: usize, channels: usize) -> Result<Self> {
         let mut checkpoint = Self::new(seed)?;
-        let (channels, inputs, cond) = (4, 2, 6);
+        let (inputs, cond) = (2, 6);
         checkpoint.conv("conv_in", channels, inputs, 3);
         checkpoint.linear("time_embedding.linear_1", cond, channels);
         checkpoint.linear("time_embedding.linear_2", cond, cond);

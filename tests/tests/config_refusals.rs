@@ -109,8 +109,8 @@ fn unet1d() -> Result<()> {
         ("sample_size", json!(65536)),
         ("sample_size", json!(null)),
         ("in_channels", json!(0)),
-        ("out_channels", json!(5)),
-        ("extra_in_channels", json!(1)),
+        ("out_channels", json!(7)),
+        ("extra_in_channels", json!(65)),
         ("time_embedding_type", json!("x")),
         ("time_embedding_dim", json!(0)),
         ("use_timestep_embedding", json!(false)),
@@ -177,6 +177,37 @@ fn autoencoders() -> Result<()> {
         ("shift_factor", json!(1e300)),
     ];
     check("autoencoder/00", &wrong, &["force_upcast"])
+}
+
+#[test]
+fn policies() -> Result<()> {
+    let wrong = [
+        ("input_dim", json!(0)),
+        ("local_cond_dim", json!(4)),
+        ("global_cond_dim", json!(0)),
+        ("diffusion_step_embed_dim", json!(15)),
+        ("down_dims", json!([0])),
+        ("kernel_size", json!(4)),
+        ("n_groups", json!(3)),
+        ("horizon", json!(3)),
+    ];
+    // With FiLM's factors or without is a matter of the tensors.
+    check("policy/00", &wrong, &["cond_predict_scale"])?;
+    let wrong = [
+        ("horizon", json!(0)),
+        ("down_dims", json!([])),
+        ("kernel_size", json!(2)),
+        ("n_groups", json!(3)),
+        ("diffusion_step_embed_dim", json!(2)),
+        ("output_features", json!(null)),
+        ("output_shapes", json!({ "action": [2] })),
+        ("noise_scheduler_type", json!("LMS")),
+        ("num_train_timesteps", json!(0)),
+        ("prediction_type", json!("x")),
+        ("clip_sample", json!(1)),
+        ("clip_sample_range", json!(0)),
+    ];
+    check("policy/03", &wrong, &["use_film_scale_modulation"])
 }
 
 #[test]

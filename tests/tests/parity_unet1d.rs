@@ -11,7 +11,7 @@ use quell_converter::calibrate::Settings;
 use quell_converter::checkpoint::{Checkpoint, Choice, Size};
 use quell_converter::compile::compile;
 use quell_converter::model_file::{HostArena, ModelFile};
-use quell_converter::reference;
+use quell_converter::reference::{self, Inputs};
 use quell_tests::parity::{Calls, exact, folders, relative, worse};
 use quell_tests::{assert_names, copy_with};
 use serde_json::{Value, json};
@@ -29,9 +29,11 @@ fn error(model: &Model<'_>, calls: &Calls) -> Result<f64> {
     let mut session = model.session(arena.bytes_mut())?;
     let timesteps = calls.integers("timestep")?;
     let pairs = calls.rows("input")?.into_iter().zip(calls.rows("output")?);
+    let contexts = calls.rows("context").unwrap_or(vec![Vec::new(); 3]);
     let mut worst = 0.0;
-    for ((input, output), timestep) in pairs.zip(timesteps) {
+    for (((input, output), timestep), context) in pairs.zip(timesteps).zip(contexts) {
         session.sample_mut().copy_from_slice(&input);
+        session.context_mut().copy_from_slice(&context);
         let got = exact(session.denoise(timestep, None)?);
         worst = worse(worst, relative(&got, &output));
     }
@@ -49,9 +51,14 @@ fn every_config_agrees_with_pytorch() -> Result<()> {
         let length = calls.integers("length")?[0].to_string();
         let checkpoint = open(folder, &length).with_context(|| folder.display().to_string())?;
         let graph = &checkpoint.network.graph;
-        let input = exact(&calls.rows("input")?[1]);
-        let timestep = calls.integers("timestep")?[1] as usize;
-        let values = reference::evaluate(graph, &input, timestep, None)?;
+        let contexts = calls.rows("context").unwrap_or(vec![Vec::new(); 3]);
+        let inputs = Inputs {
+            sample: &exact(&calls.rows("input")?[1]),
+            context: &exact(&contexts[1]),
+            timestep: calls.integers("timestep")?[1] as usize,
+            class: None,
+        };
+        let values = reference::call(graph, &inputs)?;
         let reference = relative(&values[graph.output()], &calls.rows("output")?[1]);
         assert!(reference <= 1e-5, "{name}: {reference:.1e}");
         for (tier, bound) in [(Tier::F32, 1e-4), (Tier::F16, 5e-3)] {
@@ -86,8 +93,9 @@ fn fields_and_values_are_named() -> Result<()> {
     for (name, value) in [
         ("mystery", json!(1)),
         ("in_channels", json!(0)),
-        ("out_channels", json!(3)),
-        ("extra_in_channels", json!(16)),
+        ("out_channels", json!(7)),
+        ("out_channels", json!(0)),
+        ("extra_in_channels", json!(65)),
         ("time_embedding_type", json!("learned")),
         ("use_timestep_embedding", json!(false)),
         ("freq_shift", json!(4)),

@@ -3,7 +3,7 @@
 //!
 //! Owns how diffusers names and computes them, and no network's topology.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use quell::format::Function;
 
 use super::images::{Feature, Images, Resize};
@@ -135,36 +135,7 @@ impl Blocks<'_> {
             return Ok(x);
         }
         let name = &format!("{name}.conv_shortcut");
-        let (weight, bias) = self.images.conv_tensors(name, outputs, inputs, 1)?;
-        let mut start = 0;
-        let mut sum: Option<Feature> = None;
-        for (i, &part) in parts.iter().enumerate() {
-            let channels = part.size.channels;
-            let columns = weight.chunks_exact(inputs);
-            let columns = columns.flat_map(|row: &[f32]| &row[start..start + channels]);
-            let columns = columns.copied().collect();
-            start += channels;
-            let bias = match i {
-                0 => bias.clone(),
-                _ => vec![0.0; outputs],
-            };
-            let size = part.size.with_channels(outputs);
-            let name = match parts {
-                [_] => name.clone(),
-                _ => format!("{name}.{i}"),
-            };
-            let term = self.images.push_conv(&name, part, size, 1, columns, bias);
-            sum = Some(match sum {
-                None => term,
-                Some(sum) => {
-                    let terms = [sum.value, term.value];
-                    let name = format!("{name}.sum");
-                    let value = self.images.graph.push(name, Op::Add, &terms, size.len());
-                    Feature { value, size }
-                }
-            });
-        }
-        sum.with_context(|| format!("{name}: has no input"))
+        self.images.conv_of(name, parts, outputs, 1)
     }
 
     /// The embedding's projection for one block: an addend, or factors and offsets.

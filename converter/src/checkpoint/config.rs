@@ -19,7 +19,16 @@ pub(super) fn read(path: &Path) -> Result<(String, Map<String, Value>)> {
         let class = match fields.get("_class_name") {
             Some(Value::String(class)) => class.to_owned(),
             Some(other) => bail!("`_class_name` is {other}; expected the name of a class"),
-            None => bail!("`_class_name` is missing; expected the name of a class"),
+            // LeRobot's policies.
+            None => match fields.get("type") {
+                Some(Value::String(kind)) if kind == "diffusion" => {
+                    super::policy::LEROBOT.to_owned()
+                }
+                Some(other) => {
+                    bail!("`type` is {other}; expected \"diffusion\", or a `_class_name`")
+                }
+                None => bail!("`_class_name` is missing; expected the name of a class"),
+            },
         };
         fields.retain(|key, _| !key.starts_with('_'));
         Ok((class, fields))

@@ -5,7 +5,7 @@
 //! made: norms read two images side by side, and a convolution of two is the sum
 //! of one of each.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use quell::format::Function;
 
 use super::Tensors;
@@ -146,6 +146,48 @@ impl Images<'_> {
         let (weight, bias) = self.conv_tensors(name, outputs, x.size.channels, kernel)?;
         let size = x.size.with_channels(outputs);
         Ok(self.push_conv(name, x, size, kernel, weight, bias))
+    }
+
+    /// A convolution of images side by side in their channels: the sum of one of each.
+    pub(super) fn conv_of(
+        &mut self,
+        name: &str,
+        parts: &[Feature],
+        outputs: usize,
+        kernel: usize,
+    ) -> Result<Feature> {
+        let inputs: usize = parts.iter().map(|part| part.size.channels).sum();
+        let (weight, bias) = self.conv_tensors(name, outputs, inputs, kernel)?;
+        let taps = kernel * kernel;
+        let mut start = 0;
+        let mut sum: Option<Feature> = None;
+        for (i, &part) in parts.iter().enumerate() {
+            let own = part.size.channels * taps;
+            let rows = weight.chunks_exact(inputs * taps);
+            let rows = rows.flat_map(|row: &[f32]| &row[start..start + own]);
+            let rows = rows.copied().collect();
+            start += own;
+            let bias = match i {
+                0 => bias.clone(),
+                _ => vec![0.0; outputs],
+            };
+            let size = part.size.with_channels(outputs);
+            let name = match parts {
+                [_] => name.to_owned(),
+                _ => format!("{name}.{i}"),
+            };
+            let term = self.push_conv(&name, part, size, kernel, rows, bias);
+            sum = Some(match sum {
+                None => term,
+                Some(sum) => {
+                    let terms = [sum.value, term.value];
+                    let name = format!("{name}.sum");
+                    let value = self.graph.push(name, Op::Add, &terms, size.len());
+                    Feature { value, size }
+                }
+            });
+        }
+        sum.with_context(|| format!("{name}: has no input"))
     }
 
     pub(super) fn push_conv(

@@ -81,9 +81,12 @@ impl Layout {
         {
             return Ok(Weights::Index(index));
         }
-        let path = folder.join(&file);
-        if path.exists() {
-            return Ok(Weights::File(path));
+        // The second is what LeRobot and accelerate write.
+        for name in [&file, &format!("model{dotted}.safetensors")] {
+            let path = folder.join(name);
+            if path.exists() {
+                return Ok(Weights::File(path));
+            }
         }
         let place = folder.display();
         if folder.join(format!("{WEIGHTS}{dotted}.bin")).is_file() {

@@ -8,13 +8,16 @@ mod autoencoder;
 mod blocks;
 mod choice;
 mod config;
+mod edm;
 mod images;
 mod layout;
 mod mlp_classic;
 mod noisy_classifier;
 mod pipeline;
+mod policy;
 mod residual_mlp;
 mod scheduler;
+mod sequences;
 mod tensors;
 mod unet1d;
 mod unet2d;
@@ -33,7 +36,7 @@ pub use scheduler::NoiseSchedule;
 pub use tensors::Tensors;
 
 use crate::graph::Graph;
-use crate::schedulers::{self, SolverTable, Spec};
+use crate::schedulers::{self, SolverTable, Spec, Told};
 use crate::timesteps::Timesteps;
 
 /// A checkpoint, read and checked.
@@ -96,6 +99,7 @@ impl Checkpoint {
         let kind = kind(&class).with_context(in_config)?;
         let schedule = match kind {
             Kind::Plain => NoiseSchedule::none(),
+            Kind::Timed if class == policy::LEROBOT => policy::schedule(&layout, &fields, choice)?,
             Kind::Timed => schedule(&layout, &fields, choice)?,
         };
         ensure!(
@@ -114,7 +118,9 @@ impl Checkpoint {
             true => schedulers::usual(&schedule)?,
             false => Vec::new(),
         };
-        let mut timesteps = Timesteps::new(schedule.alphas_cumprod.len());
+        let timesteps = Timesteps::new(schedule.alphas_cumprod.len());
+        let mut timesteps = timesteps.told(schedule.told);
+        check_told(&class, &fields, schedule.told).with_context(in_config)?;
         let tables = specs
             .iter()
             .chain(&usual)
@@ -124,12 +130,17 @@ impl Checkpoint {
             Weights::Index(index) => Tensors::read_shards(&index)?,
             Weights::File(file) => Tensors::read(&file)?,
         };
-        let network = network(&class, fields, &tensors, &timesteps, choice);
+        let learned = schedule.variance.is_learned();
+        let network = network(&class, fields, &tensors, (&timesteps, learned), choice);
         // A tensor's fault has its own file's name.
-        let network = network.map_err(|error| match error.is::<tensors::Fault>() {
+        let mut network = network.map_err(|error| match error.is::<tensors::Fault>() {
             true => error,
             false => error.context(in_config()),
         })?;
+        if let Told::Level(edm) = &schedule.told {
+            let graph = std::mem::take(&mut network.graph);
+            network.graph = edm::around(graph, edm, &timesteps);
+        }
         tensors.refuse_unused()?;
         check_outputs(&network, &schedule).with_context(in_config)?;
         let decoder = match network.role {
@@ -191,12 +202,13 @@ fn kind(class: &str) -> Result<Kind> {
         "UNet2DModel" | "UNet1DModel" | "MLPClassic" | "ResidualMLP" | "NoisyClassifier" => {
             Kind::Timed
         }
+        policy::CLASS | policy::LEROBOT => Kind::Timed,
         _ => bail!("`_class_name` is `{class}`; expected {CLASSES}"),
     })
 }
 
-const CLASSES: &str = "UNet2DModel, UNet1DModel, AutoencoderTiny, AutoencoderKL, MLPClassic, \
-     ResidualMLP or NoisyClassifier";
+const CLASSES: &str = "UNet2DModel, UNet1DModel, ConditionalUnet1D, AutoencoderTiny, AutoencoderKL, \
+     MLPClassic, ResidualMLP or NoisyClassifier";
 
 /// The schedule of the scheduler's file, of the sampler that was chosen instead, or a
 /// guess.
@@ -243,7 +255,7 @@ fn network(
     class: &str,
     fields: Map<String, Value>,
     tensors: &Tensors,
-    timesteps: &Timesteps,
+    (timesteps, learned_variance): (&Timesteps, bool),
     choice: &Choice,
 ) -> Result<Network> {
     let Choice { part, size, .. } = *choice;
@@ -260,11 +272,17 @@ fn network(
     let (trained, network) = match class {
         "MLPClassic" => mlp_classic::network(fields, tensors, timesteps),
         "ResidualMLP" => residual_mlp::network(fields, tensors, timesteps),
-        "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size),
+        "UNet2DModel" => unet2d::network(fields, tensors, timesteps, size, learned_variance),
         "NoisyClassifier" => noisy_classifier::network(fields, tensors, timesteps),
         // It does not say how many there are.
         "UNet1DModel" => {
             unet1d::network(fields, tensors, timesteps, size).map(|network| (trained, network))
+        }
+        policy::CLASS => {
+            policy::network(fields, tensors, timesteps, size).map(|network| (trained, network))
+        }
+        policy::LEROBOT => {
+            policy::of_lerobot(fields, tensors, timesteps, size).map(|network| (trained, network))
         }
         other => bail!("`_class_name` is `{other}`; expected {CLASSES}"),
     }?;
@@ -277,12 +295,31 @@ fn network(
     if let Some(size) = size {
         let [_, rows, columns] = network.shape;
         ensure!(
-            class == "UNet1DModel" || size.rows_and_columns() == [rows, columns],
+            matches!(class, "UNet1DModel" | policy::CLASS | policy::LEROBOT)
+                || size.rows_and_columns() == [rows, columns],
             "--size is {size}, but a {class} has the one size that it was trained for, \
              {rows}x{columns}"
         );
     }
     Ok(network)
+}
+
+/// Networks that are told a function of the noise level must make waves of it, of any
+/// number: tables and logarithms know no negative ones.
+fn check_told(class: &str, fields: &Map<String, Value>, told: Told) -> Result<()> {
+    let kind = fields.get("time_embedding_type").and_then(Value::as_str);
+    let waves = match class {
+        "UNet2DModel" => kind.is_none_or(|kind| kind == "positional"),
+        "UNet1DModel" | policy::CLASS => true,
+        _ => false,
+    };
+    ensure!(
+        told == Told::Timestep || waves,
+        "`time_embedding_type` is {}; expected `positional` of a UNet2DModel, since networks of this \
+         scheduler are told a function of the noise level",
+        kind.unwrap_or(class)
+    );
+    Ok(())
 }
 
 /// A denoiser has twice the outputs exactly where the schedule says that it

@@ -7,7 +7,7 @@ use quell::format::{Limit, Prediction, Spacing, Variance};
 use serde_json::{Map, Value};
 
 use super::config;
-use crate::schedulers::{self, Options};
+use crate::schedulers::{self, Options, Told};
 
 /// A discrete noise schedule.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct NoiseSchedule {
     /// The same without `rescale_betas_zero_snr`, where that is set: for the
     /// samplers whose diffusers classes do not know the field.
     pub unrescaled: Option<Vec<f64>>,
+    /// What the network is told of a timestep.
+    pub told: Told,
     /// What the network predicts.
     pub prediction: Prediction,
     /// Variance of a DDPM step.
@@ -42,6 +44,7 @@ impl NoiseSchedule {
         Self {
             alphas_cumprod: Vec::new(),
             unrescaled: None,
+            told: Told::Timestep,
             prediction: Prediction::Epsilon,
             variance: Variance::FixedSmall,
             spacing: Spacing::Leading,
@@ -94,19 +97,32 @@ impl NoiseSchedule {
         self.prediction == Prediction::Flow && self.options.says("objective", "soflow")
     }
 
+    /// Whether the network predicts the clean sample in one step, of a class that says so.
+    pub fn is_consistent(&self) -> bool {
+        matches!(self.told, Told::Level(edm) if edm.is_consistent())
+    }
+
     fn unchecked(class: &str, options: Options) -> Result<Self> {
         options.check_types()?;
         // Fields of old files that say nothing.
         options.ignore(&["tensor_format", "timestep_values"]);
         let flow = schedulers::is_flow(class, &options)?;
-        let n = options.integer("num_train_timesteps", 1000)? as usize;
+        let default = match class {
+            "CMStochasticIterativeScheduler" => 40,
+            _ => 1000,
+        };
+        let n = options.integer("num_train_timesteps", default)? as usize;
         ensure!(
             (1..=65_536).contains(&n),
             "`num_train_timesteps` is {n}; expected 1 to 65536"
         );
-        let prediction = match flow {
-            true => Prediction::Flow,
-            false => prediction(&options)?,
+        let told = Told::of(class, &options, n)?;
+        let prediction = match told {
+            _ if flow => Prediction::Flow,
+            // What is around the network makes that of its answer.
+            Told::Level(_) => Prediction::Sample,
+            Told::Angle(_) => Prediction::Velocity,
+            Told::Timestep => prediction(&options)?,
         };
         if flow {
             options.word_or_null("objective", &["soflow"])?;
@@ -120,7 +136,10 @@ impl NoiseSchedule {
                 }
                 (flow_alphas(n), None)
             }
-            false => diffusion_alphas(class, &options, n, prediction)?,
+            false => match told.alphas() {
+                Some(alphas) => (alphas, None),
+                None => diffusion_alphas(class, &options, n, prediction)?,
+            },
         };
         let schedule = Self {
             alphas_cumprod,
@@ -130,7 +149,14 @@ impl NoiseSchedule {
             spacing: schedulers::spacing(&options, "leading")?,
             steps_offset: options.integer("steps_offset", 0)?,
             set_alpha_to_one: options.flag("set_alpha_to_one", true)?,
-            clip: clip(&options)?,
+            clip: match told {
+                Told::Timestep => clip(&options)?,
+                Told::Level(edm) if edm.is_consistent() => {
+                    options.flag("clip_denoised", true)?.then_some(1.0)
+                }
+                Told::Level(_) | Told::Angle(_) => None,
+            },
+            told,
             options,
             notes: Vec::new(),
         };

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use self::blocks::Builder;
 use super::blocks::act_fn;
 use super::images::{Feature, Images};
+use super::sequences::Sequences;
 use super::{Network, Size, Tensors, config, waves};
 use crate::graph::{Graph, Image, Op, ValueId};
 use crate::timesteps::Timesteps;
@@ -85,20 +86,30 @@ pub(super) fn network(
     let input = Image {
         height: 1,
         width: config.length(size)?,
-        channels: config.in_channels,
+        channels: config.out_channels,
     };
     let mut graph = Graph::default();
     let sample = graph.push("sample", Op::Sample, &[], input.len());
+    let mut inputs = vec![("sample.channels_last", sample, input)];
+    // What it reads beside the sample.
+    let condition = config.in_channels + config.extra_in_channels - config.out_channels;
+    if condition > 0 {
+        let size = input.with_channels(condition);
+        let context = graph.push("context", Op::Context, &[], size.len());
+        inputs.push(("context.channels_last", context, size));
+    }
     let embedding = config.embedding(&mut graph, tensors, times, function)?;
     let mut images = Images { graph, tensors };
-    let x = images.channels_last("sample.channels_last", sample, input);
+    let inputs = inputs.into_iter();
+    let inputs = inputs.map(|(name, value, size)| images.channels_last(name, value, size));
+    let inputs: Vec<Feature> = inputs.collect();
     let mut builder = Builder {
-        images,
+        sequences: Sequences { images },
         embedding,
         embedding_size: config.block_out_channels[0],
     };
-    let y = config.body(&mut builder, x, function)?;
-    let mut images = builder.images;
+    let y = config.body(&mut builder, inputs, function)?;
+    let mut images = builder.sequences.images;
     images.channels_first("output.channels_first", y);
     let shape = [input.channels, 1, input.width].map(|n| n as u32);
     Ok(Network {
@@ -120,20 +131,20 @@ impl Config {
             (1..=64).contains(&channels),
             "`in_channels` is {channels}; expected 1 to 64"
         );
+        let (extra, outputs) = (self.extra_in_channels, self.out_channels);
         ensure!(
-            self.out_channels == channels,
-            "`out_channels` is {}; expected `in_channels`, {channels}",
-            self.out_channels
+            extra <= 64,
+            "`extra_in_channels` is {extra}; expected 0 to 64"
         );
         ensure!(
-            self.out_block_type.is_some() || channels.is_multiple_of(blocks::GROUPS),
-            "`out_channels` is {channels}; expected a multiple of {} without `out_block_type`",
+            (1..=channels + extra).contains(&outputs),
+            "`out_channels` is {outputs}; expected `in_channels`, {channels}, or another number up to \
+             that and `extra_in_channels`, {extra}: the rest is a second input"
+        );
+        ensure!(
+            self.out_block_type.is_some() || outputs.is_multiple_of(blocks::GROUPS),
+            "`out_channels` is {outputs}; expected a multiple of {} without `out_block_type`",
             blocks::GROUPS
-        );
-        ensure!(
-            self.extra_in_channels == 0,
-            "`extra_in_channels` is {}; expected 0",
-            self.extra_in_channels
         );
         ensure!(
             self.use_timestep_embedding,
@@ -275,23 +286,26 @@ impl Config {
         Ok(value)
     }
 
-    /// From the sample to the prediction.
+    /// From the inputs, side by side in their channels, to the prediction.
     fn body(
         &self,
         builder: &mut Builder<'_>,
-        mut x: Feature,
+        mut inputs: Vec<Feature>,
         function: Function,
     ) -> Result<Feature> {
         let channels = &self.block_out_channels;
         let layers = self.layers_per_block;
         let mut skips = Vec::new();
+        let mut x = inputs[0];
         for (i, &outputs) in channels.iter().enumerate() {
             let name = format!("down_blocks.{i}");
-            x = builder.blocks(&name, &[x], outputs, layers)?;
+            x = builder.blocks(&name, &inputs, outputs, layers)?;
             skips.push(x);
             if i + 1 < channels.len() {
-                x = builder.downsample(&format!("{name}.downsample.conv"), x)?;
+                let name = format!("{name}.downsample.conv");
+                x = builder.sequences.downsample(&name, x)?;
             }
+            inputs = vec![x];
         }
         x = builder.blocks("mid_block", &[x], x.size.channels, layers)?;
         let out_block = self.out_block_type.is_some();
@@ -311,7 +325,9 @@ impl Config {
             };
             x = builder.blocks(&name, &[x, skip], outputs, layers)?;
             if i + 1 < channels.len() {
-                x = builder.upsample(&format!("{name}.upsample.conv"), x)?;
+                x = builder
+                    .sequences
+                    .upsample(&format!("{name}.upsample.conv"), x)?;
             }
         }
         if out_block {

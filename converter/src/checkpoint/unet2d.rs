@@ -15,9 +15,9 @@ use serde::Deserialize;
 
 use self::body::Builder;
 use super::blocks::{Blocks, Embedding, Style, act_fn};
-use super::images::Images;
+use super::images::{Feature, Images};
 use super::{Network, Size, Tensors, config};
-use crate::graph::{Condition, Graph, Image, Op};
+use crate::graph::{Condition, Graph, Image, Op, ValueId};
 use crate::timesteps::Timesteps;
 
 /// Fields and defaults of diffusers' `UNet2DModel`, and quell's own: the last three.
@@ -104,8 +104,10 @@ impl Default for Config {
 
 /// The configuration, every value understood.
 struct Settings {
-    /// What the first convolution reads.
+    /// The sample as the first convolution reads it.
     input: Image,
+    /// Channels of the second input, which it reads beside the sample.
+    condition_channels: usize,
     out_channels: usize,
     unshuffled: bool,
     time: embedding::Time,
@@ -151,6 +153,7 @@ pub(super) fn network(
     tensors: &Tensors,
     times: &Timesteps,
     size: Option<Size>,
+    learned_variance: bool,
 ) -> Result<(usize, Network)> {
     let mut config: Config = config::parse(fields)?;
     config.sample_size = match size {
@@ -158,7 +161,7 @@ pub(super) fn network(
         None => config.sample_size,
     };
     let timesteps = times.trained();
-    let settings = config.settings(timesteps)?;
+    let settings = config.settings(timesteps, learned_variance)?;
     let size = match settings.unshuffled {
         true => shuffle::outside(settings.input),
         false => settings.input,
@@ -166,19 +169,21 @@ pub(super) fn network(
     let mut graph = Graph::default();
     let sample = graph.push("sample", Op::Sample, &[], size.len());
     let embedding = embedding::embedding(&mut graph, &settings, tensors, times)?;
-    let mut value = sample;
-    if settings.center {
-        let center = Op::Scale {
-            factor: 2.0,
-            offset: -1.0,
-        };
-        value = graph.push("sample.center", center, &[value], size.len());
+    let mut inputs = vec![("sample", sample, size)];
+    if settings.condition_channels > 0 {
+        let size = size.with_channels(settings.condition_channels);
+        let context = graph.push("context", Op::Context, &[], size.len());
+        inputs.push(("context", context, size));
     }
     let mut images = Images { graph, tensors };
-    let mut x = images.channels_last("sample.channels_last", value, size);
-    if settings.unshuffled {
-        x = shuffle::into_channels(&mut images, x);
-    }
+    let inputs = inputs.into_iter().map(|(name, value, size)| {
+        let x = input(&mut images, name, value, size, &settings);
+        match settings.unshuffled {
+            true => shuffle::into_channels(&mut images, x),
+            false => x,
+        }
+    });
+    let inputs: Vec<Feature> = inputs.collect();
     let blocks = Blocks {
         images,
         style: settings.style,
@@ -192,7 +197,7 @@ pub(super) fn network(
         blocks,
         settings: &settings,
     };
-    let mut output = builder.body(x)?;
+    let mut output = builder.body(&inputs)?;
     let mut images = builder.blocks.images;
     if settings.unshuffled {
         output = shuffle::into_pixels(&mut images, output);
@@ -213,8 +218,27 @@ pub(super) fn network(
     Ok((config.num_train_timesteps.unwrap_or(timesteps), network))
 }
 
+/// An input of the network, channels last.
+fn input(
+    images: &mut Images<'_>,
+    name: &str,
+    mut value: ValueId,
+    size: Image,
+    settings: &Settings,
+) -> Feature {
+    if settings.center {
+        let center = Op::Scale {
+            factor: 2.0,
+            offset: -1.0,
+        };
+        let name = format!("{name}.center");
+        value = images.graph.push(name, center, &[value], size.len());
+    }
+    images.channels_last(&format!("{name}.channels_last"), value, size)
+}
+
 impl Config {
-    fn settings(&self, timesteps: usize) -> Result<Settings> {
+    fn settings(&self, timesteps: usize, learned_variance: bool) -> Result<Settings> {
         let channels = self.block_out_channels.clone();
         self.check_sizes()?;
         let Some(groups) = self.norm_num_groups else {
@@ -242,9 +266,11 @@ impl Config {
         let class = embedding::Class::of(self, timesteps)?;
         let (classes, null_class) = class.count(self.null_class_id)?;
         let time = embedding::Time::of(self, timesteps)?;
+        let input = self.image(learned_variance)?;
         Ok(Settings {
             unshuffled: self.is_unshuffled()?,
-            input: self.image()?,
+            input,
+            condition_channels: self.in_channels as usize - input.channels,
             out_channels: self.out_channels as usize,
             told_gap: time.is_told_gap(self)?,
             time,
@@ -354,7 +380,8 @@ impl Config {
         Ok(Size::Sides(sides.map(|side| side / 2)))
     }
 
-    fn image(&self) -> Result<Image> {
+    /// The sample; the channels that the network reads beyond it are a condition.
+    fn image(&self, learned_variance: bool) -> Result<Image> {
         let Some(size) = self.sample_size else {
             bail!(
                 "`sample_size` is null; expected a size, since memory is planned for one: --size states it"
@@ -366,17 +393,47 @@ impl Config {
             (1..=64).contains(&channels),
             "`in_channels` is {channels}; expected 1 to 64"
         );
-        // Twice as many are a prediction and its variance.
+        let sample = self.sample_channels(learned_variance)?;
+        let (conditioned, class) = (sample < channels, self.class_embed_type.as_deref());
         ensure!(
-            [channels, 2 * channels].contains(&self.out_channels),
-            "`out_channels` is {}; expected `in_channels`, {channels}, or twice that",
+            !conditioned || class != Some("identity"),
+            "`out_channels` is {}; expected the same as `in_channels`, {channels}, with \
+             `class_embed_type` identity: a model has one second input",
+            self.out_channels
+        );
+        ensure!(
+            !conditioned || self.pixel_unshuffle.is_none(),
+            "`out_channels` is {}; expected the same as `in_channels`, {channels}, with \
+             `pixel_unshuffle`",
             self.out_channels
         );
         Ok(Image {
             height,
             width,
-            channels: channels as usize,
+            channels: sample as usize,
         })
+    }
+
+    /// What is predicted has the sample's channels; learned variances are as many more.
+    fn sample_channels(&self, learned_variance: bool) -> Result<u32> {
+        let (inputs, outputs) = (self.in_channels, self.out_channels);
+        let (each, what) = match learned_variance {
+            true => (
+                2,
+                "an even number up to twice that with `variance_type` learned",
+            ),
+            false => (
+                1,
+                "fewer (the others are a second input) with `variance_type` fixed",
+            ),
+        };
+        let sample = outputs / each;
+        ensure!(
+            sample > 0 && sample <= inputs && outputs.is_multiple_of(each),
+            "`out_channels` is {outputs}; expected `in_channels`, {inputs}, or {what} in \
+             scheduler_config.json"
+        );
+        Ok(sample)
     }
 
     fn down_block(&self, name: &str) -> Result<Block> {

@@ -9,7 +9,7 @@ use quell::format::{Header, Prediction, Tier};
 use quell_converter::checkpoint::{Checkpoint, Part, Size};
 use quell_converter::fold::Optimize;
 use quell_converter::schedulers::Spec;
-use quell_converter::{compile, output};
+use quell_converter::{frugal, output};
 
 use super::{Calibration, Source, print_beside, progress, thousands, warn};
 
@@ -26,7 +26,8 @@ Examples:
 pub(crate) struct Args {
     /// Folder with config.json, scheduler_config.json and
     /// diffusion_pytorch_model.safetensors (flat, or in unet/ and scheduler/); an
-    /// autoencoder's (flat, or in vae/) has no scheduler_config.json
+    /// autoencoder's (flat, or in vae/) has no scheduler_config.json, nor has LeRobot's
+    /// (config.json and model.safetensors)
     checkpoint: PathBuf,
     /// File to write; - is standard output
     #[arg(short, long, value_name = "QUELL")]
@@ -37,10 +38,11 @@ pub(crate) struct Args {
     /// A run that the file is to carry; repeatable. DDPM and DDIM need none
     ///
     /// NAME is ddpm, ddim, ddim-inverse, dpmsolver++, dpmsolver-singlestep, unipc,
-    /// deis, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
-    /// flow-euler, flow-heun or soflow. Options are named as in diffusers; one without a
-    /// value is true. What is not given is taken from scheduler_config.json. Few-step
-    /// checkpoints (`objective` soflow) carry soflow:1, 2, 4 and 8 by default.
+    /// deis, sasolver, euler, euler-ancestral, heun, kdpm2, kdpm2-ancestral, lms, pndm, lcm, tcd,
+    /// edm-euler, edm-dpmsolver++, consistency, ipndm, flow-euler, flow-heun or soflow.
+    /// Options are named as in diffusers; one without a value is true. What is not given is
+    /// taken from scheduler_config.json. Few-step checkpoints (`objective` soflow,
+    /// consistency models) carry tables of 1, 2, 4 and 8 steps by default.
     #[arg(
         long = "solver",
         alias = "trajectory",
@@ -137,8 +139,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let tier = Tier::from(args.weights);
     let bar = progress("calibrating", 0);
-    let compiled = compile::compile_for(
-        &checkpoint,
+    let file = frugal::compile(
+        checkpoint,
         tier,
         args.optimize.into(),
         &args.calibration.settings(),
@@ -148,16 +150,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         },
     );
     bar.finish_and_clear();
-    let compiled = compiled.with_context(|| args.checkpoint.display().to_string())?;
-    output::bytes(&args.output, &compiled.bytes)?;
-    let arena_bytes = Header::parse(&compiled.bytes)?.arena_bytes;
+    let file = file.with_context(|| args.checkpoint.display().to_string())?;
+    output::bytes(&args.output, file.bytes())?;
+    let header = Header::parse(file.bytes())?;
     let report = format!(
         "{}: {} bytes, {} weights, arena {} bytes, {} MACs per call ({:.1} s)\n",
         args.output.display(),
-        thousands(compiled.bytes.len() as u64),
+        thousands(file.bytes().len() as u64),
         tier.name(),
-        thousands(u64::from(arena_bytes)),
-        thousands(Header::parse(&compiled.bytes)?.macs),
+        thousands(u64::from(header.arena_bytes)),
+        thousands(header.macs),
         start.elapsed().as_secs_f64(),
     );
     print_beside([args.output.as_path()], &report)

@@ -30,9 +30,9 @@ pub(crate) struct Args {
     /// Class, where the model has classes
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..))]
     class: Option<u32>,
-    /// Second input, where the model has one: f32 array [n, ...], or [1, ...] for
-    /// all samples
-    #[arg(long, value_name = "NPY")]
+    /// Second input, where the model has one: f32 array [n, ...], or, for all samples,
+    /// [1, ...] or a picture
+    #[arg(long, value_name = "NPY|PNG")]
     context: Option<PathBuf>,
     /// Where the outputs go: f32 array [n, c, h, w]; - is standard output
     #[arg(short, long, value_name = "NPY")]
@@ -92,7 +92,7 @@ fn contexts(args: &Args, model: &Model<'_>, samples: usize) -> Result<Vec<Vec<f3
     let (Some(path), Some(elements)) = (&args.context, model.context_elements()) else {
         return Ok(Vec::new());
     };
-    let contexts = input::vectors(path, elements)?;
+    let contexts = input::contexts(path, elements, model.header().shape)?;
     let count = contexts.len();
     ensure!(
         count == samples || count == 1,

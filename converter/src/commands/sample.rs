@@ -25,6 +25,7 @@ Examples:
   quell sample model.quell --sampler ddpm --class 3 --output grid.png --npy raw.npy
   quell sample model.quell --sampler dpmsolver++ --steps 8 --output grid.png
   quell sample model.quell --noise z.npy --steps 8 --output grid.png
+  quell sample model.quell --context small.png --steps 20 --output grid.png
   quell sample model.quell --class 7 --guidance 3 --steps 8 --output grid.png
   quell sample model.quell --no-class --classifier guide.quell --classifier-scale 8 -o grid.png
   quell sample model.quell --image shoe.png --strength 0.6 --steps 20 --output grid.png
@@ -69,9 +70,9 @@ pub(crate) struct Args {
     /// Initial noise instead of the seed's: f32 [n, c, h, w]
     #[arg(long, value_name = "NPY")]
     noise: Option<PathBuf>,
-    /// What a model's second input sees, a class as a vector for example: array
-    /// [n, …], taken in turns
-    #[arg(long, value_name = "NPY")]
+    /// What a model's second input sees, in turns: a picture of as many rows and columns as
+    /// the samples, whose numbers become -1 to 1, or an array [n, …]
+    #[arg(long, value_name = "NPY|PNG")]
     context: Option<PathBuf>,
     /// Pictures in a row of the grid
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
@@ -161,9 +162,6 @@ impl Run<'_> {
             .map(|model| (model, HostArena::new(model)));
         for i in 0..self.count {
             let mut session = self.model.session(arena.bytes_mut())?;
-            if let Some(context) = self.context.get(i as usize % self.context.len().max(1)) {
-                session.context_mut().copy_from_slice(context);
-            }
             let classifier = match &mut second {
                 Some((model, arena)) => Some(model.session(arena.bytes_mut())?),
                 None => None,
@@ -239,8 +237,15 @@ impl Run<'_> {
             class: args
                 .class
                 .or((classes > 0 && !args.no_class).then(|| offset % classes.max(1))),
+            context: self.context_of(i),
             ..self.request
         }
+    }
+
+    /// One for all samples, or one for each in turn.
+    fn context_of(&self, i: u32) -> Option<&[f32]> {
+        let turn = i as usize % self.context.len().max(1);
+        self.context.get(turn).map(Vec::as_slice)
     }
 
     fn report(&self, drawn: &Drawn) -> Result<()> {
@@ -336,7 +341,7 @@ fn context(args: &Args, model: &Model<'_>) -> Result<Vec<Vec<f32>>> {
     match (model.context_elements(), &args.context) {
         (None, None) => Ok(Vec::new()),
         (Some(elements), Some(path)) => {
-            let contexts = input::vectors(path, elements)?;
+            let contexts = input::contexts(path, elements, model.header().shape)?;
             ensure!(!contexts.is_empty(), "{}: is empty", path.display());
             Ok(contexts)
         }

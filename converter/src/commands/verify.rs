@@ -21,8 +21,8 @@ use super::{Calibration, LimitArgs, Source, escaped, print, progress, spec};
 /// The reference is the checkpoint's network in f64, from the same noise. Shown
 /// are the error of every operation of single denoiser calls, and of whole
 /// samples; of a network that cannot be sampled, of one with a second input and of
-/// a flow-matching one, those of calls on random inputs and along its solver tables. Fails where an error exceeds the tolerance of
-/// the model's tier.
+/// a flow-matching one, those of calls on random inputs and along its solver tables. Fails
+/// where an error exceeds the tolerance of the model's tier.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -36,9 +36,10 @@ pub(crate) struct Args {
     /// DDIM steps of a whole sample
     #[arg(long, default_value_t = 4)]
     steps: u32,
-    /// Number of whole samples, or of calls on random inputs
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    samples: u32,
+    /// Number of whole samples, or of calls on random inputs [default: 20, or as many as
+    /// the reference computes in about a minute]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    samples: Option<u32>,
     /// Largest mean absolute pixel difference, as a share of the pixels' range; of
     /// calls on random inputs, the largest difference over the output's root mean
     /// square [default: 1e-4 for f32, 5e-3 for f16, 0.02 for int8]
@@ -92,8 +93,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let sampled = model.role() == Role::Denoiser
         && model.context_elements().is_none()
         && model.head().schedule.prediction != Prediction::Flow;
+    let samples = args.samples.unwrap_or(usual(
+        checkpoint.network.graph.macs(),
+        if sampled { args.steps } else { 1 },
+    ));
     let comparison = Comparison {
         args,
+        samples,
         model,
         checkpoint: &checkpoint,
         compiled: &compiled,
@@ -127,6 +133,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Samples of so many calls each that the reference computes in reasonable time.
+fn usual(macs: u64, calls: u32) -> u32 {
+    // About a minute of a core.
+    const MACS: u64 = 80_000_000_000;
+    const MOST: u64 = 20;
+    (MACS / (macs * u64::from(calls)).max(1)).clamp(1, MOST) as u32
 }
 
 /// What to convert again, so that the network has the same timesteps.
@@ -213,6 +227,8 @@ struct SampleError {
 
 struct Comparison<'a> {
     args: &'a Args,
+    /// Whole samples, or calls on random inputs.
+    samples: u32,
     model: Model<'a>,
     checkpoint: &'a Checkpoint,
     compiled: &'a Compiled,
@@ -281,16 +297,15 @@ impl Comparison<'_> {
     /// is one: operation by operation, and what the checkpoint's graph as it is
     /// makes of the whole.
     fn calls(&self) -> Result<(Vec<Error>, Error)> {
-        let bar = progress("calling", u64::from(self.args.samples));
+        let bar = progress("calling", u64::from(self.samples));
         let mut errors = vec![Error::default(); self.compiled.values().count()];
         let mut output = Error::default();
         let mut arena = HostArena::new(&self.model);
         let mut session = self.model.session(arena.bytes_mut())?;
         let timesteps = self.model.head().schedule.timesteps;
-        for i in 0..self.args.samples {
+        for i in 0..self.samples {
             let request = self.request(i);
-            let timestep =
-                (u64::from(timesteps) * u64::from(i) / u64::from(self.args.samples)) as u32;
+            let timestep = (u64::from(timesteps) * u64::from(i) / u64::from(self.samples)) as u32;
             let mut rng = Rng::new(request.seed);
             rng.fill(session.sample_mut());
             rng.fill(session.context_mut());
@@ -368,10 +383,10 @@ impl Comparison<'_> {
 
     /// Whole samples from the same noise, the checkpoint's graph as it is.
     fn samples(&self) -> Result<SampleError> {
-        let bar = progress("sampling", u64::from(self.args.samples));
+        let bar = progress("sampling", u64::from(self.samples));
         let mut arena = HostArena::new(&self.model);
         let (mut sum, mut largest, mut count) = (0.0, 0.0f64, 0u64);
-        for i in 0..self.args.samples {
+        for i in 0..self.samples {
             let request = self.request(i);
             let mut session = self.model.session(arena.bytes_mut())?;
             let mut generation = session.generate(request)?;
@@ -426,7 +441,7 @@ impl Comparison<'_> {
     fn of_samples(&self, sample: &SampleError) -> String {
         format!(
             "{} samples of {} steps: mean pixel difference {:.2e}, largest {:.2e} of the range",
-            self.args.samples, self.args.steps, sample.mean_pixel, sample.largest_pixel
+            self.samples, self.args.steps, sample.mean_pixel, sample.largest_pixel
         )
     }
 
@@ -437,7 +452,7 @@ impl Comparison<'_> {
         };
         format!(
             "{} calls on random inputs{rows}: relative error {:.2e}, largest {:.2e}",
-            self.args.samples,
+            self.samples,
             output.relative(),
             output.largest_relative()
         )
@@ -485,5 +500,19 @@ fn to_f32(values: Values<'_>) -> Vec<f32> {
         Values::I8(values) => values.iter().map(|&q| f32::from(q)).collect(),
         Values::I16(values) => values.iter().map(|&q| f32::from(q)).collect(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::usual;
+
+    /// Of large networks fewer, of huge ones still one.
+    #[test]
+    fn large_networks_are_called_less() {
+        assert_eq!(usual(65_000_000, 4), 20);
+        assert_eq!(usual(5_781_454_848, 4), 3);
+        assert_eq!(usual(234_756_440_064, 4), 1);
+        assert_eq!(usual(0, 1), 20);
     }
 }

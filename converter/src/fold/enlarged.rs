@@ -16,26 +16,27 @@ pub(super) fn fold(graph: Graph, optimize: Optimize) -> Graph {
         return graph;
     }
     let users = graph.users();
+    let enlarged: Vec<_> = graph
+        .nodes
+        .iter()
+        .map(|node| {
+            let &input = node.inputs.first()?;
+            let small = graph.nodes[input].inputs.first();
+            let enlargement = enlargement(&graph.nodes[input].op)?;
+            (users[input].len() == 1).then_some((enlargement, *small?))
+        })
+        .collect();
     let mut folded = Graph::default();
     // Where the values are now.
     let mut moved: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
-    for node in &graph.nodes {
-        let input = node.inputs.first();
-        let enlarged = input.and_then(|&input| {
-            let alone = users[input].len() == 1;
-            enlargement(&graph.nodes[input].op).filter(|_| alone)
-        });
+    for (node, enlarged) in graph.nodes.into_iter().zip(enlarged) {
         let value = match (&node.op, enlarged) {
-            (Op::Conv2d(conv), Some(enlarged)) if fits(conv, enlarged.size) => {
-                let small = graph.nodes[node.inputs[0]].inputs[0];
+            (Op::Conv2d(conv), Some((enlarged, small))) if fits(conv, enlarged.size) => {
                 phases(&mut folded, &node.name, conv, enlarged, moved[small])
             }
             _ => {
                 let inputs = node.inputs.iter().map(|&input| moved[input]).collect();
-                folded.nodes.push(Node {
-                    inputs,
-                    ..node.clone()
-                });
+                folded.nodes.push(Node { inputs, ..node });
                 folded.output()
             }
         };

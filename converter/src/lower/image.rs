@@ -92,6 +92,7 @@ impl Lowering<'_> {
                 Condition::Add => format::Condition::Add,
                 Condition::ScaleShift => format::Condition::ScaleShift,
                 Condition::AddAfter => format::Condition::AddAfter,
+                Condition::ScaleShiftAfter => format::Condition::ScaleShiftAfter,
             },
             function: op.function,
         };

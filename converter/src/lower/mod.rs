@@ -9,6 +9,7 @@ mod image;
 mod int8;
 mod linear;
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
@@ -41,6 +42,20 @@ pub struct Source<'g> {
 
 /// Lowers a graph; its weights are appended to `slabs`.
 pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
+    lower_ops(
+        source,
+        source.graph.nodes.iter().map(|node| &node.op),
+        slabs,
+    )
+}
+
+/// [`lower`] of a graph without weights: its operations with them follow one by one, and
+/// each is dropped once its weights are packed.
+pub fn lower_ops<O: Borrow<Op>>(
+    source: Source<'_>,
+    ops: impl IntoIterator<Item = O>,
+    slabs: &mut Slabs,
+) -> Result<Program> {
     let graph = source.graph;
     let mut lowering = Lowering {
         graph,
@@ -60,9 +75,9 @@ pub fn lower(source: Source<'_>, slabs: &mut Slabs) -> Result<Program> {
         lowering.place_input(&Op::Context, [1, 1, context])?;
     }
     lowering.program.inputs = lowering.program.tensors.len();
-    for i in 0..graph.nodes.len() {
+    for (i, op) in ops.into_iter().enumerate() {
         if i == graph.output() || !lowering.users[i].is_empty() {
-            lowering.node(i)?;
+            lowering.node(i, op.borrow())?;
         }
     }
     if !lowering.floats.contains_key(&graph.output()) {
@@ -185,14 +200,12 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn node(&mut self, i: ValueId) -> Result<()> {
-        let graph = self.graph;
-        let node = &graph.nodes[i];
+    fn node(&mut self, i: ValueId, op: &Op) -> Result<()> {
         let int8 = self.precision.int8[i];
         if self.tier == Tier::Int8 && !int8 {
             self.floats_for(i)?;
         }
-        match &node.op {
+        match op {
             Op::Sample | Op::Context => Ok(()),
             Op::Concat if int8 => self.concat_i8(i),
             Op::Concat => self.concat(i),

@@ -3,27 +3,42 @@
 use super::apply;
 use crate::graph::{Condition, Conv1d, Conv2d, GroupNorm, Image};
 
+/// Pixels that are computed together, so that a weight is read once for all of them.
+const TOGETHER: usize = 16;
+
 pub(super) fn conv2d(op: &Conv2d, x: &[f64]) -> Vec<f64> {
+    let (inputs, outputs) = (op.input.channels, op.output.channels);
     let taps = op.kernel * op.kernel;
-    let window = op.input.channels * taps;
-    let mut y = Vec::with_capacity(op.output.len());
-    for pixel in 0..op.output.pixels() {
+    // `[taps, inputs, outputs]`: what one number of the input contributes to all outputs.
+    let mut weights = vec![0.0; taps * inputs * outputs];
+    for (i, &w) in op.weight.iter().enumerate() {
+        let (output, input, tap) = (i / (inputs * taps), i / taps % inputs, i % taps);
+        weights[(tap * inputs + input) * outputs + output] = f64::from(w);
+    }
+    // What a tap sees at a pixel; None outside of the image.
+    let seen = |pixel: usize, tap: usize| {
         let (row, column) = (pixel / op.output.width, pixel % op.output.width);
-        // What each tap sees; None outside of the image.
-        let seen = |tap: usize| {
-            let row = (row * op.stride + tap / op.kernel).checked_sub(op.padding[0])?;
-            let column = (column * op.stride + tap % op.kernel).checked_sub(op.padding[1])?;
-            let inside = row < op.input.height && column < op.input.width;
-            inside.then(|| (row * op.input.width + column) * op.input.channels)
-        };
-        let seen: Vec<Option<usize>> = (0..taps).map(seen).collect();
-        for (o, &bias) in op.bias.iter().enumerate() {
-            let weights = op.weight[o * window..][..window].iter().enumerate();
-            let products = weights.filter_map(|(k, &w)| {
-                let start = seen[k % taps]?;
-                Some(f64::from(w) * x[start + k / taps])
-            });
-            y.push(f64::from(bias) + products.sum::<f64>());
+        let row = (row * op.stride + tap / op.kernel).checked_sub(op.padding[0])?;
+        let column = (column * op.stride + tap % op.kernel).checked_sub(op.padding[1])?;
+        let inside = row < op.input.height && column < op.input.width;
+        inside.then(|| (row * op.input.width + column) * inputs)
+    };
+    let bias: Vec<f64> = op.bias.iter().map(|&b| f64::from(b)).collect();
+    let mut y = bias.repeat(op.output.pixels());
+    for (block, y) in y.chunks_mut(TOGETHER * outputs).enumerate() {
+        for (tap, weights) in weights.chunks_exact(inputs * outputs).enumerate() {
+            let pixels = y.len() / outputs;
+            let starts = (0..pixels).map(|p| seen(block * TOGETHER + p, tap));
+            let starts: Vec<Option<usize>> = starts.collect();
+            for (c, weights) in weights.chunks_exact(outputs).enumerate() {
+                for (y, start) in y.chunks_exact_mut(outputs).zip(&starts) {
+                    let Some(start) = start else { continue };
+                    let x = x[start + c];
+                    for (y, w) in y.iter_mut().zip(weights) {
+                        *y += x * w;
+                    }
+                }
+            }
         }
     }
     y
@@ -86,12 +101,13 @@ pub(super) fn group_norm(op: &GroupNorm, inputs: &[&[f64]]) -> Vec<f64> {
         let y = y + f64::from(op.affine.bias[c]);
         let y = match op.condition {
             Condition::ScaleShift => y * vector[c] + vector[op.channels + c],
-            Condition::None | Condition::Add | Condition::AddAfter => y,
+            _ => y,
         };
         let y = op.function.map_or(y, |function| apply(function, y));
         match op.condition {
             Condition::AddAfter => y + vector[c],
-            Condition::None | Condition::Add | Condition::ScaleShift => y,
+            Condition::ScaleShiftAfter => y * vector[c] + vector[op.channels + c],
+            _ => y,
         }
     };
     x.into_iter().enumerate().map(one).collect()

@@ -12,23 +12,27 @@ mod ddpm;
 mod deis_multistep;
 mod dpmsolver_multistep;
 mod dpmsolver_singlestep;
+mod edm;
 mod euler_ancestral_discrete;
 mod euler_discrete;
 mod flow_match_euler_discrete;
 mod flow_match_heun_discrete;
 mod heun_discrete;
+mod ipndm;
 mod k_dpm_2_discrete;
 mod lcm;
 mod lms_discrete;
 mod multistep;
 mod options;
 mod pndm;
+mod sasolver;
 mod sigmas;
 mod soflow;
 mod spec;
 mod spread;
 mod table;
 mod tcd;
+mod told;
 mod unipc_multistep;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,6 +42,7 @@ pub use options::Options;
 pub(crate) use sigmas::spacing;
 pub use spec::Spec;
 use table::{Call, Table};
+pub use told::{Edm, Told};
 
 use crate::checkpoint::NoiseSchedule;
 use crate::timesteps::{Timesteps, Visit};
@@ -92,7 +97,7 @@ impl Trained {
 
 /// The samplers, by name.
 #[rustfmt::skip]
-const SAMPLERS: [Sampler; 19] = [
+const SAMPLERS: [Sampler; 24] = [
     Sampler { name: "ddpm", class: "DDPMScheduler", of: Trained::Diffusion, table: ddpm::table },
     Sampler { name: "ddim", class: "DDIMScheduler", of: Trained::Diffusion, table: ddim::table },
     Sampler { name: "ddim-inverse", class: "DDIMInverseScheduler", of: Trained::Diffusion, table: ddim_inverse::table },
@@ -100,6 +105,7 @@ const SAMPLERS: [Sampler; 19] = [
     Sampler { name: "dpmsolver-singlestep", class: "DPMSolverSinglestepScheduler", of: Trained::EitherUnrescaled, table: dpmsolver_singlestep::table },
     Sampler { name: "unipc", class: "UniPCMultistepScheduler", of: Trained::Either, table: unipc_multistep::table },
     Sampler { name: "deis", class: "DEISMultistepScheduler", of: Trained::EitherUnrescaled, table: deis_multistep::table },
+    Sampler { name: "sasolver", class: "SASolverScheduler", of: Trained::EitherUnrescaled, table: sasolver::table },
     Sampler { name: "euler", class: "EulerDiscreteScheduler", of: Trained::Diffusion, table: euler_discrete::table },
     Sampler { name: "euler-ancestral", class: "EulerAncestralDiscreteScheduler", of: Trained::Diffusion, table: euler_ancestral_discrete::table },
     Sampler { name: "heun", class: "HeunDiscreteScheduler", of: Trained::Unrescaled, table: heun_discrete::table },
@@ -109,34 +115,30 @@ const SAMPLERS: [Sampler; 19] = [
     Sampler { name: "pndm", class: "PNDMScheduler", of: Trained::Unrescaled, table: pndm::table },
     Sampler { name: "lcm", class: "LCMScheduler", of: Trained::Diffusion, table: lcm::table },
     Sampler { name: "tcd", class: "TCDScheduler", of: Trained::Diffusion, table: tcd::table },
+    Sampler { name: "edm-euler", class: "EDMEulerScheduler", of: Trained::Unrescaled, table: edm::euler },
+    Sampler { name: "edm-dpmsolver++", class: "EDMDPMSolverMultistepScheduler", of: Trained::Unrescaled, table: dpmsolver_multistep::table },
+    Sampler { name: "consistency", class: "CMStochasticIterativeScheduler", of: Trained::Unrescaled, table: edm::consistency },
+    Sampler { name: "ipndm", class: "IPNDMScheduler", of: Trained::Unrescaled, table: ipndm::table },
     Sampler { name: "flow-euler", class: "FlowMatchEulerDiscreteScheduler", of: Trained::Flow, table: flow_match_euler_discrete::table },
     Sampler { name: "flow-heun", class: "FlowMatchHeunDiscreteScheduler", of: Trained::Flow, table: flow_match_heun_discrete::table },
     Sampler { name: "soflow", class: "FlowMatchEulerDiscreteScheduler", of: Trained::Gaps, table: soflow::table },
 ];
 
 /// Classes of diffusers that no table of rows can stand for, and why.
-const REASONS: [(&str, &str); 8] = [
-    ("EDMEulerScheduler", SIGMAS_FOR_TIMESTEPS),
-    ("EDMDPMSolverMultistepScheduler", SIGMAS_FOR_TIMESTEPS),
-    ("CMStochasticIterativeScheduler", SIGMAS_FOR_TIMESTEPS),
-    ("IPNDMScheduler", SIGMAS_FOR_TIMESTEPS),
+const REASONS: [(&str, &str); 3] = [
     (
         "DPMSolverSDEScheduler",
         "its noise is that of a Brownian tree, which devices do not have",
     ),
     (
-        "SASolverScheduler",
-        "it keeps more vectors from step to step than the four that a run can keep",
-    ),
-    (
         "RePaintScheduler",
         "inpainting is quell sample --mask with any other scheduler",
     ),
-    ("KarrasVeScheduler", SIGMAS_FOR_TIMESTEPS),
+    (
+        "KarrasVeScheduler",
+        "its models are told the noise level of samples that are not scaled to unit variance",
+    ),
 ];
-
-const SIGMAS_FOR_TIMESTEPS: &str = "its models are told a function of the noise level, and a file's \
-     network is asked at 0..`num_train_timesteps` of a schedule of betas";
 
 /// Names of all samplers, as a [`Spec`] has them.
 pub fn names() -> Vec<&'static str> {
@@ -303,14 +305,18 @@ pub struct SolverTable {
     pub rows: Vec<Row>,
 }
 
-/// The runs that a file carries if nobody asks for others: networks that are told how far
-/// to jump go any number of steps, but only by tables.
+/// The runs that a file carries if nobody asks for others: few-step networks go any number
+/// of steps, but only by tables.
 pub(crate) fn usual(schedule: &NoiseSchedule) -> Result<Vec<Spec>> {
     let total = schedule.alphas_cumprod.len();
-    let steps = [1, 2, 4, 8].into_iter();
-    let steps = steps.filter(|&steps| schedule.is_of_gaps() && steps <= total);
+    let name = match () {
+        () if schedule.is_of_gaps() => "soflow",
+        () if schedule.is_consistent() => "consistency",
+        () => return Ok(Vec::new()),
+    };
+    let steps = [1, 2, 4, 8].into_iter().filter(|&steps| steps <= total);
     steps
-        .map(|steps| format!("soflow:{steps}").parse())
+        .map(|steps| format!("{name}:{steps}").parse())
         .collect()
 }
 

@@ -28,6 +28,8 @@ pub(super) enum Kind {
     UniPc,
     /// As [`Kind::UniPc`], and always ends at noise.
     Deis,
+    /// As [`Kind::Deis`], and may leave out what lies below `lambda_min_clipped`.
+    Sa,
 }
 
 /// How a chosen level's timestep becomes whole.
@@ -40,6 +42,9 @@ enum Whole {
 
 /// The path that the options ask for.
 pub(super) fn path(run: &Run<'_>, kind: Kind) -> Result<Path> {
+    if run.sampler.class == "EDMDPMSolverMultistepScheduler" {
+        return super::edm::path(run);
+    }
     let flow = run.options.flag("use_flow_sigmas", false)?;
     let trained_on_flow = run.schedule.prediction == Prediction::Flow;
     ensure!(
@@ -110,7 +115,7 @@ fn curved(run: &Run<'_>, kind: Kind) -> Result<Path> {
         .iter()
         .map(|&s| whole.of(sigmas::time_of(s, &training)))
         .collect();
-    let own_end = matches!(kind, Kind::UniPc | Kind::Deis);
+    let own_end = matches!(kind, Kind::UniPc | Kind::Deis | Kind::Sa);
     let last = match clean(run, kind)? {
         true => 0.0,
         false if own_end => sigmas[sigmas.len() - 1],
@@ -122,7 +127,7 @@ fn curved(run: &Run<'_>, kind: Kind) -> Result<Path> {
 
 /// How many of the training timesteps are visited: λ = −ln σ falls with time.
 fn visible(run: &Run<'_>, kind: Kind, training: &[f64]) -> Result<usize> {
-    if !matches!(kind, Kind::Dpm | Kind::Singlestep) {
+    if !matches!(kind, Kind::Dpm | Kind::Singlestep | Kind::Sa) {
         return Ok(training.len());
     }
     let clip = run.options.number_or_null("lambda_min_clipped")?;
@@ -138,7 +143,8 @@ fn visible(run: &Run<'_>, kind: Kind, training: &[f64]) -> Result<usize> {
 
 /// Whether the run ends without noise.
 fn clean(run: &Run<'_>, kind: Kind) -> Result<bool> {
-    Ok(kind != Kind::Deis && sigmas::ends_clean(run.options)?)
+    let noisy = matches!(kind, Kind::Deis | Kind::Sa);
+    Ok(!noisy && sigmas::ends_clean(run.options)?)
 }
 
 /// diffusers rounds the timesteps of all schedules but this one.
@@ -190,7 +196,7 @@ fn straight(run: &Run<'_>, kind: Kind) -> Result<Path> {
     let last = match clean(run, kind)? {
         true => 0.0,
         false => match kind {
-            Kind::UniPc | Kind::Deis => sigmas[sigmas.len() - 1],
+            Kind::UniPc | Kind::Deis | Kind::Sa => sigmas[sigmas.len() - 1],
             _ => bail!("`final_sigmas_type` is `sigma_min`; expected zero with `use_flow_sigmas`"),
         },
     };

@@ -203,24 +203,26 @@ pub(super) enum Kind {
 #[rustfmt::skip]
 pub(super) const KINDS: [(Kind, &[&str]); 5] = [
     (Kind::Flag, &[
-        "clip_sample", "euler_at_final", "invert_sigmas", "lower_order_final", "predict_epsilon",
+        "clip_denoised", "clip_sample", "euler_at_final", "invert_sigmas", "lower_order_final", "predict_epsilon",
         "predict_x0", "rescale_betas_zero_snr", "set_alpha_to_one", "skip_prk_steps",
         "stochastic_sampling", "thresholding", "use_beta_sigmas", "use_dynamic_shifting",
         "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
     ]),
     (Kind::Number, &[
         "base_shift", "beta_end", "beta_start", "clip_sample_range", "dynamic_thresholding_ratio",
-        "eta", "flow_shift", "lambda_min_clipped", "max_shift", "mu", "sample_max_value", "shift",
-        "shift_terminal", "sigma_max", "sigma_min", "timestep_scaling",
+        "eta", "flow_shift", "lambda_min_clipped", "max_shift", "mu", "rho", "s_noise",
+        "sample_max_value", "shift", "shift_terminal", "sigma_data", "sigma_max", "sigma_min",
+        "timestep_scaling",
     ]),
     (Kind::Count, &[
         "base_image_seq_len", "max_image_seq_len", "num_train_timesteps",
-        "original_inference_steps", "solver_order", "steps_offset",
+        "corrector_order", "original_inference_steps", "predictor_order", "solver_order",
+        "steps_offset",
     ]),
     (Kind::Word, &[
         "algorithm_type", "beta_schedule", "final_sigmas_type", "interpolation_type",
-        "objective", "prediction_type", "solver_type", "tensor_format", "time_shift_type", "timestep_spacing",
-        "timestep_type", "variance_type",
+        "objective", "prediction_type", "sigma_schedule", "solver_type", "tensor_format",
+        "time_shift_type", "timestep_spacing", "timestep_type", "variance_type",
     ]),
     (Kind::Numbers, &["disable_corrector", "timestep_values", "trained_betas"]),
 ];

@@ -64,7 +64,7 @@ fn what_is_not_supported_is_named() {
         ("FlowMatchHeunDiscreteScheduler", "shift", json!(0)),
         ("LCMScheduler", "original_inference_steps", json!(5000)),
         ("TCDScheduler", "mystery", json!(1)),
-        ("EDMEulerScheduler", "_class_name", json!(null)),
+        ("KarrasVeScheduler", "_class_name", json!(null)),
     ] {
         let error = schedule(class, json!({ field: value }))
             .map(drop)
@@ -89,7 +89,8 @@ fn what_cannot_be_run_is_named() {
         "euler:10,eta=1",
         "`eta` is not an option of euler",
     );
-    refused(ddpm, json!({}), "ipndm:10", "dpmsolver++");
+    refused(ddpm, json!({}), "dpm-sde:10", "dpmsolver++");
+    refused(ddpm, json!({}), "ipndm:10", "IPNDMScheduler");
     refused(ddpm, json!({}), "pndm:3", "skip_prk_steps");
     refused(ddpm, json!({}), "unipc:9,solver_order=5", "solver_order");
     refused(ddpm, json!({}), "ddim:1001", "1000 timesteps");

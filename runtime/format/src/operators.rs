@@ -57,6 +57,9 @@ wire::enumeration! {
         ScaleShift = 2 "scale_shift",
         /// `[channels]`: added to every pixel behind the function.
         AddAfter = 3 "add_after",
+        /// `[2, channels]`: what the function gave is multiplied by the first row, then the
+        /// second is added.
+        ScaleShiftAfter = 4 "scale_shift_after",
     }
 }
 

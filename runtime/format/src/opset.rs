@@ -32,9 +32,12 @@ impl OpSet {
     pub const CLASSIFIER: Self = Self(1 << 56);
     /// A program samples by DDPM, or inverts DDIM. No file needs it.
     pub const DDPM: Self = Self(1 << 57);
+    /// A group normalization has a condition behind its function.
+    pub const CONDITION_AFTER: Self = Self(1 << 58);
 
     const fn known() -> u64 {
         let mut bits = Self::TABLES.0 | Self::QUANTILE.0 | Self::LEARNED_VARIANCE.0;
+        bits |= Self::CONDITION_AFTER.0;
         bits |= Self::GUIDANCE.0 | Self::EDITING.0 | Self::CLASSIFIER.0 | Self::DDPM.0;
         let mut i = 0;
         while i < Function::ALL.len() {

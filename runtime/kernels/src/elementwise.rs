@@ -125,6 +125,16 @@ pub fn add_to_rows(x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Multiplies every row of `y` by a vector and adds another; `factors` and `offsets` are
+/// `[n]`, `y` `[rows, n]`.
+pub fn scale_shift_rows(factors: &[f32], offsets: &[f32], y: &mut [f32]) {
+    for y in y.chunks_exact_mut(factors.len().max(1)) {
+        for (y, (&f, &o)) in y.iter_mut().zip(factors.iter().zip(offsets)) {
+            *y = *y * f + o;
+        }
+    }
+}
+
 /// Layer normalisation without affine parameters (Ba et al. 2016):
 /// `y = (x - mean) / sqrt(variance + epsilon)`, biased variance.
 ///
@@ -251,5 +261,7 @@ mod tests {
         let mut y = [1.0, 2.0, 3.0, 4.0];
         add_to_rows(&[10.0, 20.0], &mut y);
         assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
+        scale_shift_rows(&[2.0, 0.5], &[1.0, -1.0], &mut y);
+        assert_eq!(y, [23.0, 10.0, 27.0, 11.0]);
     }
 }

@@ -26,6 +26,10 @@ pub struct Request<'r> {
     pub seed: u64,
     /// Class, where the model has classes.
     pub class: Option<u32>,
+    /// What the model's second input sees: a condition, in the order that the model was
+    /// trained on (images `[c, h, w]`). `None` leaves there what
+    /// [`crate::Session::context_mut`] holds, zeros in a new session.
+    pub context: Option<&'r [f32]>,
     /// Classifier-free guidance, where the model was trained for it.
     pub guidance: Guidance,
     /// Guidance by a classifier: the file's own, or that of
@@ -47,6 +51,7 @@ impl Default for Request<'_> {
             steps: 4,
             seed: 0,
             class: None,
+            context: None,
             guidance: Guidance::NONE,
             classifier: None,
             noise: Noise::Seed,
@@ -208,13 +213,13 @@ pub enum RequestError {
     #[error("eta {0} is outside of 0..=1")]
     Eta(f32),
     /// A buffer of the wrong length.
-    #[error("the {what} has {given} elements, a sample has {needed}")]
+    #[error("the {what} has {given} elements; expected {needed}")]
     Length {
         /// Which buffer.
         what: &'static str,
         /// Elements given.
         given: usize,
-        /// Elements of a sample.
+        /// Elements that the model needs: of a sample, or of its second input.
         needed: usize,
     },
     /// The scale of a guidance is not finite, or rescale is outside of 0..=1.

@@ -150,6 +150,9 @@ fn fingerprint(request: &Request<'_>) -> u64 {
     if let Some(classifier) = request.classifier {
         add(&[classifier.class.into(), bits(classifier.scale)]);
     }
+    if let Some(context) = request.context {
+        add(&[array(context)]);
+    }
     match request.noise {
         Noise::Seed => add(&[0]),
         Noise::Given(noise) => add(&[1, array(noise)]),

@@ -9,7 +9,7 @@ use quell_format::{self as format, Condition, Element, Function, OpSet, Tensor};
 use quell_kernels::{cast, elementwise, norm};
 
 use super::{
-    Call, Operands, Operation, Place, Work, activation, floats, function_needs, require, rows,
+    Call, Operands, Operation, Place, Work, activation, floats, function_needs, has, require, rows,
 };
 use crate::arena::disjoint;
 use crate::validate::PlanError;
@@ -51,7 +51,9 @@ impl GroupNorm<'_> {
             weight: self.weight,
             bias: self.bias,
             condition: match self.attributes.condition {
-                Condition::None | Condition::AddAfter => norm::Condition::None,
+                Condition::None | Condition::AddAfter | Condition::ScaleShiftAfter => {
+                    norm::Condition::None
+                }
                 Condition::Add => norm::Condition::Add(vector),
                 Condition::ScaleShift => norm::Condition::ScaleShift(vector),
             },
@@ -60,6 +62,17 @@ impl GroupNorm<'_> {
         let table = cast::numbers_mut(table)?;
         call.kernels.group_norm_statistics(op, parts, table);
         Some(())
+    }
+
+    fn condition_after(&self, vector: &[f32], y: &mut [f32]) {
+        match self.attributes.condition {
+            Condition::AddAfter => elementwise::add_to_rows(vector, y),
+            Condition::ScaleShiftAfter => {
+                let (factors, offsets) = vector.split_at(vector.len() / 2);
+                elementwise::scale_shift_rows(factors, offsets, y);
+            }
+            Condition::None | Condition::Add | Condition::ScaleShift => {}
+        }
     }
 
     fn apply<const OPS: u64>(
@@ -93,8 +106,8 @@ impl GroupNorm<'_> {
             Some(function) if !silu => activation::apply::<OPS>(function, y),
             _ => {}
         }
-        if self.attributes.condition == Condition::AddAfter {
-            elementwise::add_to_rows(vector, y);
+        if has::<OPS>(OpSet::CONDITION_AFTER) {
+            self.condition_after(vector, y);
         }
         Some(())
     }
@@ -119,7 +132,7 @@ impl<'m> Operation<'m> for GroupNorm<'m> {
         let rows = match attributes.condition {
             Condition::None => 0,
             Condition::Add | Condition::AddAfter => 1,
-            Condition::ScaleShift => 2,
+            Condition::ScaleShift | Condition::ScaleShiftAfter => 2,
         };
         require(
             op.inputs() == images + usize::from(rows > 0),
@@ -160,7 +173,11 @@ impl<'m> Operation<'m> for GroupNorm<'m> {
     }
 
     fn needs(&self) -> OpSet {
-        function_needs(self.attributes.function)
+        let needs = function_needs(self.attributes.function);
+        match self.attributes.condition {
+            Condition::AddAfter | Condition::ScaleShiftAfter => needs.with(OpSet::CONDITION_AFTER),
+            Condition::None | Condition::Add | Condition::ScaleShift => needs,
+        }
     }
 
     fn place(&self) -> Place {

@@ -15,13 +15,17 @@ pub(super) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// From the first to the last convolution.
-    pub(super) fn body(&mut self, sample: Feature) -> Result<Feature> {
+    /// From the first to the last convolution; the inputs lie side by side in their
+    /// channels.
+    pub(super) fn body(&mut self, inputs: &[Feature]) -> Result<Feature> {
         let channels = self.settings.channels.clone();
         let Style {
             groups, epsilon, ..
         } = self.blocks.style;
-        let mut x = self.blocks.images.conv("conv_in", sample, channels[0], 3)?;
+        let mut x = self
+            .blocks
+            .images
+            .conv_of("conv_in", inputs, channels[0], 3)?;
         let mut skips = vec![x];
         for (i, block) in self.settings.down.iter().enumerate() {
             x = self.down(i, *block, x, &mut skips)?;
