@@ -22,7 +22,8 @@ pub struct Precision {
     pub int8: Vec<bool>,
     /// Whether it is a layer with int8 weights, which reads int8.
     pub layers: Vec<bool>,
-    /// Whether it is a convolution that reads 16 bits: the first ones, of samples.
+    /// Whether it is a layer that reads 16 bits: the first convolutions, of samples, and in
+    /// a network of images those of vectors.
     pub wide: Vec<bool>,
     /// Channels of the values that are images.
     pub channels: Vec<Option<usize>>,
@@ -58,18 +59,21 @@ impl Precision {
             precision.int8[i] = able[i] && precision.users[i].iter().any(read);
         }
         for (i, node) in graph.nodes.iter().enumerate() {
-            if let Op::Conv2d(op) = &node.op {
-                let few = op.input.channels <= FEW_CHANNELS;
-                let first = !precision.int8[node.inputs[0]];
-                precision.wide[i] = first && few && precision.int8[i];
-            }
+            precision.wide[i] = match &node.op {
+                Op::Conv2d(op) => {
+                    let few = op.input.channels <= FEW_CHANNELS;
+                    few && precision.int8[i] && !precision.int8[node.inputs[0]]
+                }
+                Op::Linear { .. } => !precision.layers[i],
+                _ => false,
+            };
         }
         precision
     }
 
     /// All convolutions; and linear layers, but for those of vectors in a network of
-    /// images: they are few, and what they make of timestep and class is added to every
-    /// pixel, where an error does not average out.
+    /// images, which read 16 bits: they are few, and what they make of timestep and class
+    /// is added to every pixel, where an error does not average out.
     fn find_layers(&mut self, graph: &Graph) {
         let is_image = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Conv1d(_));
         let images = graph.nodes.iter().any(|node| is_image(&node.op));
@@ -159,7 +163,7 @@ impl Precision {
     /// Whether value `i` is read as an int8 image, or is one.
     fn needs_grid(&self, graph: &Graph, i: ValueId) -> bool {
         let reads = |&user: &ValueId| match graph.nodes[user].op {
-            _ if self.layers[user] => true,
+            _ if self.layers[user] || self.wide[user] => true,
             // A vector that conditions stays f32.
             Op::GroupNorm(ref op) => {
                 let images = graph.nodes[user].inputs.len() - usize::from(op.is_conditioned());

@@ -57,12 +57,63 @@ impl Lowering<'_> {
 
     /// A first convolution: its input with 16 bits, its weights too.
     pub(super) fn conv2d_i16(&mut self, i: ValueId, op: &Conv2d) -> Result<()> {
-        let (inputs, outputs, taps) = (op.input.channels, op.output.channels, op.kernel.pow(2));
+        let bias = self.centred_bias(i, &op.bias);
+        let operator = format::Conv2dI16 {
+            kernel: u8::try_from(op.kernel)?,
+            stride: u8::try_from(op.stride)?,
+            pad_top: u8::try_from(op.padding[0])?,
+            pad_left: u8::try_from(op.padding[1])?,
+            ..format::Conv2dI16::default()
+        };
+        let taps = op.kernel.pow(2);
+        let layer = self.wide_layer(i, shape(op.input), &op.weight, &bias, taps)?;
+        let (value, relu) = self.with_relu(i);
+        let grid = self.grid(value)?;
+        // Accumulators are made to fit as they are.
+        let (multipliers, shift) = multipliers(&layer.scales, &grid);
+        ensure!(shift == 0, "{}: outputs too fine", self.graph.nodes[i].name);
+        let operator = format::Conv2dI16 {
+            min: if relu { grid.zero_point } else { -127 },
+            ..operator
+        };
+        let multipliers = self.slabs.push(&multipliers)?;
+        let draft = layer.draft(&operator, multipliers);
+        self.emit(value, draft, int8(shape(op.output), &grid), Some(grid));
+        Ok(())
+    }
+
+    /// A layer of a vector that conditions images, in 16 bits: exact on every target, as
+    /// f32 sums are not, and far finer than int8.
+    pub(super) fn linear_i16(&mut self, i: ValueId, weight: &Matrix, bias: &[f32]) -> Result<()> {
+        let operator = format::Conv2dI16 {
+            kernel: 1,
+            pad_top: 0,
+            pad_left: 0,
+            ..format::Conv2dI16::default()
+        };
+        let layer = self.wide_layer(i, [1, 1, weight.columns], &weight.data, bias, 1)?;
+        let scales = self.slabs.push(&layer.scales)?;
+        let draft = layer.draft(&operator, scales);
+        self.emit(i, draft, Tensor::f32([1, 1, weight.rows]), None);
+        Ok(())
+    }
+
+    /// The integers of a layer that reads 16 bits; its weights are `[outputs, channels,
+    /// taps]`.
+    fn wide_layer(
+        &mut self,
+        i: ValueId,
+        shape: [usize; 3],
+        weight: &[f32],
+        bias: &[f32],
+        taps: usize,
+    ) -> Result<WideLayer> {
+        let (inputs, outputs) = (shape[2], bias.len());
         let source = self.graph.nodes[i].inputs[0];
         let grid = self.grid(source)?;
         let largest = |c: usize| grid.dequantize(c, 127.0).max(-grid.dequantize(c, -127.0));
         let scales: Vec<f32> = (0..inputs).map(|c| largest(c) / WIDE).collect();
-        let input = self.wide(source, shape(op.input), &scales)?;
+        let input = self.wide(source, shape, &scales)?;
         let grid = QuantParams {
             scales,
             zero_point: 0,
@@ -71,10 +122,9 @@ impl Lowering<'_> {
         let matrix = Matrix {
             rows: outputs,
             columns: inputs * taps,
-            data: op.weight.clone(),
+            data: weight.to_vec(),
         };
-        let bias = self.centred_bias(i, &op.bias);
-        let weights = WideWeights::quantize(&matrix, &bias, &grid.each_repeated(taps));
+        let weights = WideWeights::quantize(&matrix, bias, &grid.each_repeated(taps));
         // `[outputs, channels, taps]` to `[taps, channels, outputs]`.
         let rows = layout::pad(outputs, layout::ROWS);
         let mut packed = vec![0; taps * inputs * rows];
@@ -82,26 +132,12 @@ impl Lowering<'_> {
             let (o, c, tap) = (j / taps / inputs, j / taps % inputs, j % taps);
             packed[(tap * inputs + c) * rows + o] = w;
         }
-        let (value, relu) = self.with_relu(i);
-        let grid = self.grid(value)?;
-        let (multipliers, shift) = multipliers(&weights.scales, &grid);
-        let operator = format::Conv2dI16 {
-            kernel: u8::try_from(op.kernel)?,
-            stride: u8::try_from(op.stride)?,
-            pad_top: u8::try_from(op.padding[0])?,
-            pad_left: u8::try_from(op.padding[1])?,
-            shift,
-            min: if relu { grid.zero_point } else { -127 },
-        };
-        let slabs = [
-            self.slabs.push(&packed)?,
-            self.slabs.push(&weights.bias)?,
-            self.slabs.push(&multipliers)?,
-        ];
-        let name = &self.graph.nodes[i].name;
-        let draft = Draft::new(name, &operator, vec![input]).with_slabs(slabs);
-        self.emit(value, draft, int8(shape(op.output), &grid), Some(grid));
-        Ok(())
+        Ok(WideLayer {
+            name: self.graph.nodes[i].name.clone(),
+            input,
+            slabs: [self.slabs.push(&packed)?, self.slabs.push(&weights.bias)?],
+            scales: weights.scales,
+        })
     }
 
     /// The int16 form of a value; made once.
@@ -514,6 +550,23 @@ struct Layer {
     workspace: usize,
     /// Of the output.
     shape: [usize; 3],
+}
+
+/// A layer that reads 16 bits.
+struct WideLayer {
+    name: String,
+    input: TensorId,
+    /// Weights and bias.
+    slabs: [format::Slab; 2],
+    /// Real value of an accumulator's unit, per output; padded.
+    scales: Vec<f32>,
+}
+
+impl WideLayer {
+    fn draft(&self, operator: &format::Conv2dI16, last: format::Slab) -> Draft {
+        let [weights, bias] = self.slabs;
+        Draft::new(&self.name, operator, vec![self.input]).with_slabs([weights, bias, last])
+    }
 }
 
 /// An int8 tensor on a grid.

@@ -211,6 +211,9 @@ impl Lowering<'_> {
             Op::Concat => self.concat(i),
             Op::Time(table) => self.embed(i, Index::Timestep, table),
             Op::Class(table) => self.embed(i, Index::Class, table),
+            Op::Linear { weight, bias } if self.precision.wide[i] => {
+                self.linear_i16(i, weight, bias)
+            }
             Op::Linear { weight, bias } if self.precision.layers[i] => {
                 self.linear_i8(i, weight, bias)
             }
@@ -266,7 +269,7 @@ impl Lowering<'_> {
 
     /// Makes the f32 forms that an f32 operator reads.
     fn floats_for(&mut self, i: ValueId) -> Result<()> {
-        if self.precision.layers[i] {
+        if self.precision.layers[i] || self.precision.wide[i] {
             return Ok(());
         }
         for &input in &self.graph.nodes[i].inputs {

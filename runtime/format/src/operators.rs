@@ -364,8 +364,9 @@ operators! {
     /// y may lie on x.
     25 ActivationI8 "activation_i8" version 1 inputs 1..=1 slabs 4..=4 workspace false {}
 
-    /// 2-D convolution of an i16 image, whose zero point is 0, to i8. Slabs: weights, i16
-    /// `[taps, channels, outputs]`, outputs padded to 8, bias and multipliers.
+    /// 2-D convolution of an i16 image, whose zero point is 0, to i8 or f32. Slabs: weights,
+    /// i16 `[taps, channels, outputs]`, outputs padded to 8, bias, and multipliers (to i8)
+    /// or scales (to f32).
     26 Conv2dI16 "conv2d_i16" version 1 inputs 1..=1 slabs 3..=3 workspace false {
         /// Rows and columns of a window: 1 to 3.
         kernel: u8 = 3,

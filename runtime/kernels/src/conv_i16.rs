@@ -1,4 +1,5 @@
-//! Convolutions of 16-bit images, which have few channels: a network's first layer.
+//! Convolutions of 16-bit images, which are small: a network's first layer, and the layers
+//! of vectors that condition it.
 //!
 //! An 8-bit sample would be the coarsest number of a whole network: noise and picture
 //! share one range, and what is lost there, no later layer finds again. Plain loops over
@@ -43,25 +44,39 @@ impl Conv2dI16<'_> {
 pub(crate) fn conv2d_i16(op: Conv2dI16<'_>, rule: Requantize<'_>, y: &mut [i8]) {
     #[inline(always)]
     fn run((op, rule, y): (Conv2dI16<'_>, Requantize<'_>, &mut [i8])) {
-        let shape = op.shape;
-        let outputs = y.len() / (shape.out_height * shape.out_width).max(1);
-        for (pixel, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
-            let at = (pixel / shape.out_width, pixel % shape.out_width);
-            let parameters = op.bias.as_chunks().0.iter();
-            let parameters = parameters.zip(rule.multipliers.as_chunks::<ROWS>().0);
-            for (block, (y, (bias, multipliers))) in y.chunks_mut(ROWS).zip(parameters).enumerate()
-            {
-                let sums = op.sums(at, block, *bias);
-                for (y, (sum, &multiplier)) in y.iter_mut().zip(sums.into_iter().zip(multipliers)) {
-                    *y = rule.apply(sum, multiplier);
-                }
-            }
-        }
+        op.walk(rule.multipliers, y, |sum, m| rule.apply(sum, m));
     }
     widest(run, (op, rule, y));
 }
 
+pub(crate) fn conv2d_i16_f32(op: Conv2dI16<'_>, scales: &[f32], y: &mut [f32]) {
+    #[inline(always)]
+    fn run((op, scales, y): (Conv2dI16<'_>, &[f32], &mut [f32])) {
+        op.walk(scales, y, |sum, scale| sum as f32 * scale);
+    }
+    widest(run, (op, scales, y));
+}
+
 impl Conv2dI16<'_> {
+    /// Every pixel of `y`, eight outputs at a time.
+    #[inline(always)]
+    fn walk<P: Copy, Y>(&self, parameters: &[P], y: &mut [Y], convert: impl Fn(i32, P) -> Y) {
+        let shape = self.shape;
+        let outputs = y.len() / (shape.out_height * shape.out_width).max(1);
+        for (pixel, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
+            let width = shape.out_width.max(1);
+            let at = (pixel / width, pixel % width);
+            let blocks = self.bias.as_chunks().0.iter();
+            let blocks = blocks.zip(parameters.as_chunks::<ROWS>().0);
+            for (block, (y, (bias, parameters))) in y.chunks_mut(ROWS).zip(blocks).enumerate() {
+                let sums = self.sums(at, block, *bias);
+                for (y, (sum, &parameter)) in y.iter_mut().zip(sums.into_iter().zip(parameters)) {
+                    *y = convert(sum, parameter);
+                }
+            }
+        }
+    }
+
     /// The accumulators of eight outputs of one window.
     #[inline(always)]
     fn sums(&self, (row, column): (usize, usize), block: usize, bias: [i32; ROWS]) -> [i32; ROWS] {
@@ -141,7 +156,16 @@ mod tests {
             };
             assert!(op.fits(y.len()));
             conv2d_i16(op, rule, &mut y);
-            for (i, &y) in y.iter().enumerate() {
+            let scales: Vec<f32> = (0..rows).map(|o| 0.25 + o as f32).collect();
+            let mut floats = vec![0.0; y.len()];
+            let op = Conv2dI16 {
+                shape,
+                weights: &weights,
+                bias: &bias,
+                x: &x,
+            };
+            conv2d_i16_f32(op, &scales, &mut floats);
+            for (i, (&y, &float)) in y.iter().zip(&floats).enumerate() {
                 let (pixel, o) = (i / outputs, i % outputs);
                 let (row, column) = (pixel / shape.out_width, pixel % shape.out_width);
                 let mut sum = i64::from(bias[o]);
@@ -155,6 +179,7 @@ mod tests {
                         }
                     }
                 }
+                assert_eq!(float, sum as i32 as f32 * scales[o]);
                 let exact = (2 * sum) as f64 * f64::from(multipliers[o]) / 2f64.powi(32);
                 let exact = ((exact + 0.5).floor() - 7.0).clamp(-127.0, 127.0);
                 assert_eq!(f64::from(y), exact, "{kernel} {stride} {i}");

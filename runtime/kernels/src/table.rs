@@ -340,6 +340,13 @@ impl Kernels {
         conv_i16::conv2d_i16(op, requantize, y)
     }
 
+    /// [`Kernels::conv2d_i16`] with f32 outputs: `f32(acc[o])·scales[o]`; `scales` is padded
+    /// like the bias.
+    pub fn conv2d_i16_f32(&self, op: Conv2dI16<'_>, scales: &[f32], y: &mut [f32]) {
+        require!(op.fits(y.len()) && scales.len() == op.bias.len());
+        conv_i16::conv2d_i16_f32(op, scales, y)
+    }
+
     /// `softmax(Q·Kᵀ / sqrt(d))·V`, `d` channels a head, in the queries' place.
     #[inline]
     pub fn attention(&self, op: Attention<'_>) {

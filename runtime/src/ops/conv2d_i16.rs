@@ -6,7 +6,7 @@ use quell_format::{self as format, Element};
 use quell_kernels::{Conv2dI16 as Operands16, ConvShape, Requantize, cast, layout};
 
 use super::conv2d::band;
-use super::{Call, Known, Operands, Operation, Work, bytes, part, range, require};
+use super::{Call, Known, Operands, Operation, Work, bytes, floats, part, range, require};
 use crate::arena::disjoint;
 use crate::validate::PlanError;
 
@@ -18,9 +18,15 @@ pub(crate) struct Conv2dI16<'m> {
     outputs: usize,
     weights: &'m [i16],
     bias: &'m [i32],
-    rule: Requantize<'m>,
+    result: Result16<'m>,
     input: Range<usize>,
     output: Range<usize>,
+}
+
+/// What becomes of accumulators.
+enum Result16<'m> {
+    I8(Requantize<'m>),
+    F32(&'m [f32]),
 }
 
 impl<'m> Operation<'m> for Conv2dI16<'m> {
@@ -48,36 +54,50 @@ impl<'m> Operation<'m> for Conv2dI16<'m> {
         let rows = layout::pad(outputs, layout::ROWS);
         let window = shape.kernel * shape.kernel * channels;
         let weights = window.checked_mul(rows).ok_or(PlanError::Shape)?;
-        let (output, zero_point) = bytes(y)?;
+        let (output, result) = match y.element {
+            Element::F32 => (floats(y)?, Result16::F32(op.slab(2, rows)?)),
+            _ => {
+                let (output, zero_point) = bytes(y)?;
+                let rule = Requantize {
+                    multipliers: op.slab(2, rows)?,
+                    shift: attributes.shift.into(),
+                    zero_point,
+                    min: attributes.min,
+                };
+                (output, Result16::I8(rule))
+            }
+        };
         Ok(Self {
             shape,
             outputs,
             weights: op.slab(0, weights)?,
             bias: op.slab(1, rows)?,
-            rule: Requantize {
-                multipliers: op.slab(2, rows)?,
-                shift: attributes.shift.into(),
-                zero_point,
-                min: attributes.min,
-            },
+            result,
             input: range(&x).ok_or(PlanError::Shape)?,
             output,
         })
     }
 
     fn prove(&self, _: &Known) -> Result<(), PlanError> {
-        let rule = &self.rule;
-        let valid = rule.multipliers.iter().all(|&m| m >= 0);
-        require(
-            valid && rule.shift <= 8 && rule.min >= -127,
-            PlanError::Range,
-        )?;
+        let shift = match &self.result {
+            Result16::F32(scales) => {
+                let valid = scales.iter().all(|s| s.is_finite() && *s >= 0.0);
+                require(valid, PlanError::Range)?;
+                0
+            }
+            Result16::I8(rule) => {
+                let valid = rule.multipliers.iter().all(|&m| m >= 0);
+                let valid = valid && rule.shift <= 8 && rule.min >= -127;
+                require(valid, PlanError::Range)?;
+                rule.shift
+            }
+        };
         let rows = self.bias.len().max(1);
         for (o, bias) in self.bias.iter().enumerate() {
             let column = self.weights.iter().skip(o).step_by(rows);
             let sum: u64 = column.map(|w| u64::from(w.unsigned_abs())).sum();
             let bound = (sum << 15) + u64::from(bias.unsigned_abs());
-            require(bound << rule.shift <= i32::MAX as u64, PlanError::Overflow)?;
+            require(bound << shift <= i32::MAX as u64, PlanError::Overflow)?;
         }
         Ok(())
     }
@@ -95,7 +115,12 @@ impl<'m> Operation<'m> for Conv2dI16<'m> {
         let row = shape.width * shape.channels * size_of::<i16>();
         let input = part(&self.input, row, skipped, self.shape.height)?;
         let (from, to) = (units.start as usize, units.end as usize);
-        let output = part(&self.output, shape.out_width * self.outputs, from, to)?;
+        let size = match self.result {
+            Result16::I8(_) => size_of::<i8>(),
+            Result16::F32(_) => size_of::<f32>(),
+        };
+        let row = shape.out_width * self.outputs * size;
+        let output = part(&self.output, row, from, to)?;
         let [x, y] = disjoint(arena, [input, output])?;
         let operands = Operands16 {
             shape,
@@ -103,8 +128,16 @@ impl<'m> Operation<'m> for Conv2dI16<'m> {
             bias: self.bias,
             x: cast::numbers(x)?,
         };
-        let y = cast::numbers_mut(y)?;
-        call.kernels.conv2d_i16(operands, self.rule, y);
+        match self.result {
+            Result16::I8(rule) => {
+                call.kernels
+                    .conv2d_i16(operands, rule, cast::numbers_mut(y)?);
+            }
+            Result16::F32(scales) => {
+                call.kernels
+                    .conv2d_i16_f32(operands, scales, cast::numbers_mut(y)?);
+            }
+        }
         Some(())
     }
 }
