@@ -176,6 +176,7 @@ pub(crate) fn add(op: AddI8<'_>, b: &[i8], a: &mut [i8]) {
 
 /// Adds Σ q and Σ q² over the pixels of every channel to `sums` and `squares`, both
 /// `[channels]`; `x` is `[pixels, channels]`, of at most 2¹⁷ pixels.
+#[inline(always)]
 pub(crate) fn statistics(x: &[i8], sums: &mut [i32], squares: &mut [i32]) {
     for x in x.chunks_exact(sums.len().max(1)) {
         for ((sum, square), &q) in sums.iter_mut().zip(squares.iter_mut()).zip(x) {

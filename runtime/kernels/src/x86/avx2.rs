@@ -9,7 +9,9 @@ use super::int8::{self, Block, Product, Words, linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
 use crate::layout::{COLUMNS, PANEL};
 use crate::simd::attention::attention;
+use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
+use crate::simd::images_i8;
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd, Square};
@@ -31,8 +33,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv2d_i8_f32::<Avx2, 4, 1>,
     attention: attention::<Avx2, 4, 2, 4>,
     norm: loops::<Avx2, 2>(),
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::loops::<Avx2>(),
+    attention_i8: attention_i8::<Avx2, 2, 2, 2>,
 };
 
 /// Proves that the CPU has AVX2, FMA and F16C: only `known` makes a value.

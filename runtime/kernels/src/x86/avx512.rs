@@ -10,7 +10,9 @@ use super::int8::{self, Block, Bytes, Product, Words, linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
 use crate::layout::{COLUMNS, PANEL};
 use crate::simd::attention::attention;
+use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
+use crate::simd::images_i8;
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd, Square};
@@ -25,6 +27,7 @@ const VNNI_ENTRIES: Entries = Entries {
     linear_i8_f32: linear_i8_f32::<Vnni, 8>,
     conv2d_i8: conv2d_i8::<Vnni, 14, 4>,
     conv2d_i8_f32: conv2d_i8_f32::<Vnni, 14, 4>,
+    attention_i8: attention_i8::<Vnni, 4, 4, 4>,
     ..ENTRIES
 };
 
@@ -42,8 +45,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv2d_i8_f32::<Avx512, 7, 2>,
     attention: attention::<Avx512, 8, 4, 8>,
     norm: loops::<Avx512, 4>(),
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::loops::<Avx512>(),
+    attention_i8: attention_i8::<Avx512, 4, 4, 4>,
 };
 
 /// Proves that the CPU has AVX2 and AVX-512 F, BW, VL and DQ: only `known`
