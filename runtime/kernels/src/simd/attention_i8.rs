@@ -51,6 +51,8 @@ pub(crate) trait Attend: Isa {
     fn weigh(self, weights: Self::Weights, value: &Self::Value, sums: Self::Row) -> Self::Row;
     /// [`Share::apply`], given `zeros` and `inverse` of every lane.
     fn share(self, sums: Self::Row, zeros: Self::Row, inverses: Self::Row) -> Self::Row;
+    /// The lowest byte of every lane, for four rows.
+    fn bytes(self, rows: [Self::Row; QUAD]) -> [[i8; QUAD]; PANEL];
 }
 
 /// How scores become weights.
@@ -87,15 +89,18 @@ pub(crate) fn attention_i8<
     );
 }
 
-/// What is computed at a time, on the stack.
-struct Room<I: Attend, const ROWS: usize> {
-    queries: [[I::Quad; ROWS]; WIDTH / QUAD],
-    keys: [[I::Key; WIDTH / QUAD]; TOKENS],
-    values: [[I::Value; WIDTH]; TOKENS / 2],
-    scores: [[I::Row; ROWS]; TOKENS],
-    weights: [[I::Weights; ROWS]; TOKENS / 2],
-    sums: [[I::Row; ROWS]; WIDTH],
+/// What is computed at a time, on the stack; references, so that nothing large is moved.
+struct Room<'a, I: Attend, const ROWS: usize> {
+    queries: &'a mut [[I::Quad; ROWS]; WIDTH / QUAD],
+    keys: &'a mut [[I::Key; WIDTH / QUAD]; TOKENS],
+    values: &'a mut [[I::Value; WIDTH]; TOKENS / 2],
+    scores: &'a mut [[I::Row; ROWS]; TOKENS],
+    weights: &'a mut [[I::Weights; ROWS]; TOKENS / 2],
+    sums: &'a mut [[I::Row; ROWS]; WIDTH],
 }
+
+/// Channels of sixteen tokens, four of all tokens at a time.
+type Lanes = [[[i8; QUAD]; PANEL]; WIDTH / QUAD];
 
 /// One head's channels of every token: where they begin, and how many.
 #[derive(Clone, Copy)]
@@ -129,13 +134,14 @@ fn attend<I: Attend, const ROWS: usize, const KEYS: usize, const CHANNELS: usize
         multiplier: 0,
         drop: 0,
     };
+    let no_queries = isa.quad(&[[0; QUAD]; PANEL]);
     let mut room = Room::<I, ROWS> {
-        queries: [[isa.quad(&[[0; QUAD]; PANEL]); ROWS]; WIDTH / QUAD],
-        keys: [[isa.key([0; QUAD]); WIDTH / QUAD]; TOKENS],
-        values: [[isa.value([0; 2]); WIDTH]; TOKENS / 2],
-        scores: [[none; ROWS]; TOKENS],
-        weights: [[isa.weights([none; 2], &no_weights); ROWS]; TOKENS / 2],
-        sums: [[none; ROWS]; WIDTH],
+        queries: &mut [[no_queries; ROWS]; WIDTH / QUAD],
+        keys: &mut [[isa.key([0; QUAD]); WIDTH / QUAD]; TOKENS],
+        values: &mut [[isa.value([0; 2]); WIDTH]; TOKENS / 2],
+        scores: &mut [[none; ROWS]; TOKENS],
+        weights: &mut [[isa.weights([none; 2], &no_weights); ROWS]; TOKENS / 2],
+        sums: &mut [[none; ROWS]; WIDTH],
     };
     let (tokens, drop) = (op.tokens, drop_of(op.tokens));
     let queries = op.query.len() / channels;
@@ -163,7 +169,9 @@ fn attend<I: Attend, const ROWS: usize, const KEYS: usize, const CHANNELS: usize
                 }
             }
             let mut totals = [none; ROWS];
-            room.sums = [[none; ROWS]; WIDTH];
+            for sums in room.sums.iter_mut().take(width.next_multiple_of(CHANNELS)) {
+                *sums = [none; ROWS];
+            }
             for from in (0..tokens).step_by(TOKENS) {
                 if tokens > TOKENS {
                     room.load_keys(isa, head, op.key, (from, block(from)));
@@ -172,16 +180,13 @@ fn attend<I: Attend, const ROWS: usize, const KEYS: usize, const CHANNELS: usize
                 if first == 0 || tokens > TOKENS {
                     room.load_values(isa, head, op.value, (from, block(from)));
                 }
-                let rules = largest.map(
-                    #[inline(always)]
-                    |largest| Rule {
-                        largest,
-                        shift: op.shift,
-                        multiplier,
-                        drop,
-                    },
-                );
-                room.soften(isa, &rules, block(from), &mut totals);
+                let rule = Rule {
+                    largest: none,
+                    shift: op.shift,
+                    multiplier,
+                    drop,
+                };
+                room.soften(isa, (rule, &largest), block(from), &mut totals);
                 room.weigh::<CHANNELS>(isa, width, block(from));
             }
             room.store(isa, head, op.query, first, totals);
@@ -204,18 +209,21 @@ fn quad(channels: &[i8]) -> [i8; QUAD] {
     }
 }
 
-impl<I: Attend, const ROWS: usize> Room<I, ROWS> {
+impl<I: Attend, const ROWS: usize> Room<'_, I, ROWS> {
     /// The queries from `first` on.
     #[inline(always)]
     fn load_queries(&mut self, isa: I, head: Head, query: &[i8], first: usize) {
-        for (i, quads) in (0..head.width).step_by(QUAD).zip(&mut self.queries) {
-            for (row, quads) in quads.iter_mut().enumerate() {
-                let mut lanes = [[0; QUAD]; PANEL];
-                for (lane, to) in lanes.iter_mut().enumerate() {
-                    let channels = head.of(query, first + row * PANEL + lane);
-                    *to = quad(channels.get(i..).unwrap_or_default());
+        for row in 0..ROWS {
+            let mut lanes: Lanes = [[[0; QUAD]; PANEL]; WIDTH / QUAD];
+            for lane in 0..PANEL {
+                let channels = head.of(query, first + row * PANEL + lane).chunks(QUAD);
+                for (lanes, channels) in lanes.iter_mut().zip(channels) {
+                    lanes[lane] = quad(channels);
                 }
-                *quads = isa.quad(&lanes);
+            }
+            let quads = self.queries.iter_mut().zip(&lanes);
+            for (quads, lanes) in quads.take(head.width.div_ceil(QUAD)) {
+                quads[row] = isa.quad(lanes);
             }
         }
     }
@@ -274,15 +282,21 @@ impl<I: Attend, const ROWS: usize> Room<I, ROWS> {
     fn soften(
         &mut self,
         isa: I,
-        rules: &[Rule<I::Row>; ROWS],
+        (mut rule, largest): (Rule<I::Row>, &[I::Row; ROWS]),
         count: usize,
         totals: &mut [I::Row; ROWS],
     ) {
         let one = isa.value([1; 2]);
-        let pairs = self.scores.as_chunks::<2>().0.iter().zip(&mut self.weights);
+        let pairs = self
+            .scores
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .zip(&mut *self.weights);
         for (i, ([a, b], weights)) in pairs.enumerate().take(count.div_ceil(2)) {
             for row in 0..ROWS {
-                let mut two = isa.weights([a[row], b[row]], &rules[row]);
+                rule.largest = largest[row];
+                let mut two = isa.weights([a[row], b[row]], &rule);
                 if 2 * i + 1 == count {
                     two = isa.first(two);
                 }
@@ -299,7 +313,7 @@ impl<I: Attend, const ROWS: usize> Room<I, ROWS> {
         let channels = self.sums.as_chunks_mut::<CHANNELS>().0.iter_mut();
         for (c, all) in channels.enumerate().take(width.div_ceil(CHANNELS)) {
             let mut sums = *all;
-            let pairs = self.weights.iter().zip(&self.values);
+            let pairs = self.weights.iter().zip(&*self.values);
             for (weights, values) in pairs.take(count.div_ceil(2)) {
                 let values = &values.as_chunks::<CHANNELS>().0[c];
                 for (value, sums) in values.iter().zip(&mut sums) {
@@ -316,33 +330,31 @@ impl<I: Attend, const ROWS: usize> Room<I, ROWS> {
     #[inline(always)]
     fn store(&self, isa: I, head: Head, query: &mut [i8], first: usize, totals: [I::Row; ROWS]) {
         for (row, total) in totals.into_iter().enumerate() {
-            let first = first + row * PANEL;
-            let shares = isa.store(total).map(|total| Share::of(total as u32));
-            let zeros = isa.load(&shares.map(|share| share.zeros as i32));
-            let inverses = isa.load(&shares.map(|share| share.inverse));
-            let rest = query.get_mut(first * head.channels..).unwrap_or_default();
-            let mut tokens = rest.chunks_exact_mut(head.channels);
-            let mut tokens: [&mut [i8]; PANEL] = core::array::from_fn(
-                #[inline(always)]
-                |_| {
-                    let token = tokens.next().unwrap_or_default();
-                    token
-                        .get_mut(head.at..head.at + head.width)
-                        .unwrap_or_default()
-                },
-            );
-            let quads = self.sums.as_chunks::<QUAD>().0.iter();
-            for (c, sums) in (0..head.width).step_by(QUAD).zip(quads) {
-                let four = sums.map(
-                    #[inline(always)]
-                    |sums| isa.store(isa.share(sums[row], zeros, inverses)),
-                );
-                for (lane, token) in tokens.iter_mut().enumerate() {
-                    let bytes = four.map(|row| row[lane] as i8);
-                    let token = token.get_mut(c..).unwrap_or_default();
-                    match token.first_chunk_mut() {
-                        Some(token) => *token = bytes,
-                        None => token.iter_mut().zip(bytes).for_each(|(y, x)| *y = x),
+            let (mut zeros, mut inverses) = ([0; PANEL], [0; PANEL]);
+            let lanes = zeros.iter_mut().zip(&mut inverses);
+            for ((zeros, inverse), total) in lanes.zip(isa.store(total)) {
+                let share = Share::of(total as u32);
+                (*zeros, *inverse) = (share.zeros as i32, share.inverse);
+            }
+            let (zeros, inverses) = (isa.load(&zeros), isa.load(&inverses));
+            let mut lanes: Lanes = [[[0; QUAD]; PANEL]; WIDTH / QUAD];
+            let quads = self.sums.as_chunks::<QUAD>().0.iter().zip(&mut lanes);
+            for (sums, lanes) in quads.take(head.width.div_ceil(QUAD)) {
+                let mut shares = [sums[0][row]; QUAD];
+                for (share, sums) in shares.iter_mut().zip(sums) {
+                    *share = isa.share(sums[row], zeros, inverses);
+                }
+                *lanes = isa.bytes(shares);
+            }
+            for lane in 0..PANEL {
+                let at = (first + row * PANEL + lane) * head.channels + head.at;
+                let Some(to) = query.get_mut(at..at + head.width) else {
+                    return;
+                };
+                for (to, lanes) in to.chunks_mut(QUAD).zip(&lanes) {
+                    match to.first_chunk_mut() {
+                        Some(to) => *to = lanes[lane],
+                        None => to.iter_mut().zip(lanes[lane]).for_each(|(y, x)| *y = x),
                     }
                 }
             }

@@ -361,10 +361,8 @@ fn columns<I: Words>(
                 column(isa, x, (rows, width), lanes)
             }
         };
-        let [of_lanes, squares_of_lanes] = totals.map(
-            #[inline(always)]
-            |sums| isa.in_order(sums),
-        );
+        let [of_lanes, squares_of_lanes] = totals;
+        let (of_lanes, squares_of_lanes) = (isa.in_order(of_lanes), isa.in_order(squares_of_lanes));
         let mut lane = 0;
         while lane < lanes {
             // As many as up to the last channel, then from the first one on.

@@ -38,15 +38,17 @@ fn pair([a, b]: [i8; 2]) -> i32 {
 fn weights_512(scores: [__m512i; 2], rule: &Rule<__m512i>) -> __m512i {
     let shift = _mm_cvtsi32_si128(rule.shift as i32);
     let multiplier = _mm512_set1_epi32(rule.multiplier);
-    let [a, b] = scores.map(|score| {
-        let difference = _mm512_sll_epi32(_mm512_sub_epi32(rule.largest, score), shift);
+    let mut steps = scores;
+    for t in &mut steps {
+        let difference = _mm512_sll_epi32(_mm512_sub_epi32(rule.largest, *t), shift);
         // Both factors are from 0 on.
         let even = _mm512_mul_epu32(difference, multiplier);
         let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(difference), multiplier);
         let even = _mm512_srli_epi64::<32>(even);
-        let t = _mm512_mask_blend_epi32(0xaaaa, even, odd);
-        _mm512_min_epi32(t, _mm512_set1_epi32(NOTHING))
-    });
+        *t = _mm512_mask_blend_epi32(0xaaaa, even, odd);
+        *t = _mm512_min_epi32(*t, _mm512_set1_epi32(NOTHING));
+    }
+    let [a, b] = steps;
     let t = _mm512_or_si512(a, _mm512_slli_epi32::<16>(b));
     let f = _mm512_srli_epi16::<1>(_mm512_slli_epi16::<6>(t));
     let times = |r| _mm512_mulhrs_epi16(r, f);
@@ -133,6 +135,22 @@ macro_rules! rows_512 {
             // SAFETY: `self` proves AVX2 and AVX-512 F.
             unsafe { share_512(sums, zeros, inverses) }
         }
+
+        #[inline(always)]
+        fn bytes(self, [a, b, c, d]: [__m512i; 4]) -> [[i8; 4]; PANEL] {
+            let mut bytes = [[0; 4]; PANEL];
+            // SAFETY: `self` proves AVX-512 F; sixteen times four bytes are 64.
+            unsafe {
+                let low = _mm512_set1_epi32(0xff);
+                let second = _mm512_slli_epi32::<8>(_mm512_and_si512(b, low));
+                let third = _mm512_slli_epi32::<16>(_mm512_and_si512(c, low));
+                let first = _mm512_or_si512(_mm512_and_si512(a, low), second);
+                let last = _mm512_or_si512(third, _mm512_slli_epi32::<24>(d));
+                let all = _mm512_or_si512(first, last);
+                _mm512_storeu_si512(bytes.as_mut_ptr().cast(), all);
+            }
+            bytes
+        }
     };
 }
 
@@ -213,15 +231,17 @@ impl Attend for Vnni {
 fn weights_256(scores: [__m256i; 2], largest: __m256i, rule: &Rule<[__m256i; 2]>) -> __m256i {
     let shift = _mm_cvtsi32_si128(rule.shift as i32);
     let multiplier = _mm256_set1_epi32(rule.multiplier);
-    let [a, b] = scores.map(|score| {
-        let difference = _mm256_sll_epi32(_mm256_sub_epi32(largest, score), shift);
+    let mut steps = scores;
+    for t in &mut steps {
+        let difference = _mm256_sll_epi32(_mm256_sub_epi32(largest, *t), shift);
         // Both factors are from 0 on.
         let even = _mm256_mul_epu32(difference, multiplier);
         let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(difference), multiplier);
         let even = _mm256_srli_epi64::<32>(even);
-        let t = _mm256_blend_epi32::<0b1010_1010>(even, odd);
-        _mm256_min_epi32(t, _mm256_set1_epi32(NOTHING))
-    });
+        *t = _mm256_blend_epi32::<0b1010_1010>(even, odd);
+        *t = _mm256_min_epi32(*t, _mm256_set1_epi32(NOTHING));
+    }
+    let [a, b] = steps;
     let t = _mm256_or_si256(a, _mm256_slli_epi32::<16>(b));
     let f = _mm256_srli_epi16::<1>(_mm256_slli_epi16::<6>(t));
     let times = |r| _mm256_mulhrs_epi16(r, f);
@@ -380,5 +400,24 @@ impl Attend for Avx2 {
                 share_256(sums[1], zeros[1], inverses[1]),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn bytes(self, rows: [Self::Row; 4]) -> [[i8; 4]; PANEL] {
+        let mut bytes = [[0; 4]; PANEL];
+        let to = bytes.as_mut_ptr().cast::<__m256i>();
+        let [a, b, c, d] = rows;
+        for half in 0..2 {
+            // SAFETY: `self` proves AVX2; sixteen times four bytes are 64.
+            unsafe {
+                let low = _mm256_set1_epi32(0xff);
+                let second = _mm256_slli_epi32::<8>(_mm256_and_si256(b[half], low));
+                let third = _mm256_slli_epi32::<16>(_mm256_and_si256(c[half], low));
+                let first = _mm256_or_si256(_mm256_and_si256(a[half], low), second);
+                let last = _mm256_or_si256(third, _mm256_slli_epi32::<24>(d[half]));
+                _mm256_storeu_si256(to.add(half), _mm256_or_si256(first, last));
+            }
+        }
+        bytes
     }
 }
