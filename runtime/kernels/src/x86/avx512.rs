@@ -5,10 +5,10 @@
 
 use core::arch::x86_64::*;
 
-use super::conv_i8::{self, Products, conv2d_i8, conv2d_i8_f32};
-use super::int8::{self, Block, Bytes, Product, Words, linear_i8, linear_i8_f32};
+use super::conv_i8::{self, Layer, Products, conv2d_i8, conv2d_i8_f32};
+use super::int8::{self, Block, Bytes, Outputs, Product, Words, linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
-use crate::layout::{COLUMNS, PANEL};
+use crate::layout::{COLUMNS, PANEL, ROWS};
 use crate::simd::attention::attention;
 use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
@@ -303,6 +303,17 @@ impl Products for Avx512 {
         // SAFETY: `self` proves AVX2 and AVX-512 F.
         unsafe { add_pairs([sums])[0] }
     }
+
+    #[inline(always)]
+    fn finish<E: Outputs, const N: usize, const P: usize>(
+        self,
+        sums: &[[__m512i; P]; N],
+        at: (usize, usize),
+        layer: &Layer<'_, E>,
+        y: &mut [E::Output],
+    ) {
+        finish(self, sums, at, layer, y);
+    }
 }
 
 /// Proves that the CPU has VNNI and all that [`Avx512`] proves: only `known`
@@ -405,6 +416,39 @@ impl Products for Vnni {
         // SAFETY: `self` proves AVX2 and AVX-512 F.
         unsafe { add_pairs([sums])[0] }
     }
+
+    #[inline(always)]
+    fn encode_blocks(self, x: &[[i8; COLUMNS]], to: &mut [i8]) {
+        let count = x.len().min(to.len() / COLUMNS);
+        let (from, to) = (x.as_ptr().cast::<i8>(), to.as_mut_ptr());
+        for at in (0..count).step_by(8) {
+            // SAFETY: `self` proves AVX-512 F and BW; eight blocks are a register, and the
+            // mask has those that there are.
+            unsafe {
+                let (from, to) = (from.add(COLUMNS * at), to.add(COLUMNS * at));
+                let offset = _mm512_set1_epi8(-128);
+                if at + 8 <= count {
+                    let bytes = _mm512_xor_si512(_mm512_loadu_si512(from.cast()), offset);
+                    _mm512_storeu_si512(to.cast(), bytes);
+                } else {
+                    let mask = u64::MAX >> (64 - COLUMNS * (count - at));
+                    let bytes = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, from), offset);
+                    _mm512_mask_storeu_epi8(to, mask, bytes);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish<E: Outputs, const N: usize, const P: usize>(
+        self,
+        sums: &[[__m512i; P]; N],
+        at: (usize, usize),
+        layer: &Layer<'_, E>,
+        y: &mut [E::Output],
+    ) {
+        finish(Avx512(()), sums, at, layer, y);
+    }
 }
 
 /// Eight rows, whose sums lie in two lanes each: adds them.
@@ -417,6 +461,59 @@ fn add_pairs<const N: usize>(sums: [__m512i; N]) -> [__m256i; N] {
         *rows = _mm512_cvtepi64_epi32(sum);
     }
     rows
+}
+
+/// [`Products::finish`], two row blocks at a time.
+#[inline(always)]
+fn finish<E: Outputs, const N: usize, const P: usize>(
+    isa: Avx512,
+    sums: &[[__m512i; P]; N],
+    (first, width): (usize, usize),
+    layer: &Layer<'_, E>,
+    y: &mut [E::Output],
+) {
+    for n in (0..N).step_by(2) {
+        let (first, blocks) = (first + n, (N - n).min(2));
+        let output = first * ROWS;
+        let count = layer.outputs.saturating_sub(output).min(blocks * ROWS);
+        let fits = first + blocks <= layer.bias.len().min(layer.parameters.len())
+            && count > 0
+            && width <= P
+            && (width - 1) * layer.outputs + output + count <= y.len();
+        debug_assert!(fits);
+        if !fits {
+            return;
+        }
+        let all = (1 << (blocks * ROWS)) - 1;
+        let mask = ((1u32 << count) - 1) as u16;
+        // SAFETY: `first + blocks` row blocks have a bias and parameters, and y has the
+        // outputs `output..output + count` of `width` windows; `isa` proves AVX-512 F.
+        unsafe {
+            let bias = layer.bias.as_ptr().add(first).cast();
+            let bias = _mm512_maskz_loadu_epi32(all as u16, bias);
+            let parameters = layer.parameters.as_ptr().add(first).cast();
+            let prepared = layer.epilogue.prepare(isa, parameters, all as u16);
+            let to = y.as_mut_ptr().add(output);
+            for p in 0..P {
+                if p < width {
+                    let sums = add_neighbours(sums[n][p], sums[n + blocks - 1][p]);
+                    let sums = _mm512_add_epi32(sums, bias);
+                    let to = to.add(p * layer.outputs);
+                    layer.epilogue.store(isa, sums, &prepared, to, mask);
+                }
+            }
+        }
+    }
+}
+
+/// Eight rows of `a`, whose sums lie in two lanes each, then those of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_neighbours(a: __m512i, b: __m512i) -> __m512i {
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    let first = _mm512_permutex2var_epi32(a, even, b);
+    _mm512_add_epi32(first, _mm512_permutex2var_epi32(a, odd, b))
 }
 
 #[inline]

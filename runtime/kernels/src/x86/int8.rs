@@ -7,6 +7,7 @@
 use core::arch::x86_64::*;
 
 use super::avx2::Avx2;
+use super::avx512::Avx512;
 use crate::layout::{COLUMNS, ROWS};
 use crate::simd::{Isa, enter, even};
 use crate::table::{Epilogue, LinearI8, Requantize};
@@ -74,6 +75,31 @@ pub(super) trait Outputs {
         parameters: &[Self::Parameter; ROWS],
     ) -> [Self::Output; ROWS];
 
+    /// Parameters of up to sixteen outputs.
+    type Prepared: Copy;
+
+    /// # Safety
+    /// The parameters of `mask` may be read.
+    unsafe fn prepare(
+        &self,
+        avx512: Avx512,
+        parameters: *const Self::Parameter,
+        mask: u16,
+    ) -> Self::Prepared;
+
+    /// Turns sums into outputs and writes those of `mask`, the first of sixteen.
+    ///
+    /// # Safety
+    /// They may be read and written.
+    unsafe fn store(
+        &self,
+        avx512: Avx512,
+        sums: __m512i,
+        prepared: &Self::Prepared,
+        y: *mut Self::Output,
+        mask: u16,
+    );
+
     fn write(&self, y: &mut Self::Output, value: Self::Output);
 }
 
@@ -85,6 +111,44 @@ impl Outputs for Requantize<'_> {
     fn convert(&self, _avx2: Avx2, sums: __m256i, multipliers: &[i32; ROWS]) -> [i8; ROWS] {
         // SAFETY: `_avx2` proves AVX2.
         unsafe { requantize(sums, multipliers, self) }
+    }
+
+    /// Multipliers of even lanes and of odd ones, and what rounds, with the zero point.
+    type Prepared = [__m512i; 3];
+
+    #[inline(always)]
+    unsafe fn prepare(&self, _avx512: Avx512, multipliers: *const i32, mask: u16) -> [__m512i; 3] {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
+        unsafe {
+            let multipliers = _mm512_maskz_loadu_epi32(mask, multipliers);
+            // The sum with a product fits: that is at most 2⁶².
+            let half = (1 << 31) + (i64::from(self.zero_point) << 32);
+            [
+                multipliers,
+                _mm512_srli_epi64::<32>(multipliers),
+                _mm512_set1_epi64(half),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(
+        &self,
+        _avx512: Avx512,
+        sums: __m512i,
+        prepared: &[__m512i; 3],
+        y: *mut i8,
+        mask: u16,
+    ) {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX2, AVX-512 F and BW.
+        unsafe {
+            let bytes = requantize_512(sums, prepared, self);
+            match mask {
+                0xffff => _mm_storeu_si128(y.cast(), bytes),
+                0x00ff => _mm_storel_epi64(y.cast(), bytes),
+                _ => _mm512_mask_storeu_epi8(y, mask.into(), _mm512_castsi128_si512(bytes)),
+            }
+        }
     }
 
     #[inline(always)]
@@ -101,6 +165,34 @@ impl Outputs for Epilogue {
     fn convert(&self, _avx2: Avx2, sums: __m256i, scales: &[f32; ROWS]) -> [f32; ROWS] {
         // SAFETY: `_avx2` proves AVX2.
         unsafe { dequantize(sums, scales) }
+    }
+
+    type Prepared = __m512;
+
+    #[inline(always)]
+    unsafe fn prepare(&self, _avx512: Avx512, scales: *const f32, mask: u16) -> __m512 {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
+        unsafe { _mm512_maskz_loadu_ps(mask, scales) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(
+        &self,
+        _avx512: Avx512,
+        sums: __m512i,
+        scales: &__m512,
+        y: *mut f32,
+        mask: u16,
+    ) {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
+        unsafe {
+            let values = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), *scales);
+            let values = match self {
+                Epilogue::Store => values,
+                Epilogue::Accumulate => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), values),
+            };
+            _mm512_mask_storeu_ps(y, mask, values);
+        }
     }
 
     #[inline(always)]
@@ -311,6 +403,27 @@ fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -
     let y = _mm_packs_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256::<1>(y));
     let bytes = _mm_cvtsi128_si64(_mm_packs_epi16(y, y)).to_le_bytes();
     bytes.map(|byte| byte as i8)
+}
+
+/// [`Requantize::apply`] for sixteen accumulators.
+#[inline]
+#[target_feature(enable = "avx2,avx512f")]
+fn requantize_512(
+    sums: __m512i,
+    [even, odd, half]: &[__m512i; 3],
+    rule: &Requantize<'_>,
+) -> __m128i {
+    // wrapping_shl's rule, for shifts that no caller has.
+    let shift = _mm_cvtsi32_si128((rule.shift & 31) as i32);
+    let sums = _mm512_sll_epi32(sums, shift);
+    let even = _mm512_add_epi64(_mm512_mul_epi32(sums, *even), *half);
+    let odd = _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), *odd);
+    let odd = _mm512_add_epi64(odd, *half);
+    // The high halves: those of the even lanes go where their low halves are.
+    let y = _mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even);
+    let y = _mm512_max_epi32(y, _mm512_set1_epi32(i32::from(rule.min)));
+    // Saturates to 127; nothing is below -127 any more.
+    _mm512_cvtsepi32_epi8(y)
 }
 
 /// Eight accumulators times their scales.

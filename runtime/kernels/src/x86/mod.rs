@@ -9,6 +9,7 @@ mod avx2;
 mod avx512;
 mod conv_i8;
 mod int8;
+mod strip;
 mod words;
 
 use core::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T0, _mm_prefetch, _xgetbv};

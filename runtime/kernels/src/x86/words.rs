@@ -54,6 +54,9 @@ impl Words for Avx512 {
         // AVX-512 BW.
         unsafe {
             let bytes = _mm512_castsi256_si512(_mm512_cvtsepi16_epi8(words));
+            if n == 16 {
+                return _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(bytes));
+            }
             _mm512_mask_storeu_epi8(to, (1 << n) - 1, bytes);
         }
     }
