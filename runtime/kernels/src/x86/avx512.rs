@@ -314,6 +314,38 @@ impl Products for Avx512 {
     ) {
         finish(self, sums, at, layer, y);
     }
+
+    type Wide = __m512i;
+
+    #[inline(always)]
+    unsafe fn encode_weights(self, weights: [i8; COLUMNS], to: *mut u8) {
+        // SAFETY: as the caller has promised; `self` proves AVX2.
+        unsafe { conv_i8::widen(weights, to) }
+    }
+
+    #[inline(always)]
+    fn zero_wide(self) -> Self::Wide {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn add_wide(self, weights: *const u8, x: *const u8, sums: Self::Wide) -> Self::Wide {
+        // SAFETY: as the caller has promised; `self` proves AVX-512 F and BW.
+        unsafe {
+            let (w, x) = (
+                _mm512_loadu_si512(weights.cast()),
+                _mm512_loadu_si512(x.cast()),
+            );
+            _mm512_add_epi32(sums, _mm512_madd_epi16(w, x))
+        }
+    }
+
+    #[inline(always)]
+    fn sum_wide(self, sums: Self::Wide) -> i32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_reduce_add_epi32(sums) }
+    }
 }
 
 /// Proves that the CPU has VNNI and all that [`Avx512`] proves: only `known`
@@ -448,6 +480,38 @@ impl Products for Vnni {
         y: &mut [E::Output],
     ) {
         finish(Avx512(()), sums, at, layer, y);
+    }
+
+    type Wide = __m512i;
+
+    #[inline(always)]
+    unsafe fn encode_weights(self, weights: [i8; COLUMNS], to: *mut u8) {
+        // SAFETY: as the caller has promised; `self` proves AVX2.
+        unsafe { to.cast::<[i8; COLUMNS]>().write(weights) }
+    }
+
+    #[inline(always)]
+    fn zero_wide(self) -> Self::Wide {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn add_wide(self, weights: *const u8, x: *const u8, sums: Self::Wide) -> Self::Wide {
+        // SAFETY: as the caller has promised; `self` proves AVX-512 F and VNNI.
+        unsafe {
+            let (w, x) = (
+                _mm512_loadu_si512(weights.cast()),
+                _mm512_loadu_si512(x.cast()),
+            );
+            _mm512_dpbusd_epi32(sums, x, w)
+        }
+    }
+
+    #[inline(always)]
+    fn sum_wide(self, sums: Self::Wide) -> i32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_reduce_add_epi32(sums) }
     }
 }
 

@@ -12,6 +12,7 @@ use core::arch::x86_64::*;
 use core::ops::Range;
 
 use super::avx2::Avx2;
+use super::few;
 use super::int8::{Block, Outputs};
 use super::strip::{Image, Inputs, Strip};
 use crate::conv_i8::{Conv2dI8, bytes_mut};
@@ -49,6 +50,19 @@ pub(super) trait Products: Isa + Into<Avx2> {
     /// One sum per row.
     fn rows(self, sums: Self::Sums) -> __m256i;
 
+    /// Sums of products of [`few::CHUNK`] bytes of encoded inputs and weights.
+    type Wide: Copy;
+    /// Eight weights of one row as [`Products::add_wide`] multiplies them with encoded inputs.
+    ///
+    /// # Safety
+    /// `to` has room for as many as of inputs.
+    unsafe fn encode_weights(self, weights: [i8; COLUMNS], to: *mut u8);
+    fn zero_wide(self) -> Self::Wide;
+    /// # Safety
+    /// [`few::CHUNK`] bytes may be read from both.
+    unsafe fn add_wide(self, weights: *const u8, x: *const u8, sums: Self::Wide) -> Self::Wide;
+    fn sum_wide(self, sums: Self::Wide) -> i32;
+
     /// [`Products::encode`] of whole blocks.
     #[inline(always)]
     fn encode_blocks(self, x: &[[i8; COLUMNS]], to: &mut [i8]) {
@@ -70,6 +84,7 @@ pub(super) trait Products: Isa + Into<Avx2> {
         let rows = layer.bias.iter().zip(layer.parameters).skip(first);
         for (n, (sums, (bias, parameters))) in sums.iter().zip(rows).enumerate() {
             let output = (first + n) * ROWS;
+            let count = ROWS.min(layer.outputs - output);
             for (p, sums) in sums.iter().enumerate().take(width) {
                 // SAFETY: `self` has AVX2; `Lanes` are 32 bytes.
                 let sums = unsafe {
@@ -77,7 +92,20 @@ pub(super) trait Products: Isa + Into<Avx2> {
                     _mm256_add_epi32(self.rows(*sums), bias)
                 };
                 let values = layer.epilogue.convert(self.into(), sums, parameters);
-                layer.write(y, (p, output), &values);
+                let y = y.get_mut(p * layer.outputs + output..).unwrap_or_default();
+                match y.first_chunk_mut::<ROWS>() {
+                    // A loop whose length is known is one store.
+                    Some(y) if count == ROWS => {
+                        for (y, value) in y.iter_mut().zip(values) {
+                            layer.epilogue.write(y, value);
+                        }
+                    }
+                    _ => {
+                        for (y, value) in y.iter_mut().zip(values).take(count) {
+                            layer.epilogue.write(y, value);
+                        }
+                    }
+                }
             }
         }
     }
@@ -136,6 +164,9 @@ fn walk<I: Products, E: Outputs, const MOST: usize, const BLOCKS: usize>(
         zero_point: op.zero_point,
         scratch: bytes_mut(scratch),
     };
+    if few::convolve(isa, &mut image, layer, y).is_some() {
+        return;
+    }
     let mut next = 0;
     while next < shape.out_width && outputs > 0 {
         let width = even(shape.out_width - next, MOST);
@@ -264,30 +295,6 @@ fn tile<I: Products, E: Outputs, const N: usize, const P: usize>(
     };
     isa.finish(&sums, (first, width), layer, y);
     N
-}
-
-impl<E: Outputs> Layer<'_, E> {
-    /// Writes the outputs of window `p` from number `output` on, as many as there are.
-    #[inline(always)]
-    pub(super) fn write(
-        &self,
-        y: &mut [E::Output],
-        (p, output): (usize, usize),
-        values: &[E::Output; ROWS],
-    ) {
-        let y = y.get_mut(p * self.outputs..).unwrap_or_default();
-        let y = y.get_mut(output..self.outputs).unwrap_or_default();
-        // A loop whose length is known is one store.
-        if let Some(y) = y.first_chunk_mut::<ROWS>() {
-            for (y, &value) in y.iter_mut().zip(values) {
-                self.epilogue.write(y, value);
-            }
-            return;
-        }
-        for (y, &value) in y.iter_mut().zip(values) {
-            self.epilogue.write(y, value);
-        }
-    }
 }
 
 /// The sums of `N` row blocks of `columns` blocks each and `P` windows.

@@ -65,7 +65,7 @@ pub(super) trait Product: Isa + Into<Avx2> {
 /// How accumulators become outputs.
 pub(super) trait Outputs {
     /// What an output has of its own.
-    type Parameter;
+    type Parameter: Copy;
     type Output: Copy + Default;
 
     fn convert(
@@ -382,7 +382,8 @@ fn accumulators(sums: __m256i, excess: i32, bias: &[i32; ROWS]) -> __m256i {
 fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -> [i8; ROWS] {
     // SAFETY: eight i32 are 32 bytes.
     let multipliers = unsafe { _mm256_loadu_si256(multipliers.as_ptr().cast()) };
-    let half = _mm256_set1_epi64x(1 << 31);
+    // With the zero point; the sum with a product fits: that is at most 2⁶².
+    let half = _mm256_set1_epi64x((1 << 31) + (i64::from(rule.zero_point) << 32));
     // wrapping_shl's rule, for shifts that no caller has.
     let shift = _mm_cvtsi32_si128((rule.shift & 31) as i32);
     let sums = _mm256_sll_epi32(sums, shift);
@@ -394,12 +395,9 @@ fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -
     );
     let even = _mm256_srli_epi64::<32>(_mm256_add_epi64(even, half));
     let odd = _mm256_add_epi64(odd, half);
-    let rounded = _mm256_blend_epi32::<0b1010_1010>(even, odd);
-    // |rounded| ≤ 2³⁰, so that this addition does not need to saturate.
-    let y = _mm256_add_epi32(rounded, _mm256_set1_epi32(i32::from(rule.zero_point)));
+    let y = _mm256_blend_epi32::<0b1010_1010>(even, odd);
     let y = _mm256_max_epi32(y, _mm256_set1_epi32(i32::from(rule.min)));
-    let y = _mm256_min_epi32(y, _mm256_set1_epi32(127));
-    // Saturation changes nothing here: every value fits an i8 already.
+    // Saturates to 127; nothing is below -127 any more.
     let y = _mm_packs_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256::<1>(y));
     let bytes = _mm_cvtsi128_si64(_mm_packs_epi16(y, y)).to_le_bytes();
     bytes.map(|byte| byte as i8)

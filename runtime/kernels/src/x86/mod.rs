@@ -8,6 +8,7 @@ mod attention_i8;
 mod avx2;
 mod avx512;
 mod conv_i8;
+mod few;
 mod int8;
 mod strip;
 mod words;

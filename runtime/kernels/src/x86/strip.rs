@@ -275,28 +275,38 @@ fn gather_small<I: Products>(
     (slots, count, len): ([usize; 3], usize, usize),
     (step, windows, inputs): (usize, usize, usize),
 ) {
-    let bits = 8 * len as u32;
-    let mask = u64::MAX >> (64 - bits.clamp(1, 64));
+    let mask = u64::MAX >> (64 - 8 * len.clamp(1, COLUMNS) as u32);
     for window in 0..windows {
-        let mut x = 0u128;
+        let mut x = [0u64; 2];
         for (i, slot) in slots.into_iter().enumerate().take(count) {
-            let from = scratch.get(slot + window * step..).unwrap_or_default();
-            let run = from.first_chunk().map_or(0, |run: &[i8; COLUMNS]| {
-                u64::from_le_bytes(run.map(|x| x as u8))
-            });
-            x |= u128::from(run & mask) << (i as u32 * bits);
+            let at = slot + window * step;
+            let run = scratch.get(at..at + COLUMNS).unwrap_or_default();
+            let run = match run.len() {
+                // SAFETY: eight bytes are 64 bits.
+                COLUMNS => unsafe { run.as_ptr().cast::<u64>().read_unaligned() },
+                _ => 0,
+            };
+            let run = run & mask;
+            let bit = 8 * (i * len) as u32;
+            x[0] |= run.checked_shl(bit).unwrap_or(0);
+            x[1] |= match bit {
+                0 => 0,
+                1..64 => run >> (64 - bit),
+                _ => run << (bit - 64),
+            };
         }
         let at = to + window * inputs * I::WIDTH;
         let window = scratch.get_mut(at..).unwrap_or_default();
         let blocks = window.chunks_exact_mut(COLUMNS * I::WIDTH);
-        let bytes = x.to_le_bytes().map(|x| x as i8);
-        let halves = bytes.as_chunks::<COLUMNS>().0;
-        for (to, x) in blocks.zip(halves).take(inputs / COLUMNS) {
-            if I::WIDTH == 1 {
-                to.copy_from_slice(x);
-            } else {
-                // SAFETY: `to` is as long as eight encoded inputs.
-                unsafe { isa.encode(*x, to.as_mut_ptr().cast()) };
+        for (to, x) in blocks.zip(x).take(inputs / COLUMNS) {
+            let to = to.as_mut_ptr();
+            // SAFETY: `to` is as long as eight encoded inputs; eight bytes are 64 bits.
+            unsafe {
+                if I::WIDTH == 1 {
+                    to.cast::<u64>().write_unaligned(x);
+                } else {
+                    isa.encode(core::mem::transmute::<u64, [i8; COLUMNS]>(x), to.cast());
+                }
             }
         }
     }
