@@ -16,6 +16,9 @@ use crate::layout::{COLUMNS, ROWS, bias_of, conv_i8_inputs, pad};
 const MOST: usize = 3;
 /// Bytes of encoded inputs that are multiplied at a time.
 pub(super) const CHUNK: usize = 64;
+/// Windows at a time where an input is a byte, and where it is a word.
+const BYTES: usize = 14;
+const WORDS: usize = 6;
 /// Room for the weights of one output, encoded.
 const WEIGHTS: usize = 2048;
 
@@ -38,8 +41,8 @@ pub(super) fn convolve<I: Products, E: Outputs>(
     y: &mut [E::Output],
 ) -> Option<()> {
     let shape = image.shape;
-    // Windows at a time: eight of bytes need no more scratch than four of words.
-    let most = ROWS / I::WIDTH;
+    // Windows at a time, as many as fit the scratch: as bytes or as words.
+    let most = if I::WIDTH == 1 { BYTES } else { WORDS };
     let columns = (most - 1) * shape.stride + shape.kernel;
     let pixel = pad(shape.channels, COLUMNS) * I::WIDTH;
     let row = pad(shape.kernel * pixel, CHUNK);
@@ -60,7 +63,7 @@ pub(super) fn convolve<I: Products, E: Outputs>(
                 while column < shape.out_width {
                     let width = most.min(shape.out_width - column);
                     match I::WIDTH {
-                        1 => strip::<I, E, 8>(
+                        1 => strip::<I, E, BYTES>(
                             isa,
                             image,
                             layer,
@@ -68,7 +71,7 @@ pub(super) fn convolve<I: Products, E: Outputs>(
                             (output, column, width),
                             y,
                         ),
-                        _ => strip::<I, E, 4>(
+                        _ => strip::<I, E, WORDS>(
                             isa,
                             image,
                             layer,
@@ -172,16 +175,19 @@ fn strip<I: Products, E: Outputs, const P: usize>(
                 }
             }
         }
-        let mut lanes = [0; ROWS];
-        for (lane, sum) in lanes.iter_mut().zip(sums) {
+        let mut lanes = [[0; ROWS]; 2];
+        for (lane, sum) in lanes.as_flattened_mut().iter_mut().zip(sums) {
             *lane = isa.sum_wide(sum).wrapping_add(bias);
         }
-        let values = layer
-            .epilogue
-            .convert(isa.into(), load(isa.into(), &lanes), &parameters);
-        let y = y.iter_mut().skip(column * layer.outputs + output);
-        for (y, value) in y.step_by(layer.outputs).zip(values).take(width) {
-            layer.epilogue.write(y, value);
+        let y = y.get_mut(column * layer.outputs..).unwrap_or_default();
+        let y = y.chunks_exact_mut(layer.outputs).take(width);
+        let mut y = y.filter_map(|y| y.get_mut(output));
+        for lanes in &lanes {
+            let sums = load(isa.into(), lanes);
+            let values = layer.epilogue.convert(isa.into(), sums, &parameters);
+            for (value, y) in values.into_iter().zip(&mut y) {
+                layer.epilogue.write(y, value);
+            }
         }
     }
 }

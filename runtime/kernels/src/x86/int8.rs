@@ -75,7 +75,7 @@ pub(super) trait Outputs {
         parameters: &[Self::Parameter; ROWS],
     ) -> [Self::Output; ROWS];
 
-    /// Parameters of up to sixteen outputs.
+    /// Parameters of up to sixteen outputs, in registers.
     type Prepared: Copy;
 
     /// # Safety
@@ -113,21 +113,23 @@ impl Outputs for Requantize<'_> {
         unsafe { requantize(sums, multipliers, self) }
     }
 
-    /// Multipliers of even lanes and of odd ones, and what rounds, with the zero point.
-    type Prepared = [__m512i; 3];
+    type Prepared = Rule512;
 
     #[inline(always)]
-    unsafe fn prepare(&self, _avx512: Avx512, multipliers: *const i32, mask: u16) -> [__m512i; 3] {
+    unsafe fn prepare(&self, _avx512: Avx512, multipliers: *const i32, mask: u16) -> Rule512 {
         // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
         unsafe {
             let multipliers = _mm512_maskz_loadu_epi32(mask, multipliers);
             // The sum with a product fits: that is at most 2⁶².
             let half = (1 << 31) + (i64::from(self.zero_point) << 32);
-            [
-                multipliers,
-                _mm512_srli_epi64::<32>(multipliers),
-                _mm512_set1_epi64(half),
-            ]
+            Rule512 {
+                even: multipliers,
+                odd: _mm512_srli_epi64::<32>(multipliers),
+                half: _mm512_set1_epi64(half),
+                min: _mm512_set1_epi32(i32::from(self.min)),
+                // wrapping_shl's rule, for shifts that no caller has.
+                shift: _mm_cvtsi32_si128((self.shift & 31) as i32),
+            }
         }
     }
 
@@ -136,13 +138,13 @@ impl Outputs for Requantize<'_> {
         &self,
         _avx512: Avx512,
         sums: __m512i,
-        prepared: &[__m512i; 3],
+        prepared: &Rule512,
         y: *mut i8,
         mask: u16,
     ) {
         // SAFETY: as the caller has promised; `_avx512` proves AVX2, AVX-512 F and BW.
         unsafe {
-            let bytes = requantize_512(sums, prepared, self);
+            let bytes = requantize_512(sums, prepared);
             match mask {
                 0xffff => _mm_storeu_si128(y.cast(), bytes),
                 0x00ff => _mm_storel_epi64(y.cast(), bytes),
@@ -403,25 +405,31 @@ fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -
     bytes.map(|byte| byte as i8)
 }
 
+/// A [`Requantize`] in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Rule512 {
+    /// Multipliers of all lanes.
+    even: __m512i,
+    /// Those of odd lanes, in the place of even ones.
+    odd: __m512i,
+    /// What rounds, and the zero point.
+    half: __m512i,
+    min: __m512i,
+    shift: __m128i,
+}
+
 /// [`Requantize::apply`] for sixteen accumulators.
 #[inline]
 #[target_feature(enable = "avx2,avx512f")]
-fn requantize_512(
-    sums: __m512i,
-    [even, odd, half]: &[__m512i; 3],
-    rule: &Requantize<'_>,
-) -> __m128i {
-    // wrapping_shl's rule, for shifts that no caller has.
-    let shift = _mm_cvtsi32_si128((rule.shift & 31) as i32);
-    let sums = _mm512_sll_epi32(sums, shift);
-    let even = _mm512_add_epi64(_mm512_mul_epi32(sums, *even), *half);
-    let odd = _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), *odd);
-    let odd = _mm512_add_epi64(odd, *half);
+fn requantize_512(sums: __m512i, rule: &Rule512) -> __m128i {
+    let sums = _mm512_sll_epi32(sums, rule.shift);
+    let even = _mm512_add_epi64(_mm512_mul_epi32(sums, rule.even), rule.half);
+    let odd = _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), rule.odd);
+    let odd = _mm512_add_epi64(odd, rule.half);
     // The high halves: those of the even lanes go where their low halves are.
     let y = _mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even);
-    let y = _mm512_max_epi32(y, _mm512_set1_epi32(i32::from(rule.min)));
     // Saturates to 127; nothing is below -127 any more.
-    _mm512_cvtsepi32_epi8(y)
+    _mm512_cvtsepi32_epi8(_mm512_max_epi32(y, rule.min))
 }
 
 /// Eight accumulators times their scales.

@@ -275,26 +275,27 @@ fn gather_small<I: Products>(
     (slots, count, len): ([usize; 3], usize, usize),
     (step, windows, inputs): (usize, usize, usize),
 ) {
-    let mask = u64::MAX >> (64 - 8 * len.clamp(1, COLUMNS) as u32);
+    // A run is cut off by a mask, and comes to its place by a product, or where that were
+    // 2⁶⁴ by another mask; rows that there are not have masks of 0.
+    let (mut masks, mut factors, mut seconds) = ([0; 3], [0; 3], [0; 3]);
+    for i in 0..count.min(3) {
+        masks[i] = u64::MAX >> (64 - 8 * len.clamp(1, COLUMNS) as u32);
+        factors[i] = 1u64.checked_shl(8 * (i * len) as u32).unwrap_or(0);
+        seconds[i] = if i * len == COLUMNS { u64::MAX } else { 0 };
+    }
     for window in 0..windows {
-        let mut x = [0u64; 2];
-        for (i, slot) in slots.into_iter().enumerate().take(count) {
-            let at = slot + window * step;
-            let run = scratch.get(at..at + COLUMNS).unwrap_or_default();
-            let run = match run.len() {
+        let (mut x, mut second) = (0u128, 0);
+        for i in 0..3 {
+            let at = slots[i] + window * step;
+            let run = scratch.get(at..at + COLUMNS).map_or(0, |run| {
                 // SAFETY: eight bytes are 64 bits.
-                COLUMNS => unsafe { run.as_ptr().cast::<u64>().read_unaligned() },
-                _ => 0,
-            };
-            let run = run & mask;
-            let bit = 8 * (i * len) as u32;
-            x[0] |= run.checked_shl(bit).unwrap_or(0);
-            x[1] |= match bit {
-                0 => 0,
-                1..64 => run >> (64 - bit),
-                _ => run << (bit - 64),
-            };
+                unsafe { run.as_ptr().cast::<u64>().read_unaligned() }
+            });
+            let run = run & masks[i];
+            x |= u128::from(run) * u128::from(factors[i]);
+            second |= run & seconds[i];
         }
+        let x = [x as u64, (x >> 64) as u64 | second];
         let at = to + window * inputs * I::WIDTH;
         let window = scratch.get_mut(at..).unwrap_or_default();
         let blocks = window.chunks_exact_mut(COLUMNS * I::WIDTH);
