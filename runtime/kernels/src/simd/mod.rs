@@ -17,6 +17,8 @@
 pub(crate) mod attention;
 pub(crate) mod attention_i8;
 pub(crate) mod conv;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) mod conv_i8;
 pub(crate) mod images_i8;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) mod int8;
