@@ -1,15 +1,21 @@
-//! Speed of every table between the int8 convolutions of a small U-Net, beside f32.
+//! Speed of every table's int8 kernels on the layers of a small U-Net, beside f32.
 //!
-//! Prints a table in Markdown: nanoseconds per call, the best of many rounds that run all
-//! kernels in turns, so that other work on the machine disturbs them alike.
+//! Prints a table in Markdown: elements (of images) or multiply-accumulates (of convolutions
+//! and attention) per nanosecond, the best of many rounds that run all kernels in turns, so
+//! that other work on the machine disturbs them alike.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use quell_kernels::attention::Attention;
 use quell_kernels::images_i8::{AddI8, Curve, POINTS, PerChannel};
+use quell_kernels::layout::{
+    PANEL, ROWS, conv_i8_inputs, i8_len, pad, panels_len, scratch_conv_i8,
+};
 use quell_kernels::norm::{Condition, GroupNorm};
-use quell_kernels::{AttentionI8, GroupNormI8, Kernels};
+use quell_kernels::{
+    AttentionI8, Conv2d, Conv2dI8, ConvShape, Epilogue, GroupNormI8, Kernels, Requantize,
+};
 
 /// Pixels, channels of both parts: `UNet2DModel` for 28×28 images with 16, 32 and 64
 /// channels, and numbers of channels that fill no register.
@@ -25,14 +31,34 @@ const IMAGES: [(usize, usize, usize); 7] = [
 /// Tokens, heads, channels of a head.
 const ATTENTIONS: [(usize, usize, usize); 3] = [(49, 4, 16), (64, 8, 8), (256, 1, 64)];
 
+/// Size of the output, kernel, stride, inputs and outputs of convolutions.
+const CONVS: [(usize, usize, usize, usize, usize); 11] = [
+    (28, 3, 1, 16, 16),
+    (28, 3, 1, 1, 16),
+    (28, 3, 1, 3, 16),
+    (28, 3, 1, 16, 1),
+    (28, 1, 1, 32, 16),
+    (14, 3, 1, 32, 32),
+    (14, 2, 1, 32, 32),
+    (14, 3, 2, 16, 16),
+    (7, 3, 1, 64, 64),
+    (7, 2, 1, 64, 64),
+    (7, 1, 1, 128, 64),
+];
+
 /// A kernel with operands of its own.
 struct Row {
     name: String,
+    /// Elements or multiply-accumulates.
+    operations: usize,
     run: Box<dyn FnMut(&Kernels)>,
 }
 
-pub fn main() {
+fn main() {
     let mut rows = Vec::new();
+    for conv in CONVS {
+        rows.extend(convolutions(conv));
+    }
     for image in IMAGES {
         rows.extend(images(image));
     }
@@ -63,8 +89,9 @@ fn print(rows: &mut [Row]) {
     println!("| kernel | {} |", names.join(" | "));
     println!("| --- |{}", " ---: |".repeat(tables.len()));
     for (row, best) in rows.iter().zip(&best) {
-        let times = Vec::from_iter(best.iter().map(|time| format!("{time:.0}")));
-        println!("| {} | {} |", row.name, times.join(" | "));
+        let rates = best.iter().map(|time| row.operations as f64 / time);
+        let rates = Vec::from_iter(rates.map(|rate| format!("{rate:.2}")));
+        println!("| {} | {} |", row.name, rates.join(" | "));
     }
 }
 
@@ -91,8 +118,11 @@ fn images((pixels, first, second): (usize, usize, usize)) -> Vec<Row> {
     let shape = format!("{pixels}x{first}+{second}");
     let mut rows = Vec::new();
     let mut row = |name: &str, run: Box<dyn FnMut(&Kernels)>| {
-        let name = format!("{name} {shape}");
-        rows.push(Row { name, run });
+        rows.push(Row {
+            name: format!("{name} {shape}"),
+            operations: pixels * channels,
+            run,
+        });
     };
     let parts = [bytes(pixels * first), bytes(pixels * second)];
     let floating = [floats(pixels * first), floats(pixels * second)];
@@ -200,6 +230,7 @@ fn attentions((tokens, heads, width): (usize, usize, usize)) -> Vec<Row> {
     let mut scores = vec![0.0; tokens];
     let float = Row {
         name: format!("attention f32 {shape}"),
+        operations: 2 * tokens * len,
         run: Box::new(move |kernels| {
             kernels.attention(Attention {
                 heads,
@@ -214,6 +245,7 @@ fn attentions((tokens, heads, width): (usize, usize, usize)) -> Vec<Row> {
     let (multipliers, mut scratch) = (vec![1 << 20; heads], vec![0; tokens + width]);
     let int8 = Row {
         name: format!("attention int8 {shape}"),
+        operations: 2 * tokens * len,
         run: Box::new(move |kernels| {
             kernels.attention_i8(AttentionI8 {
                 heads,
@@ -225,6 +257,75 @@ fn attentions((tokens, heads, width): (usize, usize, usize)) -> Vec<Row> {
                 tokens,
                 scratch: &mut scratch,
             });
+        }),
+    };
+    vec![float, int8]
+}
+
+fn convolutions(
+    (size, kernel, stride, channels, outputs): (usize, usize, usize, usize, usize),
+) -> Vec<Row> {
+    let shape = ConvShape {
+        height: size * stride,
+        width: size * stride,
+        channels,
+        out_height: size,
+        out_width: size,
+        kernel,
+        stride,
+        pad_top: kernel / 2,
+        pad_left: kernel / 2,
+    };
+    let taps = kernel * kernel;
+    let operations = size * size * taps * channels * outputs;
+    let layer = format!("{size}x{size} k{kernel} s{stride} {channels}-{outputs}");
+    let (x, bias) = (
+        floats(size * size * stride * stride * channels),
+        floats(pad(outputs, PANEL)),
+    );
+    let weights = floats(panels_len(outputs, taps * channels));
+    let mut y = vec![0.0; size * size * outputs];
+    let float = Row {
+        name: format!("conv f32 {layer}"),
+        operations,
+        run: Box::new(move |kernels| {
+            let (weights, bias, x) = (&weights[..], &bias[..], &x[..]);
+            let op = Conv2d {
+                shape,
+                weights,
+                bias,
+                x,
+            };
+            kernels.conv2d_f32(op, Epilogue::Store, black_box(&mut y));
+        }),
+    };
+    let x = bytes(size * size * stride * stride * channels);
+    let weights = vec![7; i8_len(outputs, conv_i8_inputs(channels, kernel))];
+    let (bias, multipliers) = (
+        vec![100; pad(outputs, ROWS)],
+        vec![1 << 22; pad(outputs, ROWS)],
+    );
+    let mut scratch = vec![0; scratch_conv_i8(channels, kernel, stride, outputs) / 2];
+    let mut y = vec![0; size * size * outputs];
+    let int8 = Row {
+        name: format!("conv int8 {layer}"),
+        operations,
+        run: Box::new(move |kernels| {
+            let op = Conv2dI8 {
+                shape,
+                weights: &weights,
+                bias: &bias,
+                x: &x,
+                zero_point: 3,
+                scratch: &mut scratch,
+            };
+            let rule = Requantize {
+                multipliers: &multipliers,
+                shift: 0,
+                zero_point: -3,
+                min: -127,
+            };
+            kernels.conv2d_i8(op, rule, black_box(&mut y));
         }),
     };
     vec![float, int8]

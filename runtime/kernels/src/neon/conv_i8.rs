@@ -51,6 +51,7 @@ fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
 
 #[cfg(target_feature = "dotprod")]
 impl Products for Neon {
+    const PARTS: usize = 1;
     type Weights = [int8x16_t; 4];
     /// Two lanes for each of two rows.
     type Sums = [int32x4_t; 4];
@@ -62,7 +63,7 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    fn weights(self, block: &Block) -> Self::Weights {
+    fn weights(self, block: &Block, _: usize) -> Self::Weights {
         rows_of(block)
     }
 
@@ -80,7 +81,7 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    fn rows(self, [a, b, c, d]: Self::Sums) -> [i32; ROWS] {
+    fn rows(self, [[a, b, c, d], _]: [Self::Sums; 2]) -> [i32; ROWS] {
         let mut rows = [0; ROWS];
         // SAFETY: the target has NEON; twice four i32 are eight.
         unsafe {
@@ -93,6 +94,7 @@ impl Products for Neon {
 
 #[cfg(not(target_feature = "dotprod"))]
 impl Products for Neon {
+    const PARTS: usize = 1;
     type Weights = [int8x16_t; 4];
     /// Four lanes for each row.
     type Sums = [int32x4_t; 8];
@@ -104,7 +106,7 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    fn weights(self, block: &Block) -> Self::Weights {
+    fn weights(self, block: &Block, _: usize) -> Self::Weights {
         rows_of(block)
     }
 
@@ -124,7 +126,7 @@ impl Products for Neon {
     }
 
     #[inline(always)]
-    fn rows(self, [a, b, c, d, e, f, g, h]: Self::Sums) -> [i32; ROWS] {
+    fn rows(self, [[a, b, c, d, e, f, g, h], _]: [Self::Sums; 2]) -> [i32; ROWS] {
         let mut rows = [0; ROWS];
         // SAFETY: the target has NEON; twice four i32 are eight.
         unsafe {
@@ -143,8 +145,8 @@ impl DotI8 for Neon {
     fn dot(self, weights: &[Block], x: &[[i8; COLUMNS]]) -> [i32; ROWS] {
         let mut sums = self.zero();
         for (block, x) in weights.iter().zip(x) {
-            sums = self.mul_add(Products::weights(self, block), x, sums);
+            sums = self.mul_add(Products::weights(self, block, 0), x, sums);
         }
-        self.rows(sums)
+        self.rows([sums; 2])
     }
 }

@@ -12,17 +12,20 @@ use crate::table::{Epilogue, Requantize};
 
 /// An instruction set with products of a block of weights and eight inputs of a window.
 pub(crate) trait Products: Isa {
-    /// A block of weights, ready to be multiplied.
+    /// Parts of the rows of a block that are computed one after the other, 1 or 2: in two
+    /// parts, more windows fit the registers.
+    const PARTS: usize;
+    /// A part of a block of weights, ready to be multiplied.
     type Weights: Copy;
-    /// Sums of products, some for each of eight rows.
+    /// Sums of products, some for each row.
     type Sums: Copy;
 
     fn zero(self) -> Self::Sums;
-    fn weights(self, block: &Block) -> Self::Weights;
-    /// Adds the products of all rows.
+    fn weights(self, block: &Block, part: usize) -> Self::Weights;
+    /// Adds the products of all rows of a part.
     fn mul_add(self, weights: Self::Weights, x: &[i8; COLUMNS], sums: Self::Sums) -> Self::Sums;
-    /// One sum per row.
-    fn rows(self, sums: Self::Sums) -> [i32; ROWS];
+    /// One sum per row. With one part, the second one is not used.
+    fn rows(self, parts: [Self::Sums; 2]) -> [i32; ROWS];
 }
 
 /// A convolution with int8 outputs on instruction set `I`, `P` windows at a time (at most 6).
@@ -100,9 +103,14 @@ fn walk<I: Products, T: Copy, Y: Copy, const P: usize>(
             let rows = bias.iter().zip(parameters.chunks(ROWS)).enumerate();
             for (n, (bias, parameters)) in rows {
                 let weights = weights.get(n * blocks..).unwrap_or_default();
-                let sums = dot::<I, P>(isa, weights, windows, blocks);
-                for (p, sums) in sums.iter().enumerate().take(width) {
-                    let sums = isa.rows(*sums);
+                let first = dot::<I, P>(isa, weights, 0, windows, blocks);
+                let second = match I::PARTS {
+                    1 => first,
+                    _ => dot::<I, P>(isa, weights, 1, windows, blocks),
+                };
+                let parts = first.iter().zip(&second);
+                for (p, (&first, &second)) in parts.enumerate().take(width) {
+                    let sums = isa.rows([first, second]);
                     let y = y.get_mut(p * outputs..).unwrap_or_default();
                     let y = y.get_mut(n * ROWS..outputs).unwrap_or_default();
                     let each = y.iter_mut().zip(parameters);
@@ -116,18 +124,19 @@ fn walk<I: Products, T: Copy, Y: Copy, const P: usize>(
     }
 }
 
-/// The products of a row block with `P` windows of `blocks` blocks each, or as many as there
+/// The products of a part of a row block with `P` windows of `blocks` blocks each, or as many as there
 /// are.
 #[inline(always)]
 fn dot<I: Products, const P: usize>(
     isa: I,
     weights: &[Block],
+    part: usize,
     windows: &[[i8; COLUMNS]],
     blocks: usize,
 ) -> [I::Sums; P] {
     let mut sums = [isa.zero(); P];
     for (i, block) in weights.iter().enumerate().take(blocks) {
-        let weights = isa.weights(block);
+        let weights = isa.weights(block, part);
         for (p, sums) in sums.iter_mut().enumerate() {
             let x = windows.get(p * blocks + i).unwrap_or(&[0; COLUMNS]);
             *sums = isa.mul_add(weights, x, *sums);

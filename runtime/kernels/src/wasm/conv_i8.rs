@@ -8,20 +8,23 @@ use crate::simd::conv_i8::Products;
 use crate::simd::int8::{Block, DotI8};
 
 impl Products for Simd128 {
+    /// Engines have sixteen registers on x86-64: for sums of four rows and two windows, the
+    /// weights, and an input.
+    const PARTS: usize = 2;
     /// Rows of eight weights.
-    type Weights = [v128; 8];
+    type Weights = [v128; 4];
     /// Four lanes for each row.
-    type Sums = [v128; 8];
+    type Sums = [v128; 4];
 
     #[inline(always)]
     fn zero(self) -> Self::Sums {
-        [i32x4_splat(0); 8]
+        [i32x4_splat(0); 4]
     }
 
     #[inline(always)]
-    fn weights(self, block: &Block) -> Self::Weights {
-        let mut weights = [i32x4_splat(0); 8];
-        let rows = block.as_chunks::<16>().0.iter();
+    fn weights(self, block: &Block, part: usize) -> Self::Weights {
+        let mut weights = [i32x4_splat(0); 4];
+        let rows = block.as_chunks::<16>().0.iter().skip(2 * part);
         for (rows, weights) in rows.zip(weights.as_chunks_mut::<2>().0) {
             // SAFETY: two rows are 16 bytes, and loads need no alignment.
             let rows = unsafe { v128_load(rows.as_ptr().cast()) };
@@ -44,10 +47,9 @@ impl Products for Simd128 {
     }
 
     #[inline(always)]
-    fn rows(self, sums: Self::Sums) -> [i32; ROWS] {
+    fn rows(self, parts: [Self::Sums; 2]) -> [i32; ROWS] {
         let mut rows = [0; ROWS];
-        let fours = sums.as_chunks::<4>().0.iter();
-        for (&[a, b, c, d], rows) in fours.zip(rows.as_chunks_mut::<4>().0) {
+        for ([a, b, c, d], rows) in parts.into_iter().zip(rows.as_chunks_mut::<4>().0) {
             let first = add_pairs(a, b);
             let sums = add_pairs(first, add_pairs(c, d));
             // SAFETY: four i32 are a vector, and stores need no alignment.
@@ -70,9 +72,11 @@ fn add_pairs(a: v128, b: v128) -> v128 {
 impl DotI8 for Simd128 {
     #[inline(always)]
     fn dot(self, weights: &[Block], x: &[[i8; COLUMNS]]) -> [i32; ROWS] {
-        let mut sums = self.zero();
+        let mut sums = [self.zero(); 2];
         for (block, x) in weights.iter().zip(x) {
-            sums = self.mul_add(Products::weights(self, block), x, sums);
+            for (part, sums) in sums.iter_mut().enumerate() {
+                *sums = self.mul_add(Products::weights(self, block, part), x, *sums);
+            }
         }
         self.rows(sums)
     }

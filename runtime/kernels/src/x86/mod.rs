@@ -7,6 +7,7 @@
 mod attention_i8;
 mod avx2;
 mod avx512;
+mod avx512_i8;
 mod conv_i8;
 mod few;
 mod int8;

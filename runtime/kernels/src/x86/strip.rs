@@ -3,6 +3,8 @@
 //! Owns the copy of the image's rows, with everything outside of the image in place, and the
 //! windows that are put together where channels are few.
 
+use core::arch::x86_64::*;
+
 use super::conv_i8::Products;
 use crate::layout::{COLUMNS, conv_i8_inputs, pad};
 use crate::table::ConvShape;
@@ -38,6 +40,8 @@ pub(super) struct Strip<I> {
     pixel: usize,
     /// Where windows are put together from columns, where channels are few.
     windows: usize,
+    /// How they are put together.
+    pieces: [[Piece; 3]; PIECES],
 }
 
 impl<I: Products> Strip<I> {
@@ -60,10 +64,15 @@ impl<I: Products> Strip<I> {
             columns,
             pixel,
             windows: pad(rows, COLUMNS),
+            pieces: if few {
+                pieces(shape.kernel, shape.kernel * shape.channels)
+            } else {
+                pieces(0, 0)
+            },
         };
         let inputs = conv_i8_inputs(shape.channels, shape.kernel) * I::WIDTH;
         let needed = if few {
-            strip.windows + windows * inputs + RUN
+            strip.windows + windows * inputs + BEHIND
         } else {
             rows
         };
@@ -128,15 +137,8 @@ impl<I: Products> Strip<I> {
         let slots = [row, row + 1, row + 2].map(|row| row % kernel * len);
         let (block, count) = (COLUMNS * I::WIDTH, kernel);
         if shape.channels < COLUMNS {
-            let runs = (slots, kernel, kernel * shape.channels);
-            let step = shape.stride * shape.channels;
-            gather(
-                isa,
-                image.scratch,
-                self.windows,
-                runs,
-                (step, windows, inputs),
-            );
+            let (rows, step) = ((slots, kernel), shape.stride * shape.channels);
+            gather(isa, image.scratch, self, rows, (step, windows, inputs));
             let start = image
                 .scratch
                 .as_ptr()
@@ -203,110 +205,90 @@ fn encode<I: Products>(
     }
 }
 
-/// Most inputs that a window has in one row if channels are few, and more.
-const RUN: usize = 3 * COLUMNS;
+/// Bytes that one shuffle makes of a window.
+const PIECE: usize = 16;
+/// Most inputs of a window if channels are few, in pieces: seven channels, nine taps.
+const PIECES: usize = 4;
+/// Bytes that are read and written behind what is needed, at most.
+const BEHIND: usize = 24;
 
-/// Puts windows together and encodes them: `count` rows from `slots` on, in each a run of `len`
-/// inputs, `step` bytes further for every window.
+/// What a row of the image gives to sixteen bytes of a window.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Bytes from the beginning of the window's run in that row.
+    from: usize,
+    /// Which byte goes where, in the form of a shuffle.
+    order: [u8; PIECE],
+}
+
+/// For every piece of a window, what each of `count` rows with runs of `len` inputs gives.
+#[inline]
+fn pieces(count: usize, len: usize) -> [[Piece; 3]; PIECES] {
+    let nothing = Piece {
+        from: 0,
+        order: [0x80; PIECE],
+    };
+    let mut pieces = [[nothing; 3]; PIECES];
+    let used = (count * len).div_ceil(PIECE);
+    for (i, rows) in pieces.iter_mut().enumerate().take(used) {
+        for (row, piece) in rows.iter_mut().enumerate().take(count) {
+            // The run lies at `row·len..` of the window, the piece at `PIECE·i..`.
+            let (run, start) = (row * len, PIECE * i);
+            piece.from = start.saturating_sub(run).min(len);
+            let (first, count) = (run.saturating_sub(start), len - piece.from);
+            for (k, to) in piece.order.iter_mut().enumerate() {
+                if (first..first + count).contains(&k) {
+                    *to = (k - first) as u8;
+                }
+            }
+        }
+    }
+    pieces
+}
+
+/// Puts windows together and encodes them, where channels are few: from rows of the image at
+/// `slots`, `step` bytes further for every window.
 #[inline(always)]
 fn gather<I: Products>(
     isa: I,
     scratch: &mut [i8],
-    to: usize,
-    (slots, count, len): ([usize; 3], usize, usize),
+    strip: &Strip<I>,
+    (slots, count): ([usize; 3], usize),
     (step, windows, inputs): (usize, usize, usize),
 ) {
-    if count * len <= 2 * COLUMNS && len <= COLUMNS {
-        return gather_small(
-            isa,
-            scratch,
-            to,
-            (slots, count, len),
-            (step, windows, inputs),
-        );
-    }
-    // Bytes come to lie in the second half of a window's room if they are widened: then no
-    // block is overwritten before it is read. All windows first: what is read has been written
-    // long ago, and not in pieces that the CPU would have to put together.
-    let (room, skipped) = (inputs * I::WIDTH, inputs * (I::WIDTH - 1));
-    for window in 0..windows {
-        for (i, slot) in slots.into_iter().enumerate().take(count) {
-            let (from, to) = (slot + window * step, to + window * room + skipped + i * len);
-            // Copies of fixed size are faster; what is too much is overwritten, or meets
-            // weights that are 0.
-            let run = scratch
-                .get(from..)
-                .and_then(|from| from.first_chunk::<RUN>());
-            let run = run.copied();
-            let to = scratch
-                .get_mut(to..)
-                .and_then(|to| to.first_chunk_mut::<RUN>());
-            debug_assert!(run.is_some() && to.is_some());
-            if let (Some(run), Some(to)) = (run, to) {
-                *to = run;
-            }
-        }
-    }
-    if I::WIDTH == 1 {
+    let needed = strip.windows + windows * inputs * I::WIDTH + BEHIND;
+    debug_assert!(needed <= scratch.len());
+    if needed > scratch.len() {
         return;
     }
+    let to = scratch.as_mut_ptr();
+    let (from, to) = (to.cast_const(), to.wrapping_add(strip.windows));
     for window in 0..windows {
-        let room = scratch.get_mut(to + window * room..).unwrap_or_default();
-        for k in (0..inputs).step_by(COLUMNS) {
-            let x = room.get(skipped + k..).and_then(|x| x.first_chunk());
-            let (x, to) = (x.copied(), room.get_mut(k * I::WIDTH..));
-            if let (Some(x), Some(to)) = (x, to)
-                && to.len() >= COLUMNS * I::WIDTH
-            {
-                // SAFETY: `to` is as long as eight encoded inputs.
-                unsafe { isa.encode(x, to.as_mut_ptr().cast()) };
-            }
-        }
-    }
-}
-
-/// [`gather`] of windows with at most sixteen inputs, in runs of at most eight, which are put
-/// together in registers.
-#[inline(always)]
-fn gather_small<I: Products>(
-    isa: I,
-    scratch: &mut [i8],
-    to: usize,
-    (slots, count, len): ([usize; 3], usize, usize),
-    (step, windows, inputs): (usize, usize, usize),
-) {
-    // A run is cut off by a mask, and comes to its place by a product, or where that were
-    // 2⁶⁴ by another mask; rows that there are not have masks of 0.
-    let (mut masks, mut factors, mut seconds) = ([0; 3], [0; 3], [0; 3]);
-    for i in 0..count.min(3) {
-        masks[i] = u64::MAX >> (64 - 8 * len.clamp(1, COLUMNS) as u32);
-        factors[i] = 1u64.checked_shl(8 * (i * len) as u32).unwrap_or(0);
-        seconds[i] = if i * len == COLUMNS { u64::MAX } else { 0 };
-    }
-    for window in 0..windows {
-        let (mut x, mut second) = (0u128, 0);
-        for i in 0..3 {
-            let at = slots[i] + window * step;
-            let run = scratch.get(at..at + COLUMNS).map_or(0, |run| {
-                // SAFETY: eight bytes are 64 bits.
-                unsafe { run.as_ptr().cast::<u64>().read_unaligned() }
-            });
-            let run = run & masks[i];
-            x |= u128::from(run) * u128::from(factors[i]);
-            second |= run & seconds[i];
-        }
-        let x = [x as u64, (x >> 64) as u64 | second];
-        let at = to + window * inputs * I::WIDTH;
-        let window = scratch.get_mut(at..).unwrap_or_default();
-        let blocks = window.chunks_exact_mut(COLUMNS * I::WIDTH);
-        for (to, x) in blocks.zip(x).take(inputs / COLUMNS) {
-            let to = to.as_mut_ptr();
-            // SAFETY: `to` is as long as eight encoded inputs; eight bytes are 64 bits.
+        let pieces = strip.pieces.iter().take(inputs.div_ceil(PIECE));
+        for (i, rows) in pieces.enumerate() {
+            let at = window * inputs + PIECE * i;
+            // SAFETY: `isa` has AVX2. A run lies in the strip, and what is read behind it in
+            // the windows; what is written behind a window lies in the next one, or is
+            // `BEHIND` all.
             unsafe {
+                let mut bytes = _mm_setzero_si128();
+                for (slot, piece) in slots.iter().zip(rows).take(count) {
+                    let run = from.add(slot + window * step + piece.from);
+                    let run = _mm_loadu_si128(run.cast());
+                    let order = _mm_loadu_si128(piece.order.as_ptr().cast());
+                    bytes = _mm_or_si128(bytes, _mm_shuffle_epi8(run, order));
+                }
+                let to = to.add(at * I::WIDTH);
                 if I::WIDTH == 1 {
-                    to.cast::<u64>().write_unaligned(x);
-                } else {
-                    isa.encode(core::mem::transmute::<u64, [i8; COLUMNS]>(x), to.cast());
+                    _mm_storeu_si128(to.cast(), bytes);
+                    continue;
+                }
+                let halves = [_mm_cvtsi128_si64(bytes), _mm_extract_epi64::<1>(bytes)];
+                for (half, x) in halves.into_iter().enumerate() {
+                    if PIECE * i + COLUMNS * half < inputs {
+                        let x = core::mem::transmute::<i64, [i8; COLUMNS]>(x);
+                        isa.encode(x, to.add(COLUMNS * half * I::WIDTH).cast());
+                    }
                 }
             }
         }
