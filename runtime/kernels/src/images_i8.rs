@@ -31,7 +31,7 @@ pub struct Curve<'a> {
 /// `v = points[i] + ⌊((points[i + 1] − points[i])·f + 32) / 64⌋`, and the result is
 /// `zero_point + ⌊(v·multiplier[c] + 2¹⁴) / 2¹⁵⌋`.
 ///
-/// Results are clamped to `-127..=127`.
+/// Results are clamped to `-127..=127`; q is within it too.
 #[derive(Clone, Copy, Debug)]
 pub struct PerChannel<'a> {
     /// `[channels]`.

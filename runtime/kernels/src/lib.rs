@@ -20,8 +20,10 @@
 //! | `dsp` | Cortex-M4, M7, M33, … | where the assembler accepts it, see `build.rs` |
 //!
 //! All but `scalar` and `dsp` share one generic function per float kernel, over rows
-//! of sixteen lanes. int8 convolutions have vector variants on x86-64 and `dsp`; elsewhere
-//! they are the scalar ones.
+//! of sixteen lanes, and per kernel of int8 images, over rows of 32 lanes of 16 bits. int8
+//! convolutions and linear layers have walks of their own on x86-64 and on `dsp`; `neon`
+//! and `simd128` share one, and `neon` uses SDOT where the target has it
+//! (`-C target-feature=+dotprod`).
 //!
 //! # What is exact
 //!

@@ -15,8 +15,8 @@
 //!
 //! - `⌊(q·factor + 64) / 128⌋ = mul_round(256·q, factor)`: numerator and denominator times
 //!   256. Both fit, and they are not both -2¹⁵.
-//! - The offset is added saturating: `|u| > 32767` becomes ±32767 or -2¹⁵, and everything
-//!   from 4095 or 2032 on, or below 0 or -2040, has one result alone.
+//! - The offset is added saturating, which only changes `|u| > 32767`. With a curve, all u
+//!   below 0 or from 4095 on have one result; without one, all below -2024 or from 2024 on.
 //! - `⌊(u + 8) / 16⌋ = mul_round(u, 2048)`.
 //! - `⌊((to − from)·f + 32) / 64⌋ = mul_round(to − from, 512·f)`: points are within ±16383,
 //!   so that their differences fit; 512·63 fits; and v lies between two points.
@@ -60,8 +60,6 @@ impl Walk {
         if self.strides == [self.channels; 2] {
             let (len, step) = (self.pixels * self.channels, LANES % self.channels.max(1));
             let (mut at, mut channel) = (0, 0);
-            // Up to `LANES` less than a multiple of them, the step may be more than once
-            // around.
             while at + LANES <= len {
                 row(channel, at, at, LANES);
                 at += LANES;
@@ -136,7 +134,15 @@ fn per_channel<I: Words>(op: PerChannel<'_>, x: Option<&[i8]>, y: &mut [i8], str
             |isa: I| {
                 // SAFETY: all of these channels of `pixels` pixels lie in x and y; where they
                 // are the same memory, a row is read before it is written.
-                unsafe { apply(isa, op, walk, input.wrapping_add(first), output.add(first)) }
+                unsafe {
+                    apply(
+                        isa,
+                        op,
+                        walk,
+                        input.wrapping_add(first),
+                        output.wrapping_add(first),
+                    )
+                }
             },
         );
     }
@@ -271,8 +277,8 @@ fn add<I: Words>(op: AddI8<'_>, b: &[i8], a: &mut [i8]) {
                         isa,
                         op,
                         walk,
-                        b.as_ptr().add(first),
-                        a.as_mut_ptr().add(first),
+                        b.as_ptr().wrapping_add(first),
+                        a.as_mut_ptr().wrapping_add(first),
                     )
                 }
             },

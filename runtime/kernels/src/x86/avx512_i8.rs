@@ -347,12 +347,20 @@ fn finish_two<E: Outputs, const P: usize>(
         let bias = _mm512_maskz_loadu_epi32(all, layer.bias.as_ptr().add(first).cast());
         let parameters = layer.parameters.as_ptr().add(first).cast();
         let prepared = layer.epilogue.prepare(isa, parameters, all);
-        // A short loop of its own, after which half as many registers are needed.
+        let to = y.as_mut_ptr().add(output);
+        if P <= 7 {
+            for (p, (a, b)) in a.iter().zip(b).enumerate().take(width) {
+                let sums = _mm512_add_epi32(bias, add_neighbours(*a, *b));
+                let to = to.add(p * layer.outputs);
+                layer.epilogue.store(isa, sums, &prepared, to, mask);
+            }
+            return;
+        }
+        // Sums of so many windows fill all registers: half of them in a short loop first.
         let mut rows = [bias; P];
         for (rows, (a, b)) in rows.iter_mut().zip(a.iter().zip(b)) {
             *rows = _mm512_add_epi32(*rows, add_neighbours(*a, *b));
         }
-        let to = y.as_mut_ptr().add(output);
         for (p, sums) in rows.into_iter().enumerate().take(width) {
             let to = to.add(p * layer.outputs);
             layer.epilogue.store(isa, sums, &prepared, to, mask);
