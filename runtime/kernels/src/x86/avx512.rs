@@ -25,8 +25,8 @@ pub(super) static VNNI_KERNELS: Kernels = Kernels::new("avx512vnni", VNNI_ENTRIE
 const VNNI_ENTRIES: Entries = Entries {
     linear_i8: linear_i8::<Vnni, 8>,
     linear_i8_f32: linear_i8_f32::<Vnni, 8>,
-    conv2d_i8: conv2d_i8::<Vnni, 14, 4>,
-    conv2d_i8_f32: conv2d_i8_f32::<Vnni, 14, 4>,
+    conv2d_i8: conv2d_i8::<Vnni, 14, 2>,
+    conv2d_i8_f32: conv2d_i8_f32::<Vnni, 14, 2>,
     attention_i8: attention_i8::<Vnni, 4, 4, 4>,
     ..ENTRIES
 };

@@ -299,8 +299,7 @@ fn add_pairs<const N: usize>(sums: [__m512i; N]) -> [__m256i; N] {
     rows
 }
 
-/// [`Products::finish`], two row blocks at a time; no loop over them, so that their sums stay
-/// in registers.
+/// [`Products::finish`] of one row block, or two.
 #[inline(always)]
 fn finish<E: Outputs, const N: usize, const P: usize>(
     isa: Avx512,
@@ -309,15 +308,17 @@ fn finish<E: Outputs, const N: usize, const P: usize>(
     layer: &Layer<'_, E>,
     y: &mut [E::Output],
 ) {
-    const { assert!(matches!(N, 1 | 2 | 4)) };
-    match (sums.first(), sums.get(1)) {
-        (Some(a), Some(b)) => finish_two(isa, [a, b], (first, width, 2), layer, y),
-        (Some(a), None) => finish_two(isa, [a, a], (first, width, 1), layer, y),
-        _ => {}
-    }
-    if let (Some(a), Some(b)) = (sums.get(2), sums.get(3)) {
-        finish_two(isa, [a, b], (first + 2, width, 2), layer, y);
-    }
+    const { assert!(matches!(N, 1 | 2)) };
+    let Some(a) = sums.first() else {
+        return;
+    };
+    finish_two(
+        isa,
+        [a, sums.get(1).unwrap_or(a)],
+        (first, width, N),
+        layer,
+        y,
+    );
 }
 
 /// One row block, or two.
@@ -348,22 +349,13 @@ fn finish_two<E: Outputs, const P: usize>(
         let parameters = layer.parameters.as_ptr().add(first).cast();
         let prepared = layer.epilogue.prepare(isa, parameters, all);
         let to = y.as_mut_ptr().add(output);
-        if P <= 7 {
-            for (p, (a, b)) in a.iter().zip(b).enumerate().take(width) {
-                let sums = _mm512_add_epi32(bias, add_neighbours(*a, *b));
+        // Up to a constant, so that the loop is unrolled and sums stay in registers.
+        for p in 0..P {
+            if p < width {
+                let sums = _mm512_add_epi32(bias, add_neighbours(a[p], b[p]));
                 let to = to.add(p * layer.outputs);
                 layer.epilogue.store(isa, sums, &prepared, to, mask);
             }
-            return;
-        }
-        // Sums of so many windows fill all registers: half of them in a short loop first.
-        let mut rows = [bias; P];
-        for (rows, (a, b)) in rows.iter_mut().zip(a.iter().zip(b)) {
-            *rows = _mm512_add_epi32(*rows, add_neighbours(*a, *b));
-        }
-        for (p, sums) in rows.into_iter().enumerate().take(width) {
-            let to = to.add(p * layer.outputs);
-            layer.epilogue.store(isa, sums, &prepared, to, mask);
         }
     }
 }

@@ -112,7 +112,7 @@ pub(super) trait Products: Isa + Into<Avx2> {
 }
 
 /// A convolution with int8 outputs on instruction set `I`, up to `MOST` windows at a time
-/// (4, 7 or 14). Up to `BLOCKS` row blocks (1, 2 or 4) share the inputs of 7 windows.
+/// (4, 7 or 14). Up to `BLOCKS` row blocks (1 or 2) share the inputs of a window.
 pub(super) fn conv2d_i8<I: Products, const MOST: usize, const BLOCKS: usize>(
     op: Conv2dI8<'_>,
     rule: Requantize<'_>,
@@ -266,13 +266,11 @@ fn outputs<I: Products, E: Outputs, const P: usize, const BLOCKS: usize>(
     layer: &Layer<'_, E>,
     y: &mut [E::Output],
 ) {
-    let most = if P > 7 { BLOCKS.min(2) } else { BLOCKS };
     let mut first = 0;
     while first < layer.bias.len() {
         let at = (first, width);
         first += match layer.bias.len() - first {
-            4.. if most >= 4 => tile::<I, E, 4, P>(isa, inputs, at, layer, y),
-            2.. if most >= 2 => tile::<I, E, 2, P>(isa, inputs, at, layer, y),
+            2.. if BLOCKS >= 2 => tile::<I, E, 2, P>(isa, inputs, at, layer, y),
             _ => tile::<I, E, 1, P>(isa, inputs, at, layer, y),
         };
     }
