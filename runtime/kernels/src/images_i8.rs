@@ -3,7 +3,7 @@
 //! Owns the operands and the portable loops of affine functions and curves for each
 //! channel, of sums, and of statistics. All of it is integer arithmetic that maps to
 //! 16-bit lanes; the same bytes on every target. Knows nothing of how factors and
-//! offsets come about: [`crate::norm_i8`] makes them of statistics.
+//! offsets come about: [`crate::GroupNormI8`] makes them of statistics.
 
 /// Intervals of a curve.
 pub const INTERVALS: usize = 64;

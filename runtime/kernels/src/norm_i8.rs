@@ -10,7 +10,7 @@ use crate::norm::Condition;
 /// Most pixels of an image: then no sum overflows.
 pub const MOST_PIXELS: usize = 1 << 17;
 
-/// Normalisation in groups of neighbouring channels; see [`GroupNormI8::factors`].
+/// Normalisation in groups of neighbouring channels; see [`crate::Kernels::group_norm_i8`].
 #[derive(Clone, Copy)]
 pub struct GroupNormI8<'a> {
     /// Groups; a divisor of the number of channels.
