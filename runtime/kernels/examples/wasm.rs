@@ -5,10 +5,14 @@
 use std::sync::Mutex;
 
 use quell_kernels::attention::Attention;
-use quell_kernels::layout::{PANEL, ROWS, i8_len, pad, panels_len, scratch_i8};
+use quell_kernels::images_i8::{Curve, POINTS, PerChannel};
+use quell_kernels::layout::{
+    PANEL, ROWS, conv_i8_inputs, i8_len, pad, panels_len, scratch_conv_i8, scratch_i8,
+};
 use quell_kernels::norm::{Condition, GroupNorm};
 use quell_kernels::{
-    Conv2d, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8, conformance,
+    AttentionI8, Conv2d, Conv2dI8, ConvShape, Epilogue, Kernels, LinearF16, LinearF32, LinearI8,
+    Requantize, conformance,
 };
 
 /// What [`check`] has to say.
@@ -58,7 +62,7 @@ pub extern "C" fn message_len() -> usize {
 
 /// Runs a kernel so many times: 0 and 1 a convolution with f32 and f16 weights,
 /// 2 and 3 a linear layer, 4 one with int8 weights, 5 attention, 6 group norm
-/// and SiLU. Returns something that depends on all results.
+/// and SiLU, 7 to 9 see [`run_int8`]. Returns something that depends on all results.
 // SAFETY: see `tables`.
 #[unsafe(no_mangle)]
 pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
@@ -151,6 +155,7 @@ pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
                 sum += query[0];
             }
         }
+        7.. => sum += run_int8(table, kernel, times),
         _ => {
             let (weight, bias) = (vec![1.0; 32], vec![0.5; 32]);
             let (mut table_row, mut x) = (vec![0.0; 64], vec![0.0; 196 * 32]);
@@ -171,6 +176,81 @@ pub extern "C" fn run(table: usize, kernel: u32, times: usize) -> f32 {
         }
     }
     sum
+}
+
+/// Runs an int8 kernel so many times: 7 a convolution, 8 a curve, 9 attention.
+fn run_int8(table: &Kernels, kernel: u32, times: usize) -> f32 {
+    let mut image = vec![3; 14 * 14 * 32];
+    match kernel {
+        7 => {
+            let shape = ConvShape {
+                height: 14,
+                width: 14,
+                channels: 32,
+                out_height: 14,
+                out_width: 14,
+                kernel: 3,
+                stride: 1,
+                pad_top: 1,
+                pad_left: 1,
+            };
+            let weights = vec![7; i8_len(32, conv_i8_inputs(32, 3))];
+            let (bias, multipliers) = (vec![100; 32], vec![1 << 20; 32]);
+            let mut scratch = vec![0; scratch_conv_i8(32, 3, 1, 32) / 2];
+            let mut y = vec![0; 14 * 14 * 32];
+            for _ in 0..times {
+                let op = Conv2dI8 {
+                    shape,
+                    weights: &weights,
+                    bias: &bias,
+                    x: &image,
+                    zero_point: 3,
+                    scratch: &mut scratch,
+                };
+                let rule = Requantize {
+                    multipliers: &multipliers,
+                    shift: 0,
+                    zero_point: 0,
+                    min: -127,
+                };
+                table.conv2d_i8(op, rule, &mut y);
+                image[0] = y[0];
+            }
+        }
+        8 => {
+            let (factors, offsets, multipliers) = (vec![2048; 32], vec![2048; 32], vec![300; 32]);
+            let points: [i16; POINTS] = core::array::from_fn(|i| (i * i * 4) as i16);
+            for _ in 0..times {
+                let op = PerChannel {
+                    factors: &factors,
+                    offsets: &offsets,
+                    curve: Some(Curve {
+                        points: &points,
+                        multipliers: &multipliers,
+                    }),
+                    zero_point: 3,
+                };
+                table.per_channel_i8_in_place(op, &mut image);
+            }
+        }
+        _ => {
+            let (key, value) = (vec![5; 49 * 64], vec![9; 49 * 64]);
+            let mut scratch = vec![0; 49 + 16];
+            for _ in 0..times {
+                table.attention_i8(AttentionI8 {
+                    heads: 4,
+                    query: &mut image[..49 * 64],
+                    key: &key,
+                    value: &value,
+                    multipliers: &[1 << 20; 4],
+                    shift: 4,
+                    tokens: 49,
+                    scratch: &mut scratch,
+                });
+            }
+        }
+    }
+    image[0].into()
 }
 
 /// The same small weights as f32 and as f16.

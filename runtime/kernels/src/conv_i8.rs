@@ -168,9 +168,15 @@ pub(crate) fn gather(
             };
             let k = conv_i8_input(channels, kernel, tap, c);
             let window = window.as_flattened_mut().get_mut(k..).unwrap_or_default();
-            let eight = eight.iter().take(channels - c);
-            for (value, &x) in window.iter_mut().take(COLUMNS).zip(eight) {
-                *value = x;
+            match (window.first_chunk_mut(), eight.first_chunk::<COLUMNS>()) {
+                // Copies of fixed size are an instruction.
+                (Some(window), Some(eight)) if channels - c >= COLUMNS => *window = *eight,
+                _ => {
+                    let eight = eight.iter().take(channels - c);
+                    for (value, &x) in window.iter_mut().take(COLUMNS).zip(eight) {
+                        *value = x;
+                    }
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Owns the operands and the portable loops of affine functions and curves for each
 //! channel, of sums, and of statistics. All of it is integer arithmetic that maps to
 //! 16-bit lanes; the same bytes on every target. Knows nothing of how factors and
-//! offsets come about: [`crate::norm_i8`] makes them of statistics.
+//! offsets come about: [`crate::GroupNormI8`] makes them of statistics.
 
 /// Intervals of a curve.
 pub const INTERVALS: usize = 64;
@@ -31,7 +31,7 @@ pub struct Curve<'a> {
 /// `v = points[i] + ⌊((points[i + 1] − points[i])·f + 32) / 64⌋`, and the result is
 /// `zero_point + ⌊(v·multiplier[c] + 2¹⁴) / 2¹⁵⌋`.
 ///
-/// Results are clamped to `-127..=127`.
+/// Results are clamped to `-127..=127`; q is within it too.
 #[derive(Clone, Copy, Debug)]
 pub struct PerChannel<'a> {
     /// `[channels]`.
@@ -141,10 +141,10 @@ pub(crate) fn per_channel(op: PerChannel<'_>, x: Option<&[i8]>, y: &mut [i8], st
             return;
         };
         if let Some(pixels) = &mut pixels {
-            match pixels.next() {
-                Some(x) => y.copy_from_slice(x),
-                None => return,
-            }
+            let Some(x) = pixels.next() else {
+                return;
+            };
+            y.copy_from_slice(x);
         }
         let each = y.iter_mut().zip(op.factors.iter().zip(op.offsets));
         match op.curve {
@@ -176,6 +176,7 @@ pub(crate) fn add(op: AddI8<'_>, b: &[i8], a: &mut [i8]) {
 
 /// Adds Σ q and Σ q² over the pixels of every channel to `sums` and `squares`, both
 /// `[channels]`; `x` is `[pixels, channels]`, of at most 2¹⁷ pixels.
+#[inline(always)]
 pub(crate) fn statistics(x: &[i8], sums: &mut [i32], squares: &mut [i32]) {
     for x in x.chunks_exact(sums.len().max(1)) {
         for ((sum, square), &q) in sums.iter_mut().zip(squares.iter_mut()).zip(x) {

@@ -3,16 +3,24 @@
 //!
 //! Every CPU that these targets name has NEON, so that nothing is detected.
 
+mod attention_i8;
+mod conv_i8;
+mod words;
+
 use core::arch::aarch64::*;
 
-use crate::layout::{COLUMNS, PANEL, ROWS};
+use crate::layout::PANEL;
 use crate::simd::attention::attention;
+use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
-use crate::simd::int8::{Block, DotI8, linear_i8, linear_i8_f32};
+use crate::simd::conv_i8::{conv2d_i8, conv2d_i8_f32};
+use crate::simd::images_i8;
+use crate::simd::int8::{linear_i8, linear_i8_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd};
 use crate::table::{Entries, Kernels};
+use conv_i8::WINDOWS;
 
 pub(crate) static KERNELS: Kernels = Kernels::new("neon", ENTRIES);
 
@@ -25,12 +33,12 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Neon, 1, 6, 4>,
     linear_i8: linear_i8::<Neon>,
     linear_i8_f32: linear_i8_f32::<Neon>,
-    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
-    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
+    conv2d_i8: conv2d_i8::<Neon, WINDOWS>,
+    conv2d_i8_f32: conv2d_i8_f32::<Neon, WINDOWS>,
     attention: attention::<Neon, 4, 1, 4>,
     norm: loops::<Neon, 1>(),
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::loops::<Neon>(),
+    attention_i8: attention_i8::<Neon, 1, 4, 4>,
 };
 
 /// Proves that the CPU has NEON, as the target says: this module is compiled only
@@ -180,41 +188,4 @@ impl Simd for Neon {
         // SAFETY: the target has NEON.
         unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d))) }
     }
-}
-
-impl DotI8 for Neon {
-    #[inline(always)]
-    fn dot(self, weights: &[Block], x: &[[i8; COLUMNS]]) -> [i32; ROWS] {
-        // SAFETY: the target has NEON.
-        unsafe { dot(weights, x) }
-    }
-}
-
-#[target_feature(enable = "neon")]
-fn dot(weights: &[Block], x: &[[i8; COLUMNS]]) -> [i32; ROWS] {
-    // Bytes of even inputs hold w + 128: this takes it away.
-    let bias = vreinterpretq_s8_u16(vdupq_n_u16(0x0080));
-    let mut sums = [vdupq_n_s32(0); 8];
-    for (block, x) in weights.iter().zip(x) {
-        // SAFETY: eight inputs are 8 bytes.
-        let x = unsafe { vld1_s8(x.as_ptr()) };
-        for (rows, sums) in block.as_chunks::<16>().0.iter().zip(sums.as_chunks_mut().0) {
-            // SAFETY: two rows are 16 bytes.
-            let rows = unsafe { vld1q_s8(rows.as_ptr().cast()) };
-            let rows = veorq_s8(rows, bias);
-            let [first, second] = sums;
-            *first = vpadalq_s16(*first, vmull_s8(vget_low_s8(rows), x));
-            *second = vpadalq_s16(*second, vmull_s8(vget_high_s8(rows), x));
-        }
-    }
-    let [a, b, c, d, e, f, g, h] = sums;
-    let low = vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
-    let high = vpaddq_s32(vpaddq_s32(e, f), vpaddq_s32(g, h));
-    let mut rows = [0; ROWS];
-    // SAFETY: twice four i32 are eight.
-    unsafe {
-        vst1q_s32(rows.as_mut_ptr(), low);
-        vst1q_s32(rows.as_mut_ptr().add(4), high);
-    }
-    rows
 }

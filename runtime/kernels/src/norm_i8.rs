@@ -10,7 +10,7 @@ use crate::norm::Condition;
 /// Most pixels of an image: then no sum overflows.
 pub const MOST_PIXELS: usize = 1 << 17;
 
-/// Normalisation in groups of neighbouring channels; see [`GroupNormI8::factors`].
+/// Normalisation in groups of neighbouring channels; see [`crate::Kernels::group_norm_i8`].
 #[derive(Clone, Copy)]
 pub struct GroupNormI8<'a> {
     /// Groups; a divisor of the number of channels.
@@ -67,22 +67,22 @@ impl GroupNormI8<'_> {
     /// - the results are `a·128` and `b`, rounded half to even, within ±32767 (NaN
     ///   becomes −32767).
     pub(crate) fn factors(&self, pixels: usize, sums: &mut [i32], squares: &mut [i32]) {
+        self.channels(pixels, sums, squares);
         let width = (self.weight.len() / self.groups.max(1)).max(1);
         for from in (0..self.weight.len()).step_by(width) {
             let channels = from..from + width;
             let (mut mean, mut variance) = (0.0, 0.0);
             for c in channels.clone() {
-                mean += self.channel(c, pixels, sums, squares).0;
+                mean += number(sums, c);
             }
             mean /= width as f32;
             for c in channels.clone() {
-                let (of_channel, spread) = self.channel(c, pixels, sums, squares);
-                let deviation = of_channel - mean;
-                variance += spread + deviation * deviation;
+                let deviation = number(sums, c) - mean;
+                variance += number(squares, c) + deviation * deviation;
             }
             variance /= width as f32;
             let inverse = 1.0 / math::sqrt(variance + self.epsilon);
-            // The sums of this group and those before it are not needed any more.
+            // The numbers of this group and those before it are not needed any more.
             for c in channels {
                 let (a, b) = self.factor_of(c, mean, inverse);
                 store(sums, c, bounded(a * 128.0));
@@ -91,15 +91,17 @@ impl GroupNormI8<'_> {
         }
     }
 
-    /// Mean and variance of a channel.
-    #[inline]
-    fn channel(&self, c: usize, pixels: usize, sums: &[i32], squares: &[i32]) -> (f32, f32) {
-        let [sum, square] = [sums, squares].map(|all| all.get(c).copied().unwrap_or(0));
-        let (scale, n) = (get(self.scales, c), pixels as f32);
-        let mean = sum as f32 / n * scale + self.added(c);
-        let sum = i64::from(sum);
-        let spread = pixels as i64 * i64::from(square) - sum * sum;
-        (mean, spread as f32 / n / n * (scale * scale))
+    /// Means and variances of all channels, as bits in the place of their sums.
+    fn channels(&self, pixels: usize, sums: &mut [i32], squares: &mut [i32]) {
+        let n = pixels as f32;
+        let each = sums.iter_mut().zip(squares).zip(self.scales).enumerate();
+        for (c, ((sum, square), &scale)) in each {
+            let mean = *sum as f32 / n * scale + self.added(c);
+            let total = i64::from(*sum);
+            let spread = pixels as i64 * i64::from(*square) - total * total;
+            *sum = mean.to_bits() as i32;
+            *square = (spread as f32 / n / n * (scale * scale)).to_bits() as i32;
+        }
     }
 
     /// Factor and offset of a channel, before they are rounded.
@@ -134,6 +136,12 @@ fn store(words: &mut [i32], i: usize, value: i16) {
         let bits = u32::from(value as u16) << shift;
         *word = ((*word as u32 & !(0xffff << shift)) | bits) as i32;
     }
+}
+
+/// The f32 whose bits number i is.
+#[inline]
+fn number(bits: &[i32], i: usize) -> f32 {
+    f32::from_bits(bits.get(i).copied().unwrap_or(0) as u32)
 }
 
 fn get(of: &[f32], i: usize) -> f32 {

@@ -5,12 +5,19 @@
 //! functions. There is no fused multiply-add, so that linear layers and
 //! convolutions round twice.
 
+mod attention_i8;
+mod conv_i8;
+mod words;
+
 use core::arch::wasm32::*;
 
-use crate::layout::{COLUMNS, PANEL, ROWS};
+use crate::layout::PANEL;
 use crate::simd::attention::attention;
+use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
-use crate::simd::int8::{Block, DotI8, linear_i8, linear_i8_f32};
+use crate::simd::conv_i8::{conv2d_i8, conv2d_i8_f32};
+use crate::simd::images_i8;
+use crate::simd::int8::{linear_i8, linear_i8_f32};
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd};
@@ -27,12 +34,12 @@ const ENTRIES: Entries = Entries {
     conv2d_f16: conv2d_f16::<Simd128, 1, 2, 2>,
     linear_i8: linear_i8::<Simd128>,
     linear_i8_f32: linear_i8_f32::<Simd128>,
-    conv2d_i8: crate::scalar::ENTRIES.conv2d_i8,
-    conv2d_i8_f32: crate::scalar::ENTRIES.conv2d_i8_f32,
+    conv2d_i8: conv2d_i8::<Simd128, 2>,
+    conv2d_i8_f32: conv2d_i8_f32::<Simd128, 2>,
     attention: attention::<Simd128, 2, 1, 2>,
     norm: loops::<Simd128, 1>(),
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::loops::<Simd128>(),
+    attention_i8: attention_i8::<Simd128, 1, 2, 2>,
 };
 
 /// The engine has simd128, as the target says.
@@ -175,30 +182,4 @@ fn widen(bits: v128) -> v128 {
     let exponent = v128_and(small, u32x4_splat(LARGEST));
     let special = i32x4_eq(exponent, u32x4_splat(LARGEST));
     v128_or(finite, v128_and(special, u32x4_splat(255 << 23)))
-}
-
-impl DotI8 for Simd128 {
-    #[inline(always)]
-    fn dot(self, weights: &[Block], x: &[[i8; COLUMNS]]) -> [i32; ROWS] {
-        // Bytes of even inputs hold w + 128: this takes it away.
-        let bias = u16x8_splat(0x0080);
-        let mut sums = [i32x4_splat(0); 8];
-        for (block, x) in weights.iter().zip(x) {
-            // SAFETY: eight inputs are 8 bytes, and loads need no alignment.
-            let x = unsafe { i16x8_load_extend_i8x8(x.as_ptr()) };
-            for (rows, sums) in block.as_chunks::<16>().0.iter().zip(sums.as_chunks_mut().0) {
-                // SAFETY: two rows are 16 bytes.
-                let rows = v128_xor(unsafe { v128_load(rows.as_ptr().cast()) }, bias);
-                let [first, second] = sums;
-                *first = i32x4_add(*first, i32x4_dot_i16x8(i16x8_extend_low_i8x16(rows), x));
-                *second = i32x4_add(*second, i32x4_dot_i16x8(i16x8_extend_high_i8x16(rows), x));
-            }
-        }
-        sums.map(|sum| {
-            i32x4_extract_lane::<0>(sum)
-                .wrapping_add(i32x4_extract_lane::<1>(sum))
-                .wrapping_add(i32x4_extract_lane::<2>(sum))
-                .wrapping_add(i32x4_extract_lane::<3>(sum))
-        })
-    }
 }

@@ -15,6 +15,9 @@ const KERNELS = [
   ["linear_i8_f32 256-256", 65536],
   ["attention 49x4x16", 307328],
   ["group norm, SiLU 196x32", 6272],
+  ["conv2d_i8 14x14 k3 32-32", 1806336],
+  ["int8 curve 196x32", 6272],
+  ["int8 attention 49x4x16", 307328],
 ];
 
 const [path] = process.argv.slice(2);

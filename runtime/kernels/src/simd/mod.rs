@@ -15,13 +15,18 @@
 //! as functions of their own, it calls [`Isa::run`] again.
 
 pub(crate) mod attention;
+pub(crate) mod attention_i8;
 pub(crate) mod conv;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) mod conv_i8;
+pub(crate) mod images_i8;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) mod int8;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod norm;
 mod windows;
+pub(crate) mod words;
 
 use crate::layout::PANEL;
 

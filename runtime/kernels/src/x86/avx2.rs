@@ -9,7 +9,9 @@ use super::int8::{self, Block, Product, Words, linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
 use crate::layout::{COLUMNS, PANEL};
 use crate::simd::attention::attention;
+use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
+use crate::simd::images_i8;
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd, Square};
@@ -31,8 +33,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv2d_i8_f32::<Avx2, 4, 1>,
     attention: attention::<Avx2, 4, 2, 4>,
     norm: loops::<Avx2, 2>(),
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::loops::<Avx2>(),
+    attention_i8: attention_i8::<Avx2, 2, 2, 2>,
 };
 
 /// Proves that the CPU has AVX2, FMA and F16C: only `known` makes a value.
@@ -375,5 +377,44 @@ impl Products for Avx2 {
     fn rows(self, [low, high]: [__m256i; 2]) -> __m256i {
         // SAFETY: `self` proves AVX2. Rows 0 1 4 5, then 2 3 6 7, each from two lanes.
         unsafe { _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(low, high)) }
+    }
+
+    type Wide = __m256i;
+
+    #[inline(always)]
+    unsafe fn encode_weights(self, weights: [i8; COLUMNS], to: *mut u8) {
+        // SAFETY: as the caller has promised; `self` proves AVX2.
+        unsafe { conv_i8::widen(weights, to) }
+    }
+
+    #[inline(always)]
+    fn zero_wide(self) -> Self::Wide {
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn add_wide(self, weights: *const u8, x: *const u8, sums: Self::Wide) -> Self::Wide {
+        // SAFETY: as the caller has promised; `self` proves AVX2.
+        unsafe {
+            let (w, x) = (weights.cast::<__m256i>(), x.cast::<__m256i>());
+            let low = _mm256_madd_epi16(_mm256_loadu_si256(w), _mm256_loadu_si256(x));
+            let (w, x) = (w.add(1), x.add(1));
+            let high = _mm256_madd_epi16(_mm256_loadu_si256(w), _mm256_loadu_si256(x));
+            _mm256_add_epi32(sums, _mm256_add_epi32(low, high))
+        }
+    }
+
+    #[inline(always)]
+    fn sum_wide(self, sums: Self::Wide) -> i32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let four = _mm_add_epi32(
+                _mm256_castsi256_si128(sums),
+                _mm256_extracti128_si256::<1>(sums),
+            );
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(two).wrapping_add(_mm_extract_epi32::<1>(two))
+        }
     }
 }

@@ -5,12 +5,14 @@
 
 use core::arch::x86_64::*;
 
-use super::conv_i8::{self, Products, conv2d_i8, conv2d_i8_f32};
-use super::int8::{self, Block, Bytes, Product, Words, linear_i8, linear_i8_f32};
+use super::conv_i8::{conv2d_i8, conv2d_i8_f32};
+use super::int8::{linear_i8, linear_i8_f32};
 use super::{Level, known, prefetch};
-use crate::layout::{COLUMNS, PANEL};
+use crate::layout::PANEL;
 use crate::simd::attention::attention;
+use crate::simd::attention_i8::attention_i8;
 use crate::simd::conv::{conv2d_f16, conv2d_f32};
+use crate::simd::images_i8;
 use crate::simd::linear::{linear_f16, linear_f32};
 use crate::simd::norm::loops;
 use crate::simd::{Isa, Simd, Square};
@@ -23,8 +25,9 @@ pub(super) static VNNI_KERNELS: Kernels = Kernels::new("avx512vnni", VNNI_ENTRIE
 const VNNI_ENTRIES: Entries = Entries {
     linear_i8: linear_i8::<Vnni, 8>,
     linear_i8_f32: linear_i8_f32::<Vnni, 8>,
-    conv2d_i8: conv2d_i8::<Vnni, 14, 4>,
-    conv2d_i8_f32: conv2d_i8_f32::<Vnni, 14, 4>,
+    conv2d_i8: conv2d_i8::<Vnni, 14, 2>,
+    conv2d_i8_f32: conv2d_i8_f32::<Vnni, 14, 2>,
+    attention_i8: attention_i8::<Vnni, 4, 4, 4>,
     ..ENTRIES
 };
 
@@ -42,8 +45,8 @@ const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv2d_i8_f32::<Avx512, 7, 2>,
     attention: attention::<Avx512, 8, 4, 8>,
     norm: loops::<Avx512, 4>(),
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::loops::<Avx512>(),
+    attention_i8: attention_i8::<Avx512, 4, 4, 4>,
 };
 
 /// Proves that the CPU has AVX2 and AVX-512 F, BW, VL and DQ: only `known`
@@ -210,98 +213,6 @@ fn transpose(rows: [__m512; PANEL]) -> [__m512; PANEL] {
     b
 }
 
-/// int8 products of 16-bit words, two instructions per row block and parity.
-impl Product for Avx512 {
-    type Inputs = Words;
-
-    #[inline(always)]
-    fn prepare<'a>(self, x: &[i8], scratch: &'a mut [i16]) -> (&'a [Words], i32) {
-        // SAFETY: `self` proves AVX2.
-        unsafe { int8::widen(x, scratch) }
-    }
-
-    #[inline(always)]
-    fn dot<const N: usize>(self, weights: &[Block], x: &[Words]) -> [__m256i; N] {
-        // SAFETY: `self` proves AVX2, AVX-512 F and BW.
-        unsafe { dot_words(weights, x) }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,avx512f,avx512bw")]
-fn dot_words<const N: usize>(weights: &[Block], x: &[Words]) -> [__m256i; N] {
-    let mut sums = [_mm512_setzero_si512(); N];
-    if weights.len() == N * x.len() {
-        for (k, x_k) in x.iter().enumerate() {
-            let even = _mm512_set1_epi64(int8::lane(&x_k[0]));
-            let odd = _mm512_set1_epi64(int8::lane(&x_k[1]));
-            for (n, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: n < N and k < x.len(), so the index is below
-                // N·x.len(), which is the number of blocks.
-                let words = load_block(unsafe { weights.get_unchecked(n * x.len() + k) });
-                let high = _mm512_srai_epi16::<8>(words);
-                let products =
-                    _mm512_add_epi32(_mm512_madd_epi16(words, even), _mm512_madd_epi16(high, odd));
-                *sum = _mm512_add_epi32(*sum, products);
-            }
-        }
-    }
-    add_pairs(sums)
-}
-
-/// Two instructions per row block, window and parity.
-impl Products for Avx512 {
-    const WIDTH: usize = 2;
-    const OFFSET: u8 = 0;
-    /// Weights of even inputs, then of odd ones.
-    type Weights = [__m512i; 2];
-    type Sums = __m512i;
-
-    #[inline(always)]
-    unsafe fn encode(self, x: [i8; COLUMNS], to: *mut u8) {
-        // SAFETY: as the caller has promised; `self` proves AVX2.
-        unsafe { conv_i8::widen(x, to) }
-    }
-
-    #[inline(always)]
-    fn zero(self) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_setzero_si512() }
-    }
-
-    #[inline(always)]
-    fn weights(self, block: &Block) -> [__m512i; 2] {
-        // SAFETY: `self` proves AVX-512 F and BW.
-        unsafe {
-            let words = load_block(block);
-            let even = _mm512_xor_si512(words, _mm512_set1_epi16(0x80));
-            let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(even));
-            [even, _mm512_srai_epi16::<8>(words)]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(self, [even, odd]: [__m512i; 2], x: *const u8, sums: __m512i) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F and BW; eight encoded inputs are 16 bytes.
-        unsafe {
-            let x = x.cast::<i64>();
-            let x_even = _mm512_set1_epi64(x.read_unaligned());
-            let x_odd = _mm512_set1_epi64(x.add(1).read_unaligned());
-            let products = _mm512_add_epi32(
-                _mm512_madd_epi16(even, x_even),
-                _mm512_madd_epi16(odd, x_odd),
-            );
-            _mm512_add_epi32(sums, products)
-        }
-    }
-
-    #[inline(always)]
-    fn rows(self, sums: __m512i) -> __m256i {
-        // SAFETY: `self` proves AVX2 and AVX-512 F.
-        unsafe { add_pairs([sums])[0] }
-    }
-}
-
 /// Proves that the CPU has VNNI and all that [`Avx512`] proves: only `known`
 /// makes a value.
 #[derive(Clone, Copy)]
@@ -324,101 +235,10 @@ impl Isa for Vnni {
     }
 }
 
-/// int8 products of bytes: VNNI multiplies unsigned weights by signed inputs.
-impl Product for Vnni {
-    type Inputs = Bytes;
-
+/// Whatever has VNNI has AVX-512, see [`Level`].
+impl From<Vnni> for Avx512 {
     #[inline(always)]
-    fn prepare<'a>(self, x: &[i8], scratch: &'a mut [i16]) -> (&'a [Bytes], i32) {
-        // SAFETY: `self` proves AVX2.
-        unsafe { int8::pad(x, scratch) }
+    fn from(_: Vnni) -> Self {
+        Self(())
     }
-
-    #[inline(always)]
-    fn dot<const N: usize>(self, weights: &[Block], x: &[Bytes]) -> [__m256i; N] {
-        // SAFETY: `self` proves AVX2, AVX-512 F, BW and VNNI.
-        unsafe { dot_bytes(weights, x) }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vnni")]
-fn dot_bytes<const N: usize>(weights: &[Block], x: &[Bytes]) -> [__m256i; N] {
-    // Bytes of odd inputs hold w; this adds 128, as even ones have it.
-    let bias_odd = _mm512_set1_epi16(0x8000_u16 as i16);
-    let mut sums = [_mm512_setzero_si512(); N];
-    if weights.len() == N * x.len() {
-        for (k, x_k) in x.iter().enumerate() {
-            let x_k = _mm512_set1_epi64(int8::lane(x_k));
-            for (n, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: n < N and k < x.len(), so the index is below
-                // N·x.len(), which is the number of blocks.
-                let block = load_block(unsafe { weights.get_unchecked(n * x.len() + k) });
-                *sum = _mm512_dpbusd_epi32(*sum, _mm512_xor_si512(block, bias_odd), x_k);
-            }
-        }
-    }
-    add_pairs(sums)
-}
-
-/// One instruction per row block and window: it multiplies unsigned inputs by signed weights.
-impl Products for Vnni {
-    const WIDTH: usize = 1;
-    const OFFSET: u8 = 128;
-    type Weights = __m512i;
-    type Sums = __m512i;
-
-    #[inline(always)]
-    unsafe fn encode(self, x: [i8; COLUMNS], to: *mut u8) {
-        let bytes = x.map(|x| x as u8 ^ 0x80);
-        // SAFETY: the caller has promised room for eight bytes.
-        unsafe { to.cast::<[u8; COLUMNS]>().write(bytes) }
-    }
-
-    #[inline(always)]
-    fn zero(self) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_setzero_si512() }
-    }
-
-    #[inline(always)]
-    fn weights(self, block: &Block) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F. Bytes of even inputs hold w + 128: this takes it
-        // away.
-        unsafe { _mm512_xor_si512(load_block(block), _mm512_set1_epi16(0x80)) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(self, weights: __m512i, x: *const u8, sums: __m512i) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F and VNNI; eight encoded inputs are 8 bytes.
-        unsafe {
-            let x = _mm512_set1_epi64(x.cast::<i64>().read_unaligned());
-            _mm512_dpbusd_epi32(sums, x, weights)
-        }
-    }
-
-    #[inline(always)]
-    fn rows(self, sums: __m512i) -> __m256i {
-        // SAFETY: `self` proves AVX2 and AVX-512 F.
-        unsafe { add_pairs([sums])[0] }
-    }
-}
-
-/// Eight rows, whose sums lie in two lanes each: adds them.
-#[inline]
-#[target_feature(enable = "avx2,avx512f")]
-fn add_pairs<const N: usize>(sums: [__m512i; N]) -> [__m256i; N] {
-    let mut rows = [_mm256_setzero_si256(); N];
-    for (rows, sum) in rows.iter_mut().zip(sums) {
-        let sum = _mm512_add_epi32(sum, _mm512_srli_epi64::<32>(sum));
-        *rows = _mm512_cvtepi64_epi32(sum);
-    }
-    rows
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_block(block: &Block) -> __m512i {
-    // SAFETY: a block is 64 bytes.
-    unsafe { _mm512_loadu_si512(block.as_ptr().cast()) }
 }

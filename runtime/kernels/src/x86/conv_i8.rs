@@ -1,7 +1,7 @@
 //! int8 convolutions: windows side by side share every block of weights.
 //!
-//! Owns the copy of the image that a strip of windows sees, and the walk over windows and row
-//! blocks; an instruction set has the products. A strip goes down the image: of the rows that
+//! Owns the walk over windows and row blocks; an instruction set has the products, and
+//! [`super::strip`] has what the windows see. A strip goes down the image: of the rows that
 //! the next windows see, only the new ones are copied, with everything outside of the image in
 //! place, so that the inner loops know no borders.
 //!
@@ -12,14 +12,16 @@ use core::arch::x86_64::*;
 use core::ops::Range;
 
 use super::avx2::Avx2;
+use super::few;
 use super::int8::{Block, Outputs};
+use super::strip::{Image, Inputs, Strip};
 use crate::conv_i8::{Conv2dI8, bytes_mut};
-use crate::layout::{COLUMNS, ROWS, conv_i8_inputs, pad};
+use crate::layout::{COLUMNS, ROWS};
 use crate::simd::{Isa, enter, even};
-use crate::table::{ConvShape, Epilogue, Requantize};
+use crate::table::{Epilogue, Requantize};
 
 /// Eight accumulators in a scratch of i16.
-type Lanes = [i16; 2 * ROWS];
+pub(super) type Lanes = [i16; 2 * ROWS];
 
 /// An instruction set with products of a block of weights and eight inputs of a window, and
 /// with AVX2 for all else.
@@ -47,10 +49,70 @@ pub(super) trait Products: Isa + Into<Avx2> {
     unsafe fn mul_add(self, weights: Self::Weights, x: *const u8, sums: Self::Sums) -> Self::Sums;
     /// One sum per row.
     fn rows(self, sums: Self::Sums) -> __m256i;
+
+    /// Sums of products of [`few::CHUNK`] bytes of encoded inputs and weights.
+    type Wide: Copy;
+    /// Eight weights of one row as [`Products::add_wide`] multiplies them with encoded inputs.
+    ///
+    /// # Safety
+    /// `to` has room for as many as of inputs.
+    unsafe fn encode_weights(self, weights: [i8; COLUMNS], to: *mut u8);
+    fn zero_wide(self) -> Self::Wide;
+    /// # Safety
+    /// [`few::CHUNK`] bytes may be read from both.
+    unsafe fn add_wide(self, weights: *const u8, x: *const u8, sums: Self::Wide) -> Self::Wide;
+    fn sum_wide(self, sums: Self::Wide) -> i32;
+
+    /// [`Products::encode`] of whole blocks.
+    #[inline(always)]
+    fn encode_blocks(self, x: &[[i8; COLUMNS]], to: &mut [i8]) {
+        for (to, x) in to.chunks_exact_mut(COLUMNS * Self::WIDTH).zip(x) {
+            // SAFETY: `to` is as long as eight encoded inputs.
+            unsafe { self.encode(*x, to.as_mut_ptr().cast()) };
+        }
+    }
+
+    /// The outputs of `N` row blocks from number `first` on of `width` windows, at most `P`.
+    #[inline(always)]
+    fn finish<E: Outputs, const N: usize, const P: usize>(
+        self,
+        sums: &[[Self::Sums; P]; N],
+        (first, width): (usize, usize),
+        layer: &Layer<'_, E>,
+        y: &mut [E::Output],
+    ) {
+        let rows = layer.bias.iter().zip(layer.parameters).skip(first);
+        for (n, (sums, (bias, parameters))) in sums.iter().zip(rows).enumerate() {
+            let output = (first + n) * ROWS;
+            let count = ROWS.min(layer.outputs - output);
+            for (p, sums) in sums.iter().enumerate().take(width) {
+                // SAFETY: `self` has AVX2; `Lanes` are 32 bytes.
+                let sums = unsafe {
+                    let bias = _mm256_loadu_si256(bias.as_ptr().cast());
+                    _mm256_add_epi32(self.rows(*sums), bias)
+                };
+                let values = layer.epilogue.convert(self.into(), sums, parameters);
+                let y = y.get_mut(p * layer.outputs + output..).unwrap_or_default();
+                match y.first_chunk_mut::<ROWS>() {
+                    // A loop whose length is known is one store.
+                    Some(y) if count == ROWS => {
+                        for (y, value) in y.iter_mut().zip(values) {
+                            layer.epilogue.write(y, value);
+                        }
+                    }
+                    _ => {
+                        for (y, value) in y.iter_mut().zip(values).take(count) {
+                            layer.epilogue.write(y, value);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A convolution with int8 outputs on instruction set `I`, up to `MOST` windows at a time
-/// (4, 7 or 14). Up to `BLOCKS` row blocks (1, 2 or 4) share the inputs of 7 windows.
+/// (4, 7 or 14). Up to `BLOCKS` row blocks (1 or 2) share the inputs of a window.
 pub(super) fn conv2d_i8<I: Products, const MOST: usize, const BLOCKS: usize>(
     op: Conv2dI8<'_>,
     rule: Requantize<'_>,
@@ -102,6 +164,9 @@ fn walk<I: Products, E: Outputs, const MOST: usize, const BLOCKS: usize>(
         zero_point: op.zero_point,
         scratch: bytes_mut(scratch),
     };
+    if few::convolve(isa, &mut image, layer, y).is_some() {
+        return;
+    }
     let mut next = 0;
     while next < shape.out_width && outputs > 0 {
         let width = even(shape.out_width - next, MOST);
@@ -144,36 +209,15 @@ fn correct<I: Products>(isa: I, bias: &[[i32; ROWS]], weights: &[Block], correct
 }
 
 /// All that outputs need but their inputs.
-struct Layer<'a, E: Outputs> {
+pub(super) struct Layer<'a, E: Outputs> {
     /// `[row blocks, column blocks]`.
-    weights: &'a [Block],
+    pub(super) weights: &'a [Block],
     /// `[row blocks]`.
-    bias: &'a [Lanes],
+    pub(super) bias: &'a [Lanes],
     /// `[row blocks]`, multipliers or scales.
-    parameters: &'a [[E::Parameter; ROWS]],
-    epilogue: &'a E,
-    outputs: usize,
-}
-
-/// The input, and room for what a strip sees of it.
-struct Image<'a> {
-    shape: ConvShape,
-    x: &'a [i8],
-    zero_point: i8,
-    scratch: &'a mut [i8],
-}
-
-/// Where the inputs of windows lie: block `b` of tap `t` of kernel row `r` of window `p` at
-/// `rows[r] + b·block + t·tap + p·window`.
-struct Inputs {
-    rows: [*const u8; 3],
-    /// Of `rows`, the ones that there are.
-    count: usize,
-    blocks: usize,
-    taps: usize,
-    block: usize,
-    tap: usize,
-    window: usize,
+    pub(super) parameters: &'a [[E::Parameter; ROWS]],
+    pub(super) epilogue: &'a E,
+    pub(super) outputs: usize,
 }
 
 /// The outputs of all windows in up to `P` columns, from top to bottom.
@@ -213,208 +257,6 @@ fn strip<I: Products, E: Outputs, const P: usize, const BLOCKS: usize>(
     );
 }
 
-/// The columns of the image that some windows see.
-struct Strip<I> {
-    isa: core::marker::PhantomData<I>,
-    /// Column of the image, before the padding at the left.
-    first: usize,
-    columns: usize,
-    /// Bytes from one column to the next: encoded inputs, or channels where they are few.
-    pixel: usize,
-    /// Where windows are put together from columns, where channels are few.
-    windows: usize,
-}
-
-impl<I: Products> Strip<I> {
-    /// For `windows` windows from column `column` of the output on. None if the scratch were
-    /// too small for it.
-    #[inline(always)]
-    fn new(image: &Image<'_>, column: usize, windows: usize) -> Option<Self> {
-        let shape = image.shape;
-        let columns = (windows - 1) * shape.stride + shape.kernel;
-        let few = shape.channels < COLUMNS;
-        let pixel = if few {
-            shape.channels
-        } else {
-            pad(shape.channels, COLUMNS) * I::WIDTH
-        };
-        let rows = shape.kernel * columns * pixel;
-        let strip = Strip {
-            isa: core::marker::PhantomData,
-            first: column * shape.stride,
-            columns,
-            pixel,
-            windows: pad(rows, COLUMNS),
-        };
-        let inputs = conv_i8_inputs(shape.channels, shape.kernel) * I::WIDTH;
-        let needed = if few {
-            strip.windows + (windows * inputs).max(RUN)
-        } else {
-            rows
-        };
-        debug_assert!(needed <= image.scratch.len());
-        (needed <= image.scratch.len()).then_some(strip)
-    }
-
-    /// Copies what the strip sees of row `row`, counted from the padding above the image on.
-    #[inline(always)]
-    fn copy(&self, isa: I, image: &mut Image<'_>, row: usize) {
-        let shape = image.shape;
-        let channels = shape.channels;
-        let len = self.columns * self.pixel;
-        let at = row % shape.kernel * len;
-        let Some(to) = image.scratch.get_mut(at..at + len) else {
-            return;
-        };
-        let seen = row.checked_sub(shape.pad_top);
-        let seen = seen.filter(|&row| row < shape.height);
-        let seen = seen.map_or(&[][..], |row| {
-            let width = shape.width * channels;
-            image
-                .x
-                .get(row * width..)
-                .and_then(|x| x.get(..width))
-                .unwrap_or_default()
-        });
-        // Columns left of the image, and those in it.
-        let left = shape.pad_left.saturating_sub(self.first).min(self.columns);
-        let skipped = self.first.saturating_sub(shape.pad_left) * channels;
-        let seen = seen.get(skipped..).unwrap_or_default();
-        let inside = (self.columns - left) * channels;
-        let seen = seen.get(..inside).unwrap_or(seen);
-        if channels < COLUMNS {
-            let (before, rest) = to.split_at_mut(left * channels);
-            let (inside, after) = rest.split_at_mut(seen.len());
-            before.fill(image.zero_point);
-            inside.copy_from_slice(seen);
-            after.fill(image.zero_point);
-        } else {
-            encode(isa, to, left, seen, (channels, image.zero_point));
-        }
-    }
-
-    /// The inputs of the strip's `windows` windows from row `row` on.
-    #[inline(always)]
-    fn inputs(&self, isa: I, image: &mut Image<'_>, row: usize, windows: usize) -> Inputs {
-        let shape = image.shape;
-        let (kernel, len) = (shape.kernel, self.columns * self.pixel);
-        let inputs = conv_i8_inputs(shape.channels, kernel);
-        let slots = [row, row + 1, row + 2].map(|row| row % kernel * len);
-        let (block, count) = (COLUMNS * I::WIDTH, kernel);
-        if shape.channels < COLUMNS {
-            let runs = (slots, kernel, kernel * shape.channels);
-            let step = shape.stride * shape.channels;
-            gather(
-                isa,
-                image.scratch,
-                self.windows,
-                runs,
-                (step, windows, inputs),
-            );
-            let start = image
-                .scratch
-                .as_ptr()
-                .cast::<u8>()
-                .wrapping_add(self.windows);
-            return Inputs {
-                rows: [start; 3],
-                count: 1,
-                blocks: inputs / COLUMNS,
-                taps: 1,
-                block,
-                tap: 0,
-                window: inputs * I::WIDTH,
-            };
-        }
-        Inputs {
-            rows: slots.map(|slot| image.scratch.as_ptr().cast::<u8>().wrapping_add(slot)),
-            count,
-            blocks: inputs / COLUMNS / (kernel * kernel),
-            taps: kernel,
-            block,
-            tap: self.pixel,
-            window: shape.stride * self.pixel,
-        }
-    }
-}
-
-/// Encodes a row of a strip: `left` columns outside of the image, then those that are `seen`,
-/// then again outside.
-#[inline(always)]
-fn encode<I: Products>(
-    isa: I,
-    to: &mut [i8],
-    left: usize,
-    seen: &[i8],
-    (channels, zero_point): (usize, i8),
-) {
-    let block = COLUMNS * I::WIDTH;
-    let blocks = channels.div_ceil(COLUMNS);
-    let (before, rest) = to.split_at_mut(left * blocks * block);
-    let (inside, after) = rest.split_at_mut(seen.len() / channels * blocks * block);
-    for to in before
-        .chunks_exact_mut(block)
-        .chain(after.chunks_exact_mut(block))
-    {
-        // SAFETY: `to` is as long as eight encoded inputs.
-        unsafe { isa.encode([zero_point; COLUMNS], to.as_mut_ptr().cast()) };
-    }
-    if channels.is_multiple_of(COLUMNS) {
-        for (to, x) in inside.chunks_exact_mut(block).zip(seen.as_chunks().0) {
-            // SAFETY: as above.
-            unsafe { isa.encode(*x, to.as_mut_ptr().cast()) };
-        }
-        return;
-    }
-    let pixels = inside
-        .chunks_exact_mut(blocks * block)
-        .zip(seen.chunks_exact(channels));
-    for (to, x) in pixels {
-        for (to, x) in to.chunks_exact_mut(block).zip(x.chunks(COLUMNS)) {
-            let mut eight = [0; COLUMNS];
-            for (eight, &x) in eight.iter_mut().zip(x) {
-                *eight = x;
-            }
-            // SAFETY: as above.
-            unsafe { isa.encode(eight, to.as_mut_ptr().cast()) };
-        }
-    }
-}
-
-/// Most inputs that a window has in one row if channels are few, and more.
-const RUN: usize = 3 * COLUMNS;
-
-/// Puts windows together and encodes them: `count` rows from `slots` on, in each a run of `len`
-/// inputs, `step` bytes further for every window.
-#[inline(always)]
-fn gather<I: Products>(
-    isa: I,
-    scratch: &mut [i8],
-    to: usize,
-    (slots, count, len): ([usize; 3], usize, usize),
-    (step, windows, inputs): (usize, usize, usize),
-) {
-    for window in 0..windows {
-        // Copies of fixed size are faster; what is too much is overwritten, or meets weights
-        // that are 0.
-        let mut row = [0; 4 * RUN];
-        for (i, slot) in slots.into_iter().enumerate().take(count) {
-            let from = scratch.get(slot + window * step..).unwrap_or_default();
-            let to = row.get_mut(i * len..).unwrap_or_default();
-            if let (Some(from), Some(to)) = (from.first_chunk(), to.first_chunk_mut::<RUN>()) {
-                *to = *from;
-            }
-        }
-        let at = to + window * inputs * I::WIDTH;
-        let window = scratch.get_mut(at..).unwrap_or_default();
-        let window = window.chunks_exact_mut(COLUMNS * I::WIDTH);
-        for (to, x) in window.zip(row.as_chunks().0).take(inputs / COLUMNS) {
-            // SAFETY: `to` is as long as eight encoded inputs.
-            unsafe { isa.encode(*x, to.as_mut_ptr().cast()) };
-        }
-    }
-}
-
 /// All outputs of `width` windows, at most `P`, side by side.
 #[inline(always)]
 fn outputs<I: Products, E: Outputs, const P: usize, const BLOCKS: usize>(
@@ -424,13 +266,11 @@ fn outputs<I: Products, E: Outputs, const P: usize, const BLOCKS: usize>(
     layer: &Layer<'_, E>,
     y: &mut [E::Output],
 ) {
-    let most = if P > 7 { BLOCKS.min(2) } else { BLOCKS };
     let mut first = 0;
     while first < layer.bias.len() {
         let at = (first, width);
         first += match layer.bias.len() - first {
-            4.. if most >= 4 => tile::<I, E, 4, P>(isa, inputs, at, layer, y),
-            2.. if most >= 2 => tile::<I, E, 2, P>(isa, inputs, at, layer, y),
+            2.. if BLOCKS >= 2 => tile::<I, E, 2, P>(isa, inputs, at, layer, y),
             _ => tile::<I, E, 1, P>(isa, inputs, at, layer, y),
         };
     }
@@ -451,33 +291,7 @@ fn tile<I: Products, E: Outputs, const N: usize, const P: usize>(
         Some(weights) => dot::<I, N, P>(isa, weights, columns, inputs),
         None => return N,
     };
-    let rows = layer.bias.iter().zip(layer.parameters).skip(first);
-    for (n, (sums, (bias, parameters))) in sums.iter().zip(rows).enumerate() {
-        let output = (first + n) * ROWS;
-        let count = ROWS.min(layer.outputs - output);
-        for (p, sums) in sums.iter().enumerate().take(width) {
-            // SAFETY: `isa` has AVX2; `Lanes` are 32 bytes.
-            let sums = unsafe {
-                let bias = _mm256_loadu_si256(bias.as_ptr().cast());
-                _mm256_add_epi32(isa.rows(*sums), bias)
-            };
-            let values = layer.epilogue.convert(isa.into(), sums, parameters);
-            let y = y.get_mut(p * layer.outputs + output..).unwrap_or_default();
-            match y.first_chunk_mut::<ROWS>() {
-                // A loop whose length is known is one store.
-                Some(y) if count == ROWS => {
-                    for (y, value) in y.iter_mut().zip(values) {
-                        layer.epilogue.write(y, value);
-                    }
-                }
-                _ => {
-                    for (y, value) in y.iter_mut().zip(values).take(count) {
-                        layer.epilogue.write(y, value);
-                    }
-                }
-            }
-        }
-    }
+    isa.finish(&sums, (first, width), layer, y);
     N
 }
 

@@ -7,6 +7,7 @@
 use core::arch::x86_64::*;
 
 use super::avx2::Avx2;
+use super::avx512::Avx512;
 use crate::layout::{COLUMNS, ROWS};
 use crate::simd::{Isa, enter, even};
 use crate::table::{Epilogue, LinearI8, Requantize};
@@ -64,7 +65,7 @@ pub(super) trait Product: Isa + Into<Avx2> {
 /// How accumulators become outputs.
 pub(super) trait Outputs {
     /// What an output has of its own.
-    type Parameter;
+    type Parameter: Copy;
     type Output: Copy + Default;
 
     fn convert(
@@ -73,6 +74,31 @@ pub(super) trait Outputs {
         sums: __m256i,
         parameters: &[Self::Parameter; ROWS],
     ) -> [Self::Output; ROWS];
+
+    /// Parameters of up to sixteen outputs, in registers.
+    type Prepared: Copy;
+
+    /// # Safety
+    /// The parameters of `mask` may be read.
+    unsafe fn prepare(
+        &self,
+        avx512: Avx512,
+        parameters: *const Self::Parameter,
+        mask: u16,
+    ) -> Self::Prepared;
+
+    /// Turns sums into outputs and writes those of `mask`, the first of sixteen.
+    ///
+    /// # Safety
+    /// They may be read and written.
+    unsafe fn store(
+        &self,
+        avx512: Avx512,
+        sums: __m512i,
+        prepared: &Self::Prepared,
+        y: *mut Self::Output,
+        mask: u16,
+    );
 
     fn write(&self, y: &mut Self::Output, value: Self::Output);
 }
@@ -85,6 +111,46 @@ impl Outputs for Requantize<'_> {
     fn convert(&self, _avx2: Avx2, sums: __m256i, multipliers: &[i32; ROWS]) -> [i8; ROWS] {
         // SAFETY: `_avx2` proves AVX2.
         unsafe { requantize(sums, multipliers, self) }
+    }
+
+    type Prepared = Rule512;
+
+    #[inline(always)]
+    unsafe fn prepare(&self, _avx512: Avx512, multipliers: *const i32, mask: u16) -> Rule512 {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
+        unsafe {
+            let multipliers = _mm512_maskz_loadu_epi32(mask, multipliers);
+            // The sum with a product fits: that is at most 2⁶².
+            let half = (1 << 31) + (i64::from(self.zero_point) << 32);
+            Rule512 {
+                even: multipliers,
+                odd: _mm512_srli_epi64::<32>(multipliers),
+                half: _mm512_set1_epi64(half),
+                min: _mm512_set1_epi32(i32::from(self.min)),
+                // wrapping_shl's rule, for shifts that no caller has.
+                shift: _mm_cvtsi32_si128((self.shift & 31) as i32),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(
+        &self,
+        _avx512: Avx512,
+        sums: __m512i,
+        prepared: &Rule512,
+        y: *mut i8,
+        mask: u16,
+    ) {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX2, AVX-512 F and BW.
+        unsafe {
+            let bytes = requantize_512(sums, prepared);
+            match mask {
+                0xffff => _mm_storeu_si128(y.cast(), bytes),
+                0x00ff => _mm_storel_epi64(y.cast(), bytes),
+                _ => _mm512_mask_storeu_epi8(y, mask.into(), _mm512_castsi128_si512(bytes)),
+            }
+        }
     }
 
     #[inline(always)]
@@ -101,6 +167,34 @@ impl Outputs for Epilogue {
     fn convert(&self, _avx2: Avx2, sums: __m256i, scales: &[f32; ROWS]) -> [f32; ROWS] {
         // SAFETY: `_avx2` proves AVX2.
         unsafe { dequantize(sums, scales) }
+    }
+
+    type Prepared = __m512;
+
+    #[inline(always)]
+    unsafe fn prepare(&self, _avx512: Avx512, scales: *const f32, mask: u16) -> __m512 {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
+        unsafe { _mm512_maskz_loadu_ps(mask, scales) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(
+        &self,
+        _avx512: Avx512,
+        sums: __m512i,
+        scales: &__m512,
+        y: *mut f32,
+        mask: u16,
+    ) {
+        // SAFETY: as the caller has promised; `_avx512` proves AVX-512 F.
+        unsafe {
+            let values = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), *scales);
+            let values = match self {
+                Epilogue::Store => values,
+                Epilogue::Accumulate => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), values),
+            };
+            _mm512_mask_storeu_ps(y, mask, values);
+        }
     }
 
     #[inline(always)]
@@ -290,7 +384,8 @@ fn accumulators(sums: __m256i, excess: i32, bias: &[i32; ROWS]) -> __m256i {
 fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -> [i8; ROWS] {
     // SAFETY: eight i32 are 32 bytes.
     let multipliers = unsafe { _mm256_loadu_si256(multipliers.as_ptr().cast()) };
-    let half = _mm256_set1_epi64x(1 << 31);
+    // With the zero point; the sum with a product fits: that is at most 2⁶².
+    let half = _mm256_set1_epi64x((1 << 31) + (i64::from(rule.zero_point) << 32));
     // wrapping_shl's rule, for shifts that no caller has.
     let shift = _mm_cvtsi32_si128((rule.shift & 31) as i32);
     let sums = _mm256_sll_epi32(sums, shift);
@@ -302,15 +397,39 @@ fn requantize(sums: __m256i, multipliers: &[i32; ROWS], rule: &Requantize<'_>) -
     );
     let even = _mm256_srli_epi64::<32>(_mm256_add_epi64(even, half));
     let odd = _mm256_add_epi64(odd, half);
-    let rounded = _mm256_blend_epi32::<0b1010_1010>(even, odd);
-    // |rounded| ≤ 2³⁰, so that this addition does not need to saturate.
-    let y = _mm256_add_epi32(rounded, _mm256_set1_epi32(i32::from(rule.zero_point)));
+    let y = _mm256_blend_epi32::<0b1010_1010>(even, odd);
     let y = _mm256_max_epi32(y, _mm256_set1_epi32(i32::from(rule.min)));
-    let y = _mm256_min_epi32(y, _mm256_set1_epi32(127));
-    // Saturation changes nothing here: every value fits an i8 already.
+    // Saturates to 127; nothing is below -127 any more.
     let y = _mm_packs_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256::<1>(y));
     let bytes = _mm_cvtsi128_si64(_mm_packs_epi16(y, y)).to_le_bytes();
     bytes.map(|byte| byte as i8)
+}
+
+/// A [`Requantize`] in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Rule512 {
+    /// Multipliers of all lanes.
+    even: __m512i,
+    /// Those of odd lanes, in the place of even ones.
+    odd: __m512i,
+    /// What rounds, and the zero point.
+    half: __m512i,
+    min: __m512i,
+    shift: __m128i,
+}
+
+/// [`Requantize::apply`] for sixteen accumulators.
+#[inline]
+#[target_feature(enable = "avx2,avx512f")]
+fn requantize_512(sums: __m512i, rule: &Rule512) -> __m128i {
+    let sums = _mm512_sll_epi32(sums, rule.shift);
+    let even = _mm512_add_epi64(_mm512_mul_epi32(sums, rule.even), rule.half);
+    let odd = _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), rule.odd);
+    let odd = _mm512_add_epi64(odd, rule.half);
+    // The high halves: those of the even lanes go where their low halves are.
+    let y = _mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even);
+    // Saturates to 127; nothing is below -127 any more.
+    _mm512_cvtsepi32_epi8(_mm512_max_epi32(y, rule.min))
 }
 
 /// Eight accumulators times their scales.

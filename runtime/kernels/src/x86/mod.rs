@@ -4,10 +4,15 @@
 //! instructions the CPU and the operating system support; after that,
 //! [`Isa::known`](crate::simd::Isa::known) gives values of their types.
 
+mod attention_i8;
 mod avx2;
 mod avx512;
+mod avx512_i8;
 mod conv_i8;
+mod few;
 mod int8;
+mod strip;
+mod words;
 
 use core::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T0, _mm_prefetch, _xgetbv};
 use core::sync::atomic::{AtomicU8, Ordering};
