@@ -9,15 +9,17 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use proptest::prelude::*;
-use quell::Kernels;
 use quell::format::{Function, Role, Tier};
-use quell_converter::assemble::{Assembled, Source};
+use quell::{Kernels, Values};
+use quell_converter::assemble::{Assembled, Form, Source};
 use quell_converter::checkpoint::{Network, NoiseSchedule};
 use quell_converter::fold::{Optimize, fold};
 use quell_converter::graph::{
     Affine, Condition, Conv1d, Conv2d, Graph, GroupNorm, Image, Matrix, Op, ValueId,
 };
 use quell_converter::model_file::{HostArena, ModelFile};
+use quell_converter::precision::Precision;
+use quell_converter::quantize::{Calibration, Seen};
 use quell_converter::reference::{self, Inputs};
 
 /// A choice of the generator: what to add, and to which values.
@@ -334,6 +336,101 @@ impl Builder {
     }
 }
 
+fn network(graph: &Graph) -> Network {
+    Network {
+        architecture: "Random".to_owned(),
+        role: Role::Network,
+        shape: [2, 4, 4],
+        output_shape: [3, 1, 1],
+        classes: 0,
+        null_class: None,
+        graph: graph.clone(),
+    }
+}
+
+fn source<'g>(graph: &'g Graph, network: &'g Network, schedule: &'g NoiseSchedule) -> Source<'g> {
+    Source {
+        graph,
+        network,
+        others: &[],
+        schedule,
+        tables: &[],
+    }
+}
+
+/// What the int8 file of a graph leaves at each operation on an input whose exact values
+/// were calibrated on: the largest ratio of an operation's own root mean square error,
+/// against exact arithmetic on what the operations before have left, to what it may be.
+fn int8(graph: &Graph, inputs: &Inputs<'_>, [sample, context]: [&[f32]; 2]) -> Result<f64> {
+    let folded = fold(graph.clone(), Optimize::Speed);
+    let (network, schedule) = (network(graph), NoiseSchedule::none());
+    let source = source(&folded, &network, &schedule);
+    let exact = reference::call(&folded, inputs)?;
+    let mut seen = HashMap::new();
+    for (value, numbers) in exact.iter().enumerate() {
+        let mut all = vec![Seen::default(); numbers.len()];
+        for (seen, &x) in all.iter_mut().zip(numbers) {
+            // Integers lead a little away from what is exact.
+            seen.add(x as f32 * 1.1 + 0.01);
+            seen.add(x as f32 * 1.1 - 0.01);
+        }
+        seen.insert(value, all);
+    }
+    let precision = Precision::int8(&folded);
+    let calibration = Calibration {
+        grids: precision.grids(&folded, &seen),
+        windows: HashMap::new(),
+    };
+    let assembled = Assembled::of(&source, Form::Int8(&precision, &calibration))?;
+    let file = ModelFile::from_bytes(&assembled.file(&source, Tier::Int8, None)?);
+    let model = file.model()?;
+    let (mut worst, mut digest) = (0.0f64, None);
+    for kernels in Kernels::available() {
+        let model = model.clone().with_kernels(kernels);
+        let mut arena = HostArena::new(&model);
+        let mut session = model.session(arena.bytes_mut())?;
+        session.sample_mut().copy_from_slice(sample);
+        session.context_mut().copy_from_slice(context);
+        let mut left = Vec::new();
+        let output = session.infer_with(|_, values| left.push(numbers(values)))?;
+        // The same bytes in every table.
+        assert_eq!(
+            *digest.get_or_insert(quell::digest(output)),
+            quell::digest(output)
+        );
+        let mut values = exact.clone();
+        for (got, instruction) in left.iter().zip(&assembled.main.program.instructions) {
+            let (value, grid) = &instruction.value;
+            let real = got.iter().enumerate().map(|(i, &x)| match grid {
+                Some(grid) => f64::from(grid.dequantize(i, x)),
+                None => f64::from(x),
+            });
+            let real: Vec<f64> = real.collect();
+            let node = &folded.nodes[*value];
+            let inputs: Vec<&[f64]> = node.inputs.iter().map(|&i| &values[i][..]).collect();
+            let best = match inputs.is_empty() {
+                true => exact[*value].clone(),
+                false => reference::operation(&node.op, &inputs),
+            };
+            let squares =
+                |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
+            let errors: Vec<f64> = real.iter().zip(&best).map(|(a, b)| a - b).collect();
+            worst = worst.max(squares(&errors) / (0.03 * squares(&best) + 0.02));
+            values[*value] = real;
+        }
+    }
+    Ok(worst)
+}
+
+fn numbers(values: Values<'_>) -> Vec<f32> {
+    match values {
+        Values::F32(values) => values.to_vec(),
+        Values::I8(values) => values.iter().map(|&q| f32::from(q)).collect(),
+        Values::I16(values) => values.iter().map(|&q| f32::from(q)).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// The file of a graph, and what it makes of an input, on every table of kernels.
 fn outputs(
     graph: &Graph,
@@ -342,24 +439,9 @@ fn outputs(
     context: &[f32],
 ) -> Result<Vec<Vec<f32>>> {
     let folded = fold(graph.clone(), optimize);
-    let network = Network {
-        architecture: "Random".to_owned(),
-        role: Role::Network,
-        shape: [2, 4, 4],
-        output_shape: [3, 1, 1],
-        classes: 0,
-        null_class: None,
-        graph: graph.clone(),
-    };
-    let schedule = NoiseSchedule::none();
-    let source = Source {
-        graph: &folded,
-        network: &network,
-        others: &[],
-        schedule: &schedule,
-        tables: &[],
-    };
-    let assembled = Assembled::of(&source, Tier::F32, &HashMap::new())?;
+    let (network, schedule) = (network(graph), NoiseSchedule::none());
+    let source = source(&folded, &network, &schedule);
+    let assembled = Assembled::of(&source, Form::F32)?;
     let file = ModelFile::from_bytes(&assembled.file(&source, Tier::F32, None)?);
     let model = file.model()?;
     let mut results = Vec::new();
@@ -411,5 +493,28 @@ proptest! {
                 prop_assert!(error < 1e-3, "{got} {expected}");
             }
         }
+    }
+
+    #[test]
+    fn every_int8_operation_is_close_to_exact_arithmetic(
+        seed in any::<u64>(),
+        choices in prop::collection::vec(any::<Choice>(), 1..14),
+    ) {
+        let mut builder = Builder::new(seed);
+        for choice in choices {
+            builder.add(choice);
+        }
+        let sample = builder.numbers(SIZE.len(), 1);
+        let context = builder.numbers(CONTEXT, 1);
+        let graph = builder.finish();
+        let exact = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| x.into()).collect() };
+        let inputs = Inputs {
+            sample: &exact(&sample),
+            context: &exact(&context),
+            timestep: 0,
+            class: None,
+        };
+        let worst = int8(&graph, &inputs, [&sample, &context]).unwrap();
+        prop_assert!(worst < 1.0, "{worst}");
     }
 }

@@ -22,7 +22,7 @@ fn samples(model: &Model<'_>, steps: u32, count: u32) -> Result<Vec<f32>> {
             guidance: Guidance::scaled(2.0),
             ..Request::default()
         };
-        let mut arena = HostArena::guided(model);
+        let mut arena = HostArena::new(model);
         let mut session = model.session(arena.bytes_mut())?;
         let mut generation = session.generate(request)?;
         while generation.step().is_some() {}
