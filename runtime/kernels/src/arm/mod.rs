@@ -8,6 +8,7 @@ mod conv_i8;
 mod dsp;
 #[cfg(target_abi = "eabihf")]
 pub(crate) mod fpu;
+mod images_i8;
 mod strip;
 mod widen;
 
@@ -32,6 +33,6 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv_i8::conv2d_i8_f32,
     attention: crate::scalar::ENTRIES.attention,
     norm: crate::scalar::ENTRIES.norm,
-    images_i8: crate::scalar::ENTRIES.images_i8,
+    images_i8: images_i8::LOOPS,
     attention_i8: crate::scalar::ENTRIES.attention_i8,
 };
