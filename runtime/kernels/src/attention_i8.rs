@@ -115,7 +115,7 @@ pub(crate) fn soften(scores: &mut [i32], shift: u32, multiplier: i32, drop: u32)
 /// What a score that is `difference` below the largest one weighs.
 #[inline(always)]
 pub(crate) fn weight(difference: i32, multiplier: i32, drop: u32) -> i32 {
-    let t = (i64::from(difference) * i64::from(multiplier) >> 32) as i32;
+    let t = ((i64::from(difference) * i64::from(multiplier)) >> 32) as i32;
     let (halvings, f) = ((t >> 10) as u32 + drop, (t & 1023) << 5);
     let times = |r: i32| (r * f + (1 << 14)) >> 15;
     let p = 16384 + times(-11328 + times(3777 + times(-641)));
@@ -148,7 +148,7 @@ impl Share {
             Some(shift) => sum.wrapping_shl(shift),
             None => sum >> 1,
         };
-        let high = (i64::from(sum) * i64::from(self.inverse) >> 32) as i32;
+        let high = ((i64::from(sum) * i64::from(self.inverse)) >> 32) as i32;
         ((high + 128) >> 8).clamp(-127, 127) as i8
     }
 }

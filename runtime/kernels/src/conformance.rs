@@ -10,8 +10,10 @@
 //! and f16 layers within the bound that the crate documentation states.
 
 mod attention;
+mod attention_i8;
 mod conv;
 mod conv_i8;
+mod images_i8;
 mod int8;
 mod norm;
 mod panels;
@@ -86,6 +88,13 @@ pub enum Shape {
         /// Condition, function.
         variant: u8,
     },
+    /// An int8 image between two convolutions; inputs are pixels, outputs their channels.
+    Image {
+        /// Channels of the second part; none where it works in place.
+        second: Option<u8>,
+        /// With a curve.
+        curve: bool,
+    },
 }
 
 /// Image and windows of a convolution.
@@ -144,7 +153,7 @@ impl core::error::Error for Failure {}
 /// The first case that differs.
 pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result<u32, Failure> {
     type Check = fn(&Kernels) -> Result<u32, Failure>;
-    let kernels: [(&str, Check); 10] = [
+    let kernels: [(&str, Check); 15] = [
         ("linear_f32", panels::check_f32),
         ("linear_f16", panels::check_f16),
         ("conv2d_f32", conv::check_f32),
@@ -155,6 +164,11 @@ pub fn check(table: &Kernels, log: &mut dyn FnMut(fmt::Arguments<'_>)) -> Result
         ("conv2d_i8_f32", conv_i8::check_i8_f32),
         ("attention", attention::check),
         ("group_norm", norm::check),
+        ("statistics_i8", images_i8::check_statistics),
+        ("group_norm_i8", images_i8::check_norm),
+        ("per_channel_i8", images_i8::check_per_channel),
+        ("add_i8", images_i8::check_add),
+        ("attention_i8", attention_i8::check),
     ];
     let mut total = 0;
     for (name, kernel) in kernels {

@@ -140,12 +140,11 @@ pub(crate) fn per_channel(op: PerChannel<'_>, x: Option<&[i8]>, y: &mut [i8], st
         let Some(y) = y.get_mut(..channels) else {
             return;
         };
-        match &mut pixels {
-            Some(pixels) => match pixels.next() {
-                Some(x) => y.copy_from_slice(x),
-                None => return,
-            },
-            None => {}
+        if let Some(pixels) = &mut pixels {
+            let Some(x) = pixels.next() else {
+                return;
+            };
+            y.copy_from_slice(x);
         }
         let each = y.iter_mut().zip(op.factors.iter().zip(op.offsets));
         match op.curve {

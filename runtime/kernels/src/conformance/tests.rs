@@ -4,7 +4,9 @@ extern crate std;
 
 use super::{Failure, MAX_INPUTS, What, check};
 use crate::attention::Attention;
+use crate::attention_i8::AttentionI8;
 use crate::conv_i8::Conv2dI8;
+use crate::images_i8::{AddI8, PerChannel, follow, steps};
 use crate::layout::{COLUMNS, ROWS, bias_of, pad};
 use crate::math;
 use crate::norm::Normal;
@@ -36,7 +38,7 @@ fn the_reference_conforms() {
     let mut lines = 0;
     let cases = check(Kernels::scalar(), &mut |_| lines += 1);
     assert!(cases.is_ok_and(|cases| cases > 10_000));
-    assert_eq!(lines, 10);
+    assert_eq!(lines, 15);
 }
 
 #[test]
@@ -185,6 +187,80 @@ fn a_fused_norm_is_caught() {
     }
     assert_caught("group_norm", output, |table| {
         table.norm.normalise = normalise;
+    });
+}
+
+#[test]
+fn int8_statistics_in_16_bits_are_caught() {
+    fn statistics(x: &[i8], sums: &mut [i32], squares: &mut [i32]) {
+        let before = sums.to_vec();
+        (SCALAR.images_i8.statistics)(x, sums, squares);
+        for (sum, before) in sums.iter_mut().zip(before) {
+            *sum = before + i32::from((*sum - before) as i16);
+        }
+    }
+    assert_caught("statistics_i8", output, |table| {
+        table.images_i8.statistics = statistics;
+    });
+    fn forgetful(x: &[i8], sums: &mut [i32], squares: &mut [i32]) {
+        sums.fill(0);
+        (SCALAR.images_i8.statistics)(x, sums, squares);
+    }
+    assert_caught("statistics_i8", output, |table| {
+        table.images_i8.statistics = forgetful;
+    });
+}
+
+#[test]
+fn a_curve_that_wraps_is_caught() {
+    /// Steps modulo 2¹⁶, where they should saturate.
+    fn per_channel(op: PerChannel<'_>, x: Option<&[i8]>, y: &mut [i8], stride: usize) {
+        let Some(curve) = op.curve else {
+            return (SCALAR.images_i8.per_channel)(op, x, y, stride);
+        };
+        let channels = op.factors.len();
+        for (pixel, y) in y.chunks_mut(stride).enumerate() {
+            for (c, y) in y.iter_mut().take(channels).enumerate() {
+                let q = x.map_or(*y, |x| x[pixel * channels + c]);
+                let u = steps(q, op.factors[c], op.offsets[c]) as i16;
+                *y = follow(curve.points, u.into(), curve.multipliers[c], op.zero_point);
+            }
+        }
+    }
+    assert_caught("per_channel_i8", output, |table| {
+        table.images_i8.per_channel = per_channel;
+    });
+}
+
+#[test]
+fn int8_sums_with_a_tie_rounded_away_are_caught() {
+    fn add(op: AddI8<'_>, b: &[i8], a: &mut [i8]) {
+        let channels = op.offsets.len();
+        for (i, (a, &b)) in a.iter_mut().zip(b).enumerate() {
+            let ([f, g], offset) = (op.factors[i % channels], op.offsets[i % channels]);
+            let sum = i32::from(*a) * i32::from(f) + i32::from(b) * i32::from(g) + offset;
+            *a = (sum / (1 << 14)).clamp(-127, 127) as i8;
+        }
+    }
+    assert_caught("add_i8", output, |table| table.images_i8.add = add);
+}
+
+#[test]
+fn int8_attention_to_the_last_token_but_one_is_caught() {
+    fn attention_i8(op: AttentionI8<'_>) {
+        let channels = op.key.len() / op.tokens;
+        let tokens = (op.tokens - 1).max(1);
+        let width = channels / op.heads;
+        (SCALAR.attention_i8)(AttentionI8 {
+            tokens,
+            key: &op.key[..tokens * channels],
+            value: &op.value[..tokens * channels],
+            scratch: &mut op.scratch[..tokens + width],
+            ..op
+        });
+    }
+    assert_caught("attention_i8", output, |table| {
+        table.attention_i8 = attention_i8;
     });
 }
 
