@@ -4,10 +4,9 @@
 //! [`super::strip`] read it: every four inputs are two words, see [`super::dsp`], and the words of
 //! neighbouring windows or columns are neighbours.
 
-use core::arch::asm;
+use core::arch::naked_asm;
 
 use super::conv_i8::{Kernel, WINDOWS};
-use super::strip::Segment;
 use crate::layout::{COLUMNS, conv_i8_inputs};
 use crate::table::ConvShape;
 
@@ -28,141 +27,216 @@ pub(super) struct Image<'a> {
     /// The first window.
     pub(super) column: usize,
     pub(super) kernel: Kernel,
-    /// Scratch: `[blocks, 4 words, span]` for each row, or for all windows.
+    /// Scratch: `[blocks, 4 words, span]` for each row; `[blocks, taps, 4 words, windows]` where
+    /// each tap is a pixel of its own.
     pub(super) words: *mut u32,
 }
 
 /// `256·Σ x_even` of each column, or of each window.
 pub(super) type Sums = [u32; WINDOWS + 2];
 
+/// Where widened pixels go.
+#[derive(Clone, Copy)]
+struct Places {
+    /// The first pixel's first word.
+    to: *mut u32,
+    /// Words from one block to the next.
+    block: usize,
+}
+
 impl Image<'_> {
-    /// A segment that goes on with the accumulators of the one before.
-    pub(super) fn segment(&self, start: usize, words: usize) -> Segment {
-        Segment {
-            x: self.words.wrapping_add(start),
-            x_end: self.words.wrapping_add(start + words),
-            start: core::ptr::null(),
-        }
-    }
-
-    /// Widens a row of the image to word `to` of the scratch.
+    /// Widens what windows see of a row of the image to word `to` of the scratch. Rows are counted
+    /// from the padding on.
     pub(super) fn widen_row(&self, row: usize, to: usize, sums: &mut Sums) {
-        let span = self.kernel.span;
-        let places = Places {
-            span,
-            pixel: 1,
-            block: 4 * span,
-        };
-        let sums = sums.get_mut(..span).unwrap_or_default();
-        // SAFETY: a row has room for `span` columns.
-        unsafe { self.widen_pixels((row, self.column), to, places, sums) };
-    }
-
-    /// Widens all windows, of which each row of the kernel takes `part` words.
-    pub(super) fn widen_windows(&self, row: usize, part: usize, all: &mut [Sums; 3]) {
-        let Image { shape, kernel, .. } = *self;
-        let places = Places {
-            span: kernel.span,
-            pixel: 4 * kernel.span,
-            block: shape.kernel * 4 * kernel.span,
-        };
-        for (i, all) in all.iter_mut().enumerate().take(shape.kernel) {
-            let windows = kernel.windows.min(shape.out_width - self.column);
-            for (window, sum) in all.iter_mut().enumerate().take(windows) {
-                let column = (self.column + window) * shape.stride;
-                let mut sums = [0u32; 3];
-                let taps = sums.get_mut(..shape.kernel).unwrap_or_default();
-                let at = (row * shape.stride + i, column);
-                // SAFETY: a window has room for `kernel` pixels in each of its rows.
-                unsafe { self.widen_pixels(at, i * part + window, places, taps) };
-                let [a, b, c] = sums;
-                *sum = a.wrapping_add(b).wrapping_add(c);
+        let (shape, kernel) = (&self.shape, self.kernel);
+        let to = self.words.wrapping_add(to);
+        let block = 4 * kernel.span();
+        if kernel.taps > 1 {
+            let at = Places { to, block };
+            // SAFETY: a row has room for `span` columns.
+            return unsafe { self.widen_pixels(row, self.column, kernel.span(), at, sums) };
+        }
+        let windows = kernel.windows.min(shape.out_width - self.column);
+        for tap in 0..shape.kernel {
+            let at = Places {
+                to: to.wrapping_add(tap * block),
+                block: shape.kernel * block,
+            };
+            let mut of_tap = [0; _];
+            let first = self.column * shape.stride + tap;
+            let all = if tap == 0 { &mut *sums } else { &mut of_tap };
+            // SAFETY: a row has room for each tap of as many windows.
+            unsafe { self.widen_pixels(row, first, windows, at, all) };
+            if tap > 0 {
+                for (sum, of_tap) in sums.iter_mut().zip(of_tap) {
+                    *sum = sum.wrapping_add(of_tap);
+                }
             }
         }
     }
 
-    /// Widens as many pixels of a row as there are `sums`, which become `256·Σ x_even` of each.
-    /// Row and column are counted from the padding on.
+    /// Widens `count` pixels of a row from a column on: neighbours, or where each tap is a pixel
+    /// of its own, one for each window. Rows and columns are counted from the padding on.
     ///
     /// # Safety
-    /// From word `to` of the scratch on, there is room for all channels, padded to blocks, of all
-    /// pixels.
-    #[inline(never)]
+    /// There is room for all channels, padded to blocks, of all pixels.
     unsafe fn widen_pixels(
         &self,
-        (row, column): (usize, usize),
-        to: usize,
-        places: Places,
-        sums: &mut [u32],
+        row: usize,
+        column: usize,
+        count: usize,
+        at: Places,
+        sums: &mut Sums,
     ) {
         let shape = &self.shape;
-        let row = row.wrapping_sub(shape.pad_top);
-        let before = shape.pad_left.saturating_sub(column).min(sums.len());
-        let end = (shape.width + shape.pad_left).saturating_sub(column);
-        let (left, rest) = sums.split_at_mut(before);
-        let inside = if row < shape.height {
-            end.min(before + rest.len()) - before
-        } else {
-            0
+        let stride = shape.stride;
+        let (row, outside) = match row.checked_sub(shape.pad_top) {
+            Some(row) if row < shape.height => (row, shape.pad_left.saturating_sub(column)),
+            _ => (0, count * stride),
         };
-        let (middle, right) = rest.split_at_mut(inside.min(rest.len()));
-        let first = row.wrapping_mul(shape.width).wrapping_add(column + before);
-        let first = first
-            .wrapping_sub(shape.pad_left)
-            .wrapping_mul(shape.channels);
-        let seen = first..first.wrapping_add(middle.len() * shape.channels);
-        let seen = self.x.get(seen).unwrap_or_default();
+        // Pixels left of the image, and those that are not right of it.
+        let right = (shape.width + shape.pad_left).saturating_sub(column);
+        let (before, end) = match stride {
+            1 => (outside.min(count), right.min(count)),
+            _ => (outside.div_ceil(2).min(count), right.div_ceil(2).min(count)),
+        };
+        if before > 0 {
+            // SAFETY: as the caller has promised.
+            unsafe { self.fill(0, before, at, sums) };
+        }
+        let inside = end.saturating_sub(before);
+        if before + inside < count {
+            // SAFETY: as the caller has promised.
+            unsafe { self.fill(before + inside, count, at, sums) };
+        }
+        let first = row * shape.width + (column + before * stride).saturating_sub(shape.pad_left);
+        let Some(between) = inside.checked_sub(1) else {
+            return;
+        };
+        let pixels = between * stride + 1;
+        let channels = shape.channels;
+        let seen = first * channels..(first + pixels) * channels;
+        let (Some(x), Some(sums)) = (self.x.get(seen), sums.get_mut(before..end)) else {
+            return;
+        };
+        let to = at.to.wrapping_add(before);
+        // SAFETY: as the caller has promised; x is `inside` pixels, and what is between them.
+        unsafe { self.widen(x, (channels, stride * channels), Places { to, ..at }, sums) };
+    }
 
-        let at = |i: usize| self.words.wrapping_add(to + i * places.pixel);
-        let behind = before + middle.len();
-        if shape.channels.is_multiple_of(COLUMNS) && !seen.is_empty() {
-            let sums = middle.as_mut_ptr();
-            // SAFETY: as the caller has promised; there is a sum for each pixel.
-            unsafe { widen(seen, shape.channels, at(before), places, sums) };
-        } else {
-            let pixels = seen.chunks_exact(shape.channels.max(1));
-            for (i, (sum, x)) in middle.iter_mut().zip(pixels).enumerate() {
+    /// Widens as many pixels as there are sums, `next` inputs from each to the next.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks, of all pixels. `x` has as many.
+    unsafe fn widen(
+        &self,
+        x: &[i8],
+        (channels, next): (usize, usize),
+        at: Places,
+        sums: &mut [u32],
+    ) {
+        let count = sums.len();
+        if count == 0 {
+            return;
+        }
+        if count == 1 || !channels.is_multiple_of(COLUMNS) {
+            for (i, (sum, x)) in sums.iter_mut().zip(x.chunks(next.max(1))).enumerate() {
+                let to = at.to.wrapping_add(i);
+                let x = x.get(..channels).unwrap_or_default();
                 // SAFETY: as the caller has promised.
-                *sum = unsafe { self.widen_padded(x, at(before + i), places) };
+                *sum = unsafe { self.widen_padded(x, Places { to, ..at }) };
             }
+            return;
         }
-        for (i, sum) in left.iter_mut().enumerate() {
-            // SAFETY: as the caller has promised.
-            *sum = unsafe { self.widen_padded(&[], at(i), places) };
-        }
-        for (i, sum) in right.iter_mut().enumerate() {
-            // SAFETY: as the caller has promised.
-            *sum = unsafe { self.widen_padded(&[], at(behind + i), places) };
+        let blocks = channels / COLUMNS;
+        let span = self.kernel.span();
+        let ends = sums.as_mut_ptr_range();
+        let run = Run {
+            x: x.as_ptr(),
+            last_word: at.to.wrapping_add(3 * span),
+            sums: ends.start,
+            block: 4 * at.block,
+            next,
+            blocks,
+            to_pair: (2 * next).wrapping_sub(channels),
+            back: 4 * (blocks * at.block) - 8,
+            pairs_end: ends.start.wrapping_add(count & !1),
+            end: ends.end,
+        };
+        // SAFETY: as the caller has promised; there are at least two pixels and one block.
+        unsafe {
+            match span {
+                9 => widen_9(&run),
+                8 => widen_8(&run),
+                7 => widen_7(&run),
+                6 => widen_6(&run),
+                _ => widen_4(&run),
+            }
         }
     }
 
-    /// Widens a pixel whose last block has less than [`COLUMNS`] channels, or, without channels,
-    /// one outside of the image.
+    /// Widens a pixel whose last block has less than [`COLUMNS`] channels.
     ///
     /// # Safety
     /// There is room for all channels, padded to blocks.
     #[inline(never)]
-    unsafe fn widen_padded(&self, x: &[i8], to: *mut u32, places: Places) -> u32 {
-        let mut total = 0u32;
-        for c in (0..self.shape.channels).step_by(COLUMNS) {
-            let mut eight = [self.zero_point; COLUMNS];
-            let x = x.get(c..).unwrap_or_default();
+    unsafe fn widen_padded(&self, x: &[i8], at: Places) -> u32 {
+        let lanes = |a: i32, b: i32| (a & 0xffff) as u32 | (b as u32) << 16;
+        let span = self.kernel.span();
+        let mut total = 0i32;
+        for (block, x) in x.chunks(COLUMNS).enumerate() {
+            let mut eight = [i32::from(self.zero_point); COLUMNS];
             for (to, &x) in eight.iter_mut().zip(x) {
-                *to = x;
+                *to = x.into();
             }
-            let (to, mut sum) = (to.wrapping_add(c / COLUMNS * places.block), 0);
-            // SAFETY: as the caller has promised.
-            unsafe { widen(&eight, COLUMNS, to, places, &mut sum) };
-            total = total.wrapping_add(sum);
+            let to = at.to.wrapping_add(block * at.block);
+            for (half, &[a, b, c, d]) in eight.as_chunks().0.iter().enumerate() {
+                let to = to.wrapping_add(2 * half * span);
+                // SAFETY: as the caller has promised.
+                unsafe {
+                    *to = lanes(b, d);
+                    *to.add(span) = lanes(256 * a - b, 256 * c - d);
+                }
+                total += a + c;
+            }
         }
-        total
+        (total << 8) as u32
+    }
+
+    /// Lets pixels `from` to `end` be outside of the image.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks.
+    #[inline(never)]
+    unsafe fn fill(&self, from: usize, end: usize, at: Places, sums: &mut Sums) {
+        let span = self.kernel.span();
+        let zero_point = i32::from(self.zero_point);
+        let lanes = |x: i32| (x as u32 & 0xffff) * 0x0001_0001;
+        let (odd, even) = (lanes(zero_point), lanes(255 * zero_point));
+        let blocks = self.shape.channels.div_ceil(COLUMNS);
+        for i in from..end {
+            let mut to = at.to.wrapping_add(i);
+            for _ in 0..blocks {
+                // SAFETY: as the caller has promised.
+                unsafe {
+                    *to = odd;
+                    *to.add(span) = even;
+                    *to.add(2 * span) = odd;
+                    *to.add(3 * span) = even;
+                }
+                to = to.wrapping_add(at.block);
+            }
+        }
+        if let Some(sums) = sums.get_mut(from..end) {
+            sums.fill((zero_point << 10).wrapping_mul(blocks as i32) as u32);
+        }
     }
 
     /// Puts windows of few channels together and widens them.
     pub(super) fn widen_few(&self, row: usize, sums: &mut Sums) {
         let shape = self.shape;
         let (channels, kernel) = (shape.channels, shape.kernel);
-        let span = self.kernel.span;
+        let span = self.kernel.span();
         let columns = (span - 1) * shape.stride + kernel;
         let mut rows = [[self.zero_point; ROW_OF_FEW]; 3];
         for (i, to) in rows.iter_mut().enumerate().take(kernel) {
@@ -170,11 +244,6 @@ impl Image<'_> {
         }
         let len = conv_i8_inputs(channels, kernel);
         let run = kernel * channels;
-        let places = Places {
-            span,
-            pixel: 1,
-            block: 4 * span,
-        };
         // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
         // are 0.
         let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
@@ -195,8 +264,19 @@ impl Image<'_> {
         }
         let windows = windows.get(..span * len).unwrap_or_default();
         if !windows.is_empty() {
-            // SAFETY: there is room for `span` windows, and a sum for each.
-            unsafe { widen(windows, len, self.words, places, sums.as_mut_ptr()) };
+            let at = Places {
+                to: self.words,
+                block: 4 * span,
+            };
+            // SAFETY: there is room for `span` windows, four or seven.
+            unsafe {
+                self.widen(
+                    windows,
+                    (len, len),
+                    at,
+                    sums.get_mut(..span).unwrap_or_default(),
+                )
+            };
         }
     }
 
@@ -228,72 +308,96 @@ fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
     }
 }
 
-/// Where widened inputs lie, in words from one to the next.
-#[derive(Clone, Copy)]
-struct Places {
-    /// The four words of a block.
-    span: usize,
-    pixel: usize,
+/// What a loop over pairs of pixels needs.
+#[repr(C)]
+struct Run {
+    x: *const i8,
+    /// Where the last word of the first block goes.
+    last_word: *mut u32,
+    /// `256·Σ x_even` of each pixel.
+    sums: *mut u32,
+    /// Bytes from one block to the next.
     block: usize,
+    /// Bytes of x from one pixel to the next.
+    next: usize,
+    // What each pair needs:
+    blocks: usize,
+    /// Bytes of x from the end of a pair's first pixel to the next pair.
+    to_pair: usize,
+    /// Bytes from the end of a pair's words back to those of the next.
+    back: usize,
+    /// Behind the sums of whole pairs, and of all pixels.
+    pairs_end: *mut u32,
+    end: *mut u32,
 }
 
-/// Widens pixels of `channels` channels, a multiple of [`COLUMNS`], at least one: every eight
-/// channels become `(x1, x3)`, `(256·x0 − x1, 256·x2 − x3)`, and the same for inputs 4 to 7. The
-/// `sums` of pixels are `256·Σ x_even`.
-///
-/// # Safety
-/// `to` and `sums` have room for all pixels.
-#[inline(never)]
-unsafe fn widen(x: &[i8], channels: usize, to: *mut u32, places: Places, sums: *mut u32) {
-    let blocks = channels / COLUMNS;
-    let next = places
-        .pixel
-        .wrapping_sub(blocks * places.block)
-        .wrapping_mul(4);
-    debug_assert!(!x.is_empty() && x.len().is_multiple_of(channels));
-    // SAFETY: reads every pixel of `x`; LDR needs no alignment. Writes where the caller says.
-    // Saves r6 and r7, which cannot be operands, and leaves the stack as it was.
-    unsafe {
-        asm!(
-            "push {{r2, r3, r6, r7}}",
-            "2: ldr r6, [sp]",
-            "movs r7, #0",
-            "3: ldr r3, [r0], #4",
-            "ldr r5, [r0], #4",
-            "sxtb16 r2, r3, ror #8",
-            "sxtb16 r4, r5, ror #8",
-            "and r3, lr, r3, lsl #8",
-            "and r5, lr, r5, lsl #8",
-            "smlad r7, r3, r12, r7",
-            "smlad r7, r5, r12, r7",
-            "ssub16 r3, r3, r2",
-            "ssub16 r5, r5, r4",
-            "str r2, [r1]",
-            "str r3, [r1, r10]",
-            "str r4, [r1, r10, lsl #1]",
-            "add r2, r1, r10, lsl #1",
-            "str r5, [r2, r10]",
-            "add r1, r11",
-            "subs r6, #1",
-            "bne 3b",
-            "ldr r6, [sp, #4]",
-            "str r7, [r8], #4",
-            "add r1, r6",
-            "cmp r0, r9",
-            "bne 2b",
-            "add sp, #8",
-            "pop {{r6, r7}}",
-            inout("r0") x.as_ptr() => _,
-            inout("r1") to => _,
-            inout("r2") blocks => _,
-            inout("r3") next => _,
-            inout("r8") sums => _,
-            in("r9") x.as_ptr_range().end,
-            in("r10") 4 * places.span,
-            in("r11") 4 * places.block,
-            in("r12") 0x0001_0001,
-            in("lr") 0xff00_ff00_u32,
-            out("r4") _, out("r5") _,
-        );
-    }
+/// Four channels of two pixels, whose words go `$odd` and `$even` bytes further than r1 points.
+macro_rules! widen_half {
+    ($odd:literal, $even:literal) => {
+        concat!(
+            "ldr r9, [r0, r4]\n",
+            "ldr r8, [r0], #4\n",
+            "sxtb16 r10, r8, ror #8\n",
+            "sxtb16 r11, r9, ror #8\n",
+            "and r8, lr, r8, lsl #8\n",
+            "and r9, lr, r9, lsl #8\n",
+            "smlad r6, r8, r12, r6\n",
+            "smlad r7, r9, r12, r7\n",
+            "ssub16 r8, r8, r10\n",
+            "ssub16 r9, r9, r11\n",
+            concat!("strd r10, r11, [r1, #", $odd, "]\n"),
+            concat!("strd r8, r9, [r1, #", $even, "]\n"),
+        )
+    };
 }
+
+/// Widens two pixels at a time, at least two; the last of an odd number together with the one
+/// before once more. Every eight channels become `(x1, x3)`, `(256·x0 − x1, 256·x2 − x3)`, and the
+/// same for inputs 4 to 7.
+macro_rules! widen {
+    ($name:ident, $third:literal, $second:literal, $first:literal) => {
+        /// # Safety
+        /// The fields of `run` are what their names say. LDR needs no alignment; words are on
+        /// word boundaries, as STRD wants them.
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(run: &Run) {
+            naked_asm!(
+                "push {{r3-r11, lr}}",
+                "add r5, r0, #20",
+                "str r5, [sp]",
+                "ldm r0, {{r0-r4}}",
+                "ldr r5, [r5]",
+                "mov lr, #0xff00ff00",
+                "mov r12, #0x00010001",
+                "2: movs r6, #0",
+                "movs r7, #0",
+                "3:",
+                widen_half!($first, $second),
+                widen_half!($third, "0"),
+                "add r1, r3",
+                "subs r5, #1",
+                "bne 3b",
+                "ldr r8, [sp]",
+                "stm r2!, {{r6, r7}}",
+                "ldm r8, {{r5, r8-r11}}",
+                "add r0, r8",
+                "sub r1, r9",
+                "cmp r2, r10",
+                "blo 2b",
+                "cmp r2, r11",
+                "beq 9f",
+                "subs r2, #4",
+                "subs r1, #4",
+                "subs r0, r0, r4",
+                "b 2b",
+                "9: pop {{r3-r11, pc}}",
+            )
+        }
+    };
+}
+
+widen!(widen_9, "-36", "-72", "-108");
+widen!(widen_8, "-32", "-64", "-96");
+widen!(widen_7, "-28", "-56", "-84");
+widen!(widen_6, "-24", "-48", "-72");
+widen!(widen_4, "-16", "-32", "-48");
