@@ -18,7 +18,7 @@
 //! kernel.
 
 use super::strip::{self, CHUNKS, Frame, ONE_4, ONE_7, SUMS, Segment, THREE_4, THREE_7, TWO_7};
-use super::widen::{Image, Sums};
+use super::widen::Image;
 use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, ROWS, conv_i8_inputs};
 use crate::scalar;
@@ -95,10 +95,11 @@ fn walk<Y>(
             _ => ONE_7,
         };
         let mut strip = Strip::new(&op, shape, outputs, column, kernel, rule);
+        strip.begin();
         let rows = y.chunks_exact_mut((shape.out_width * outputs).max(1));
         let columns = column * outputs..(column + strip.width) * outputs;
-        for (row, y) in rows.enumerate() {
-            strip.prepare(row);
+        for y in rows {
+            strip.prepare();
             if let Some(y) = y.get_mut(columns.clone()) {
                 store(&mut strip, y);
             }
@@ -136,16 +137,34 @@ struct Strip<'a> {
     kernel: Kernel,
     /// Windows that there are; the kernel computes more if it takes more.
     width: usize,
+    /// Rows of the kernel, and those that an accumulator takes. With few channels, all taps are
+    /// one row.
+    rows: usize,
+    most: usize,
     /// Blocks of a window's row, and words of those of the strip.
     blocks: usize,
     words: usize,
-    /// Rows of the kernel that an accumulator takes.
-    most: usize,
-    /// What is widened in each slot.
-    sums: [Sums; 3],
+    /// The next row of windows, and the slot of the first row that it sees.
+    row: usize,
+    slot: usize,
+    /// What each slot adds to what accumulators start with.
+    slots: [Starts; 3],
+    /// Where inputs lie, for each slot that the first row may have.
+    pieces: [Pieces; 3],
     frame: Frame,
-    segments: [Segment; 3],
-    starts: [[u32; WINDOWS]; 3],
+}
+
+/// What accumulators start with.
+type Starts = [u32; WINDOWS];
+
+/// The segments of a row of windows.
+#[derive(Clone, Copy)]
+struct Pieces {
+    first: Segment,
+    others: [Segment; 2],
+    /// Behind the first: what they start with, and where they do so, which slots they take.
+    starts: [Starts; 2],
+    taken: [(usize, usize); 3],
 }
 
 impl<'a> Strip<'a> {
@@ -158,39 +177,36 @@ impl<'a> Strip<'a> {
         rule: Option<&Requantize<'a>>,
     ) -> Self {
         let inputs = conv_i8_inputs(shape.channels, shape.kernel);
-        // With few channels, all taps are one row.
-        let rows = if shape.channels < COLUMNS {
-            1
+        let few = shape.channels < COLUMNS;
+        let (rows, row) = if few {
+            (1, inputs)
         } else {
-            shape.kernel.max(1)
+            (shape.kernel, inputs_of_row(shape))
         };
-        let blocks = inputs / COLUMNS / rows;
-        // Taps that are pixels of their own have their own words.
-        let words = blocks / kernel.taps * 4 * kernel.span();
         let columns = inputs / COLUMNS;
+        let blocks = row / COLUMNS;
+        // Taps that are pixels of their own have their own words.
+        let words = match kernel.taps {
+            1 => blocks * 4 * kernel.windows,
+            _ => shape.channels.div_ceil(COLUMNS) * 4 * kernel.span(),
+        };
+        let rare = if inputs > MOST { CHUNKS } else { 0 };
         Self {
             weights: op.weights,
             bias: op.bias.as_chunks().0,
             multipliers: rule.map_or(&[], |rule| rule.multipliers.as_chunks().0),
             outputs,
-            image: Image {
-                shape,
-                x: op.x,
-                zero_point: op.zero_point,
-                column,
-                kernel,
-                words: op.scratch.as_ptr().cast_mut().cast(),
-            },
+            image: Image::new(op, shape, column, kernel),
             kernel,
             width: (shape.out_width - column).min(kernel.windows),
+            rows,
+            most: MOST.checked_div(row).unwrap_or(1).clamp(1, rows),
             blocks,
             words,
-            most: if inputs <= MOST {
-                rows
-            } else {
-                MOST * rows / inputs
-            },
-            sums: [[0; _]; 3],
+            row: 0,
+            slot: 0,
+            slots: [[0; _]; 3],
+            pieces: [Pieces::NONE; 3],
             frame: Frame {
                 next: null(),
                 x_end: null(),
@@ -209,117 +225,113 @@ impl<'a> Strip<'a> {
                 zero_point: rule.map_or(0, |rule| i32::from(rule.zero_point) - 1),
                 step: 0,
                 step_3: 0,
-                rare: if inputs > MOST { CHUNKS } else { 0 } | rule.map_or(SUMS, |rule| rule.shift),
+                rare: rare | rule.map_or(SUMS, |rule| rule.shift),
                 blocks: 0,
                 skip: (columns - 1) * COLUMNS * ROWS,
             },
-            segments: [Segment::NONE; 3],
-            starts: [[0; _]; 3],
         }
     }
 
-    /// Widens what is new in row `row` of the windows, and says where it lies.
-    fn prepare(&mut self, row: usize) {
-        let Self {
-            image, sums, words, ..
-        } = self;
-        let shape = image.shape;
-        if shape.channels < COLUMNS {
-            image.widen_few(row, &mut sums[0]);
-            self.segment(0, 1, 0, 0, true);
+    /// Widens what is outside of the image in each slot, and links segments. From here on, the
+    /// strip stays where it is.
+    fn begin(&mut self) {
+        for slot in 0..self.rows {
+            self.image.widen_outside(slot * self.words);
+        }
+        for slot in 0..self.rows {
+            self.link(slot);
+        }
+    }
+
+    /// The segments of rows whose first slot is `first`: where slots begin anew, and after as many
+    /// rows as an accumulator takes.
+    fn link(&mut self, first: usize) {
+        let Some(pieces) = self.pieces.get_mut(first) else {
             return;
-        }
-        let top = row * shape.stride;
-        let seen = top + shape.kernel;
-        let known = if row == 0 {
-            top
-        } else {
-            top.max(seen - shape.stride)
         };
-        for row in known..seen {
-            let slot = row % shape.kernel;
-            if let Some(sums) = sums.get_mut(slot) {
-                image.widen_row(row, slot * *words, sums);
-            }
-        }
-        // Where slots begin anew, and after as many rows as an accumulator takes.
-        let (mut done, mut slot, mut i, mut room) = (0, top % shape.kernel, 0, 0);
-        while done < shape.kernel {
-            let whole = shape.kernel - slot;
-            let left = (shape.kernel - done).min(whole);
+        let (mut done, mut slot, mut room) = (0, first, 0);
+        for i in 0..3 {
+            let left = (self.rows - done).min(self.rows - slot);
             let starts = room == 0 || room < left;
             if starts {
                 room = self.most;
             }
             let rows = left.min(room);
             room -= rows;
-            // What the next segment has, if this accumulator takes it too.
-            let behind = shape.kernel - done - rows;
+            // The next segment goes on with an accumulator that takes all of it.
+            let behind = self.rows - done - rows;
             let behind = if behind <= room { behind } else { 0 };
-            self.segment(slot, rows, i, behind, starts);
-            (done, slot, i) = (done + rows, (slot + rows) % shape.kernel, i + 1);
-        }
-    }
-
-    /// Segment `i` is `rows` rows from a slot on. If it `starts` accumulators, those take as many
-    /// rows `behind` it.
-    fn segment(&mut self, slot: usize, rows: usize, i: usize, behind: usize, starts: bool) {
-        let x = self.image.words.wrapping_add(slot * self.words);
-        let x_end = x.wrapping_add(rows * self.words);
-        let entry = strip::entry(rows * self.blocks);
-        let start = if starts {
-            self.begin(slot, rows + behind)
-        } else {
-            [0; _]
-        };
-        let Some(before) = i.checked_sub(1) else {
-            let frame = &mut self.frame;
-            (frame.x, frame.first_end, frame.entry) = (x, x_end, entry);
-            (frame.start, frame.first_next) = (start, null());
-            return;
-        };
-        let (Some(segment), Some(kept)) =
-            (self.segments.get_mut(before), self.starts.get_mut(before))
-        else {
-            return;
-        };
-        *kept = start;
-        *segment = Segment {
-            x,
-            x_end,
-            next: null(),
-            start: if starts { kept.as_ptr() } else { null() },
-            entry,
-        };
-        let this: *const Segment = segment;
-        match before.checked_sub(1).and_then(|i| self.segments.get_mut(i)) {
-            Some(segment) => segment.next = this,
-            None => self.frame.first_next = this,
-        }
-    }
-
-    /// What accumulators start with: `-256·128·Σ x_even` of `rows` rows from a slot on.
-    fn begin(&self, slot: usize, rows: usize) -> [u32; WINDOWS] {
-        let (below, above) = self.sums.split_at(slot.min(2));
-        let mut slots = above
-            .iter()
-            .take(self.image.shape.kernel - slot)
-            .chain(below)
-            .take(rows);
-        let mut sums = slots.next().copied().unwrap_or([0; _]);
-        for slot in slots {
-            for (sum, slot) in sums.iter_mut().zip(slot) {
-                *sum = sum.wrapping_add(*slot);
+            let x = self.image.words.wrapping_add(slot * self.words);
+            let segment = Segment {
+                x,
+                x_end: x.wrapping_add(rows * self.words),
+                next: null(),
+                start: null(),
+                entry: strip::entry(rows * self.blocks),
+            };
+            if let Some(taken) = pieces.taken.get_mut(i) {
+                *taken = if starts {
+                    (slot, rows + behind)
+                } else {
+                    (0, 0)
+                };
+            }
+            pieces.push(i, segment, starts);
+            done += rows;
+            slot = if slot + rows == self.rows {
+                0
+            } else {
+                slot + rows
+            };
+            if done == self.rows {
+                return;
             }
         }
-        core::array::from_fn(|i| {
-            let sum = match self.kernel.taps {
-                1 => sums[i],
-                2 => sums[i].wrapping_add(sums[i + 1]),
-                _ => sums[i].wrapping_add(sums[i + 1]).wrapping_add(sums[i + 2]),
+    }
+
+    /// Widens what is new in the next row of windows, and says where it lies.
+    fn prepare(&mut self) {
+        let shape = self.image.shape;
+        let top = self.row * shape.stride;
+        if shape.channels < COLUMNS {
+            self.slots[0] = self.image.widen_few(self.row);
+        } else {
+            let known = if self.row == 0 {
+                0
+            } else {
+                shape.kernel.saturating_sub(shape.stride)
             };
-            (sum << 7).wrapping_neg()
-        })
+            let mut slot = self.slot + known;
+            for row in top + known..top + shape.kernel {
+                while slot >= self.rows {
+                    slot -= self.rows;
+                }
+                if let Some(starts) = self.slots.get_mut(slot) {
+                    *starts = self.image.widen_row(row, slot * self.words);
+                }
+                slot += 1;
+            }
+        }
+        self.row += 1;
+        if let Some(pieces) = self.pieces.get_mut(self.slot) {
+            let frame = &mut self.frame;
+            let first = &pieces.first;
+            (frame.x, frame.first_end) = (first.x, first.x_end);
+            (frame.first_next, frame.entry) = (first.next, first.entry);
+            if frame.rare & CHUNKS == 0 {
+                frame.start = sum(&self.slots);
+            } else {
+                let starts = pieces.starts.iter_mut();
+                let all = core::iter::once(&mut frame.start).chain(starts);
+                for (start, &(slot, rows)) in all.zip(&pieces.taken) {
+                    *start = sum_of(&self.slots, slot, rows, self.rows);
+                }
+            }
+        }
+        self.slot += shape.stride;
+        while self.slot >= self.rows {
+            self.slot -= self.rows;
+        }
     }
 
     /// `y` is `[width, outputs]`.
@@ -401,4 +413,52 @@ impl<'a> Strip<'a> {
         // caller says, and the segments have as many blocks as weights.
         unsafe { (self.kernel.run)(frame) }
     }
+}
+
+impl Pieces {
+    const NONE: Self = Self {
+        first: Segment::NONE,
+        others: [Segment::NONE; 2],
+        starts: [[0; WINDOWS]; 2],
+        taken: [(0, 0); 3],
+    };
+
+    /// Puts segment `i` behind the others, of which it is number `i`.
+    fn push(&mut self, i: usize, mut segment: Segment, starts: bool) {
+        let Some(before) = i.checked_sub(1) else {
+            self.first = segment;
+            return;
+        };
+        if let (true, Some(start)) = (starts, self.starts.get(before)) {
+            segment.start = start.as_ptr();
+        }
+        let Some(other) = self.others.get_mut(before) else {
+            return;
+        };
+        *other = segment;
+        let this: *const Segment = other;
+        match before.checked_sub(1).and_then(|i| self.others.get_mut(i)) {
+            Some(other) => other.next = this,
+            None => self.first.next = this,
+        }
+    }
+}
+
+/// Inputs of a row of the kernel.
+fn inputs_of_row(shape: ConvShape) -> usize {
+    shape.kernel * shape.channels.next_multiple_of(COLUMNS)
+}
+
+/// What all slots add up to; those that are not used are 0.
+#[inline]
+fn sum([a, b, c]: &[Starts; 3]) -> Starts {
+    core::array::from_fn(|i| a[i].wrapping_add(b[i]).wrapping_add(c[i]))
+}
+
+/// What some slots add up to, from one on, `rows` in turn.
+fn sum_of(slots: &[Starts; 3], first: usize, rows: usize, all: usize) -> Starts {
+    let taken = slots.iter().take(all).cycle().skip(first).take(rows);
+    taken.fold([0; _], |sum, slot| {
+        core::array::from_fn(|i| sum[i].wrapping_add(slot[i]))
+    })
 }

@@ -7,6 +7,7 @@
 use core::arch::naked_asm;
 
 use super::conv_i8::{Kernel, WINDOWS};
+use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, conv_i8_inputs};
 use crate::table::ConvShape;
 
@@ -22,18 +23,37 @@ const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + RUN;
 /// What a strip sees of the image.
 pub(super) struct Image<'a> {
     pub(super) shape: ConvShape,
-    pub(super) x: &'a [i8],
-    pub(super) zero_point: i8,
+    x: &'a [i8],
+    zero_point: i8,
     /// The first window.
-    pub(super) column: usize,
-    pub(super) kernel: Kernel,
+    column: usize,
+    kernel: Kernel,
     /// Scratch: `[blocks, 4 words, span]` for each row; `[blocks, taps, 4 words, windows]` where
     /// each tap is a pixel of its own.
     pub(super) words: *mut u32,
+    /// The pixels of each tap, or of all.
+    taps: [Pixels; 3],
+    /// Their number.
+    separate: usize,
+    /// `256·Σ x_even` of each pixel in the row that was widened last, or outside of the image.
+    sums: [Sums; 3],
 }
 
 /// `256·Σ x_even` of each column, or of each window.
-pub(super) type Sums = [u32; WINDOWS + 2];
+type Sums = [u32; WINDOWS + 2];
+
+/// Which pixels of a row are inside of the image.
+#[derive(Clone, Copy, Default)]
+struct Pixels {
+    /// Outside, on the left.
+    before: usize,
+    /// Behind the last that is inside.
+    end: usize,
+    /// All.
+    count: usize,
+    /// The first column of the image.
+    first: usize,
+}
 
 /// Where widened pixels go.
 #[derive(Clone, Copy)]
@@ -44,97 +64,250 @@ struct Places {
     block: usize,
 }
 
-impl Image<'_> {
-    /// Widens what windows see of a row of the image to word `to` of the scratch. Rows are counted
-    /// from the padding on.
-    pub(super) fn widen_row(&self, row: usize, to: usize, sums: &mut Sums) {
-        let (shape, kernel) = (&self.shape, self.kernel);
-        let to = self.words.wrapping_add(to);
-        let block = 4 * kernel.span();
-        if kernel.taps > 1 {
-            let at = Places { to, block };
-            // SAFETY: a row has room for `span` columns.
-            return unsafe { self.widen_pixels(row, self.column, kernel.span(), at, sums) };
+impl<'a> Image<'a> {
+    pub(super) fn new(op: &Conv2dI8<'a>, shape: ConvShape, column: usize, kernel: Kernel) -> Self {
+        let (separate, count) = match kernel.taps {
+            1 => (shape.kernel, kernel.windows.min(shape.out_width - column)),
+            _ => (1, kernel.span()),
+        };
+        let blocks = shape.channels.div_ceil(COLUMNS) as i32;
+        let outside = (i32::from(op.zero_point) << 10).wrapping_mul(blocks) as u32;
+        let mut taps = [Pixels::default(); 3];
+        for (tap, pixels) in taps.iter_mut().enumerate().take(separate) {
+            *pixels = Pixels::of(&shape, column * shape.stride + tap, count);
         }
-        let windows = kernel.windows.min(shape.out_width - self.column);
-        for tap in 0..shape.kernel {
-            let at = Places {
-                to: to.wrapping_add(tap * block),
-                block: shape.kernel * block,
-            };
-            let mut of_tap = [0; _];
-            let first = self.column * shape.stride + tap;
-            let all = if tap == 0 { &mut *sums } else { &mut of_tap };
-            // SAFETY: a row has room for each tap of as many windows.
-            unsafe { self.widen_pixels(row, first, windows, at, all) };
-            if tap > 0 {
-                for (sum, of_tap) in sums.iter_mut().zip(of_tap) {
-                    *sum = sum.wrapping_add(of_tap);
-                }
+        Self {
+            shape,
+            x: op.x,
+            zero_point: op.zero_point,
+            column,
+            kernel,
+            words: op.scratch.as_ptr().cast_mut().cast(),
+            taps,
+            separate,
+            sums: [[outside; _]; 3],
+        }
+    }
+
+    /// Where the pixels of a tap go in the slot that begins at word `to`.
+    fn places(&self, to: usize, tap: usize) -> Places {
+        let block = 4 * self.kernel.span();
+        Places {
+            to: self.words.wrapping_add(to + tap * block),
+            block: self.separate * block,
+        }
+    }
+
+    /// Widens what is left and right of the image in the slot that begins at word `to`.
+    pub(super) fn widen_outside(&mut self, to: usize) {
+        for (tap, pixels) in self.taps.iter().enumerate().take(self.separate) {
+            let at = self.places(to, tap);
+            // SAFETY: a slot has room for each tap of all pixels.
+            unsafe {
+                self.fill(0, pixels.before, at);
+                self.fill(pixels.end, pixels.count, at);
             }
         }
     }
 
-    /// Widens `count` pixels of a row from a column on: neighbours, or where each tap is a pixel
-    /// of its own, one for each window. Rows and columns are counted from the padding on.
-    ///
-    /// # Safety
-    /// There is room for all channels, padded to blocks, of all pixels.
-    unsafe fn widen_pixels(
-        &self,
-        row: usize,
-        column: usize,
-        count: usize,
-        at: Places,
-        sums: &mut Sums,
-    ) {
+    /// Widens a row of the image, counted from the padding on, to the slot that begins at word
+    /// `to`; returns what it adds to what accumulators start with: `-256·128·Σ x_even`.
+    pub(super) fn widen_row(&mut self, row: usize, to: usize) -> [u32; WINDOWS] {
         let shape = &self.shape;
-        let stride = shape.stride;
-        let (row, outside) = match row.checked_sub(shape.pad_top) {
-            Some(row) if row < shape.height => (row, shape.pad_left.saturating_sub(column)),
-            _ => (0, count * stride),
-        };
-        // Pixels left of the image, and those that are not right of it.
-        let right = (shape.width + shape.pad_left).saturating_sub(column);
-        let (before, end) = match stride {
-            1 => (outside.min(count), right.min(count)),
-            _ => (outside.div_ceil(2).min(count), right.div_ceil(2).min(count)),
-        };
-        if before > 0 {
-            // SAFETY: as the caller has promised.
-            unsafe { self.fill(0, before, at, sums) };
+        let row = row.wrapping_sub(shape.pad_top);
+        if row >= shape.height {
+            for (tap, pixels) in self.taps.iter().enumerate().take(self.separate) {
+                // SAFETY: a slot has room for each tap of all pixels.
+                unsafe { self.fill(pixels.before, pixels.end, self.places(to, tap)) };
+            }
+            // Those of the pixels left of the image, or right of it: outside, all are the same.
+            let blocks = shape.channels.div_ceil(COLUMNS) * shape.kernel;
+            let outside = (i32::from(self.zero_point) << 17).wrapping_mul(blocks as i32);
+            return [outside.wrapping_neg() as u32; WINDOWS];
         }
-        let inside = end.saturating_sub(before);
-        if before + inside < count {
-            // SAFETY: as the caller has promised.
-            unsafe { self.fill(before + inside, count, at, sums) };
+        for tap in 0..self.separate {
+            let at = self.places(to, tap);
+            let (Some(pixels), Some(sums)) = (self.taps.get(tap), self.sums.get_mut(tap)) else {
+                break;
+            };
+            let channels = shape.channels;
+            let x = self.x.get((row * shape.width + pixels.first) * channels..);
+            let to = at.to.wrapping_add(pixels.before);
+            if let (Some(x), Some(inside)) = (x, sums.get_mut(pixels.before..pixels.end)) {
+                let widen = Widen {
+                    span: self.kernel.span(),
+                    zero_point: self.zero_point,
+                    channels,
+                    next: shape.stride * channels,
+                };
+                // SAFETY: a slot has room for each tap of all pixels; those before the end are in
+                // the row.
+                unsafe { widen.pixels(x, Places { to, ..at }, inside) };
+            }
         }
-        let first = row * shape.width + (column + before * stride).saturating_sub(shape.pad_left);
-        let Some(between) = inside.checked_sub(1) else {
-            return;
-        };
-        let pixels = between * stride + 1;
-        let channels = shape.channels;
-        let seen = first * channels..(first + pixels) * channels;
-        let (Some(x), Some(sums)) = (self.x.get(seen), sums.get_mut(before..end)) else {
-            return;
-        };
-        let to = at.to.wrapping_add(before);
-        // SAFETY: as the caller has promised; x is `inside` pixels, and what is between them.
-        unsafe { self.widen(x, (channels, stride * channels), Places { to, ..at }, sums) };
+        self.starts()
     }
 
-    /// Widens as many pixels as there are sums, `next` inputs from each to the next.
+    /// `-256·128·Σ x_even` of each window, in the row that was widened last.
+    fn starts(&self) -> [u32; WINDOWS] {
+        let [a, b, c] = &self.sums;
+        let start = |sum: u32| (sum << 7).wrapping_neg();
+        match (self.kernel.taps, self.separate) {
+            (3, _) => {
+                core::array::from_fn(|i| start(a[i].wrapping_add(a[i + 1]).wrapping_add(a[i + 2])))
+            }
+            (2, _) => core::array::from_fn(|i| start(a[i].wrapping_add(a[i + 1]))),
+            (_, 3) => core::array::from_fn(|i| start(a[i].wrapping_add(b[i]).wrapping_add(c[i]))),
+            (_, 2) => core::array::from_fn(|i| start(a[i].wrapping_add(b[i]))),
+            _ => core::array::from_fn(|i| start(a[i])),
+        }
+    }
+
+    /// Lets pixels `from` to `end` be outside of the image.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks.
+    #[inline(never)]
+    unsafe fn fill(&self, from: usize, end: usize, at: Places) {
+        let span = self.kernel.span();
+        let zero_point = i32::from(self.zero_point);
+        let lanes = |x: i32| (x as u32 & 0xffff) * 0x0001_0001;
+        let (odd, even) = (lanes(zero_point), lanes(255 * zero_point));
+        let blocks = self.shape.channels.div_ceil(COLUMNS);
+        for i in from..end {
+            let mut to = at.to.wrapping_add(i);
+            for _ in 0..blocks {
+                // SAFETY: as the caller has promised.
+                unsafe {
+                    *to = odd;
+                    *to.add(span) = even;
+                    *to.add(2 * span) = odd;
+                    *to.add(3 * span) = even;
+                }
+                to = to.wrapping_add(at.block);
+            }
+        }
+    }
+
+    /// Puts windows of few channels together and widens them.
+    pub(super) fn widen_few(&mut self, row: usize) -> [u32; WINDOWS] {
+        let shape = self.shape;
+        let (channels, kernel) = (shape.channels, shape.kernel);
+        let span = self.kernel.span();
+        let columns = (span - 1) * shape.stride + kernel;
+        let mut rows = [[self.zero_point; ROW_OF_FEW]; 3];
+        for (i, to) in rows.iter_mut().enumerate().take(kernel) {
+            self.copy_few(row * shape.stride + i, columns, to);
+        }
+        let len = conv_i8_inputs(channels, kernel);
+        let run = kernel * channels;
+        // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
+        // are 0.
+        let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
+        for window in 0..span {
+            let mut at = window * len;
+            for from in rows.iter().take(kernel) {
+                let from = from
+                    .get(window * shape.stride * channels..)
+                    .unwrap_or_default();
+                let to = windows.get_mut(at..).unwrap_or_default();
+                if run <= COLUMNS {
+                    copy::<COLUMNS>(from, to);
+                } else {
+                    copy::<RUN>(from, to);
+                }
+                at += run;
+            }
+        }
+        let windows = windows.get(..span * len).unwrap_or_default();
+        let mut sums = [0; WINDOWS + 2];
+        if let (false, Some(sums)) = (windows.is_empty(), sums.get_mut(..span)) {
+            let at = Places {
+                to: self.words,
+                block: 4 * span,
+            };
+            let widen = Widen {
+                span,
+                zero_point: self.zero_point,
+                channels: len,
+                next: len,
+            };
+            // SAFETY: there is room for `span` windows, four or seven.
+            unsafe { widen.pixels(windows, at, sums) };
+        }
+        core::array::from_fn(|i| (sums[i] << 7).wrapping_neg())
+    }
+
+    /// Copies `columns` columns of a row of few channels.
+    fn copy_few(&self, row: usize, columns: usize, to: &mut [i8]) {
+        let shape = self.shape;
+        let row = row.wrapping_sub(shape.pad_top);
+        if row >= shape.height {
+            return;
+        }
+        let first = self.column * shape.stride;
+        let outside = shape.pad_left.saturating_sub(first).min(columns);
+        let skipped = row * shape.width + first.saturating_sub(shape.pad_left);
+        let inside = (columns - outside).min(((row + 1) * shape.width).saturating_sub(skipped));
+        let (outside, skipped) = (outside * shape.channels, skipped * shape.channels);
+        let len = inside * shape.channels;
+        let to = to.get_mut(outside..outside + len);
+        if let (Some(to), Some(x)) = (to, self.x.get(skipped..skipped + len)) {
+            to.copy_from_slice(x);
+        }
+    }
+}
+
+/// Copies the first `N` inputs.
+#[inline]
+fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut()) {
+        *to = *from;
+    }
+}
+
+impl Pixels {
+    /// `count` pixels from a column on, which is counted from the padding on.
+    fn of(shape: &ConvShape, column: usize, count: usize) -> Self {
+        let outside = shape.pad_left.saturating_sub(column);
+        // Those that are not right of the image.
+        let end = (shape.width + shape.pad_left).saturating_sub(column);
+        let (before, end) = match shape.stride {
+            1 => (outside, end),
+            _ => (outside.div_ceil(2), end.div_ceil(2)),
+        };
+        let before = before.min(count);
+        Self {
+            before,
+            end: end.min(count).max(before),
+            count,
+            first: (column + before * shape.stride).saturating_sub(shape.pad_left),
+        }
+    }
+}
+
+/// How pixels are widened.
+struct Widen {
+    /// Words from one of the four words of a block to the next.
+    span: usize,
+    zero_point: i8,
+    channels: usize,
+    /// Inputs from one pixel to the next.
+    next: usize,
+}
+
+impl Widen {
+    /// Widens as many pixels as there are sums.
     ///
     /// # Safety
     /// There is room for all channels, padded to blocks, of all pixels. `x` has as many.
-    unsafe fn widen(
-        &self,
-        x: &[i8],
-        (channels, next): (usize, usize),
-        at: Places,
-        sums: &mut [u32],
-    ) {
+    unsafe fn pixels(&self, x: &[i8], at: Places, sums: &mut [u32]) {
+        let Self {
+            span,
+            channels,
+            next,
+            ..
+        } = *self;
         let count = sums.len();
         if count == 0 {
             return;
@@ -144,12 +317,11 @@ impl Image<'_> {
                 let to = at.to.wrapping_add(i);
                 let x = x.get(..channels).unwrap_or_default();
                 // SAFETY: as the caller has promised.
-                *sum = unsafe { self.widen_padded(x, Places { to, ..at }) };
+                *sum = unsafe { self.padded(x, Places { to, ..at }) };
             }
             return;
         }
         let blocks = channels / COLUMNS;
-        let span = self.kernel.span();
         let ends = sums.as_mut_ptr_range();
         let run = Run {
             x: x.as_ptr(),
@@ -180,9 +352,9 @@ impl Image<'_> {
     /// # Safety
     /// There is room for all channels, padded to blocks.
     #[inline(never)]
-    unsafe fn widen_padded(&self, x: &[i8], at: Places) -> u32 {
+    unsafe fn padded(&self, x: &[i8], at: Places) -> u32 {
         let lanes = |a: i32, b: i32| (a & 0xffff) as u32 | (b as u32) << 16;
-        let span = self.kernel.span();
+        let span = self.span;
         let mut total = 0i32;
         for (block, x) in x.chunks(COLUMNS).enumerate() {
             let mut eight = [i32::from(self.zero_point); COLUMNS];
@@ -201,110 +373,6 @@ impl Image<'_> {
             }
         }
         (total << 8) as u32
-    }
-
-    /// Lets pixels `from` to `end` be outside of the image.
-    ///
-    /// # Safety
-    /// There is room for all channels, padded to blocks.
-    #[inline(never)]
-    unsafe fn fill(&self, from: usize, end: usize, at: Places, sums: &mut Sums) {
-        let span = self.kernel.span();
-        let zero_point = i32::from(self.zero_point);
-        let lanes = |x: i32| (x as u32 & 0xffff) * 0x0001_0001;
-        let (odd, even) = (lanes(zero_point), lanes(255 * zero_point));
-        let blocks = self.shape.channels.div_ceil(COLUMNS);
-        for i in from..end {
-            let mut to = at.to.wrapping_add(i);
-            for _ in 0..blocks {
-                // SAFETY: as the caller has promised.
-                unsafe {
-                    *to = odd;
-                    *to.add(span) = even;
-                    *to.add(2 * span) = odd;
-                    *to.add(3 * span) = even;
-                }
-                to = to.wrapping_add(at.block);
-            }
-        }
-        if let Some(sums) = sums.get_mut(from..end) {
-            sums.fill((zero_point << 10).wrapping_mul(blocks as i32) as u32);
-        }
-    }
-
-    /// Puts windows of few channels together and widens them.
-    pub(super) fn widen_few(&self, row: usize, sums: &mut Sums) {
-        let shape = self.shape;
-        let (channels, kernel) = (shape.channels, shape.kernel);
-        let span = self.kernel.span();
-        let columns = (span - 1) * shape.stride + kernel;
-        let mut rows = [[self.zero_point; ROW_OF_FEW]; 3];
-        for (i, to) in rows.iter_mut().enumerate().take(kernel) {
-            self.copy_few(row * shape.stride + i, columns, to);
-        }
-        let len = conv_i8_inputs(channels, kernel);
-        let run = kernel * channels;
-        // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
-        // are 0.
-        let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
-        for window in 0..span {
-            let mut at = window * len;
-            for from in rows.iter().take(kernel) {
-                let from = from
-                    .get(window * shape.stride * channels..)
-                    .unwrap_or_default();
-                let to = windows.get_mut(at..).unwrap_or_default();
-                if run <= COLUMNS {
-                    copy::<COLUMNS>(from, to);
-                } else {
-                    copy::<RUN>(from, to);
-                }
-                at += run;
-            }
-        }
-        let windows = windows.get(..span * len).unwrap_or_default();
-        if !windows.is_empty() {
-            let at = Places {
-                to: self.words,
-                block: 4 * span,
-            };
-            // SAFETY: there is room for `span` windows, four or seven.
-            unsafe {
-                self.widen(
-                    windows,
-                    (len, len),
-                    at,
-                    sums.get_mut(..span).unwrap_or_default(),
-                )
-            };
-        }
-    }
-
-    /// Copies `columns` columns of a row of few channels.
-    fn copy_few(&self, row: usize, columns: usize, to: &mut [i8]) {
-        let shape = self.shape;
-        let row = row.wrapping_sub(shape.pad_top);
-        if row >= shape.height {
-            return;
-        }
-        let first = self.column * shape.stride;
-        let outside = shape.pad_left.saturating_sub(first).min(columns);
-        let skipped = row * shape.width + first.saturating_sub(shape.pad_left);
-        let inside = (columns - outside).min(((row + 1) * shape.width).saturating_sub(skipped));
-        let (outside, skipped) = (outside * shape.channels, skipped * shape.channels);
-        let len = inside * shape.channels;
-        let to = to.get_mut(outside..outside + len);
-        if let (Some(to), Some(x)) = (to, self.x.get(skipped..skipped + len)) {
-            to.copy_from_slice(x);
-        }
-    }
-}
-
-/// Copies the first `N` inputs.
-#[inline]
-fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
-    if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut()) {
-        *to = *from;
     }
 }
 
