@@ -125,8 +125,8 @@ pub(crate) fn weight(difference: i32, multiplier: i32, drop: u32) -> i32 {
 /// What a sum of weights makes of weighted sums.
 #[derive(Clone, Copy)]
 pub(crate) struct Share {
-    zeros: u32,
-    inverse: i32,
+    pub(crate) zeros: u32,
+    pub(crate) inverse: i32,
 }
 
 impl Share {

@@ -4,6 +4,7 @@
 //! instructions are counted. `build.rs` finds out whether the extension exists
 //! and sets `quell_dsp`; a build for a core without it has the scalar table.
 
+mod attention_i8;
 mod conv_i8;
 mod dsp;
 #[cfg(target_abi = "eabihf")]
@@ -34,5 +35,5 @@ pub(crate) const ENTRIES: Entries = Entries {
     attention: crate::scalar::ENTRIES.attention,
     norm: crate::scalar::ENTRIES.norm,
     images_i8: images_i8::LOOPS,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    attention_i8: attention_i8::attention_i8,
 };
