@@ -17,6 +17,7 @@
 //! is exact for up to 512 inputs. Windows that have more are summed in chunks of whole rows of the
 //! kernel.
 
+use super::first;
 use super::strip::{self, CHUNKS, Frame, ONE_4, ONE_7, SUMS, Segment, THREE_4, THREE_7, TWO_7};
 use super::widen::Image;
 use crate::conv_i8::Conv2dI8;
@@ -34,7 +35,11 @@ pub(super) fn conv2d_i8(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
     if !serves(&op) {
         return (scalar::ENTRIES.conv2d_i8)(op, rule, y);
     }
-    walk(op, y, Some(&rule), |strip, y| strip.requantize(y));
+    if first::serves(&op, &rule, y) {
+        first::conv2d_i8(op, &rule, y);
+    } else {
+        walk(op, y, Some(&rule), |strip, y| strip.requantize(y));
+    }
     if rule.min > -127 {
         y.iter_mut().for_each(|y| *y = (*y).max(rule.min));
     }

@@ -7,6 +7,7 @@
 mod attention_i8;
 mod conv_i8;
 mod dsp;
+mod first;
 #[cfg(target_abi = "eabihf")]
 pub(crate) mod fpu;
 mod images_i8;
