@@ -156,6 +156,8 @@ struct Strip<'a> {
     slots: [Starts; 3],
     /// Where inputs lie, for each slot that the first row may have.
     pieces: [Pieces; 3],
+    /// What accumulators of the segments behind the first start with.
+    starts: [Starts; 2],
     frame: Frame,
 }
 
@@ -167,9 +169,8 @@ type Starts = [u32; WINDOWS];
 struct Pieces {
     first: Segment,
     others: [Segment; 2],
-    /// Behind the first: what they start with, and where they do so, which slots they take.
-    starts: [Starts; 2],
-    taken: [(usize, usize); 3],
+    /// From which slot on the accumulators that they start take rows, and how many.
+    taken: [(u8, u8); 3],
 }
 
 impl<'a> Strip<'a> {
@@ -212,6 +213,7 @@ impl<'a> Strip<'a> {
             slot: 0,
             slots: [[0; _]; 3],
             pieces: [Pieces::NONE; 3],
+            starts: [[0; _]; 2],
             frame: Frame {
                 next: null(),
                 x_end: null(),
@@ -251,11 +253,16 @@ impl<'a> Strip<'a> {
     /// The segments of rows whose first slot is `first`: where slots begin anew, and after as many
     /// rows as an accumulator takes.
     fn link(&mut self, first: usize) {
-        let Some(pieces) = self.pieces.get_mut(first) else {
+        let Self {
+            pieces,
+            starts: kept,
+            ..
+        } = self;
+        let Some(pieces) = pieces.get_mut(first) else {
             return;
         };
         let (mut done, mut slot, mut room) = (0, first, 0);
-        for i in 0..3 {
+        for i in 0..3usize {
             let left = (self.rows - done).min(self.rows - slot);
             let starts = room == 0 || room < left;
             if starts {
@@ -267,21 +274,22 @@ impl<'a> Strip<'a> {
             let behind = self.rows - done - rows;
             let behind = if behind <= room { behind } else { 0 };
             let x = self.image.words.wrapping_add(slot * self.words);
+            let start = kept.get(i.wrapping_sub(1)).filter(|_| starts);
             let segment = Segment {
                 x,
                 x_end: x.wrapping_add(rows * self.words),
                 next: null(),
-                start: null(),
+                start: start.map_or(null(), |start| start.as_ptr()),
                 entry: strip::entry(rows * self.blocks),
             };
             if let Some(taken) = pieces.taken.get_mut(i) {
                 *taken = if starts {
-                    (slot, rows + behind)
+                    (slot as u8, (rows + behind) as u8)
                 } else {
                     (0, 0)
                 };
             }
-            pieces.push(i, segment, starts);
+            pieces.push(i, segment);
             done += rows;
             slot = if slot + rows == self.rows {
                 0
@@ -326,10 +334,9 @@ impl<'a> Strip<'a> {
             if frame.rare & CHUNKS == 0 {
                 frame.start = sum(&self.slots);
             } else {
-                let starts = pieces.starts.iter_mut();
-                let all = core::iter::once(&mut frame.start).chain(starts);
+                let all = core::iter::once(&mut frame.start).chain(&mut self.starts);
                 for (start, &(slot, rows)) in all.zip(&pieces.taken) {
-                    *start = sum_of(&self.slots, slot, rows, self.rows);
+                    *start = sum_of(&self.slots, slot.into(), rows.into(), self.rows);
                 }
             }
         }
@@ -424,19 +431,15 @@ impl Pieces {
     const NONE: Self = Self {
         first: Segment::NONE,
         others: [Segment::NONE; 2],
-        starts: [[0; WINDOWS]; 2],
         taken: [(0, 0); 3],
     };
 
     /// Puts segment `i` behind the others, of which it is number `i`.
-    fn push(&mut self, i: usize, mut segment: Segment, starts: bool) {
+    fn push(&mut self, i: usize, segment: Segment) {
         let Some(before) = i.checked_sub(1) else {
             self.first = segment;
             return;
         };
-        if let (true, Some(start)) = (starts, self.starts.get(before)) {
-            segment.start = start.as_ptr();
-        }
         let Some(other) = self.others.get_mut(before) else {
             return;
         };

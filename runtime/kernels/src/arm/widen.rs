@@ -5,20 +5,17 @@
 //! neighbouring windows or columns are neighbours.
 
 use core::arch::naked_asm;
+use core::slice;
 
 use super::conv_i8::{Kernel, WINDOWS};
 use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, conv_i8_inputs};
 use crate::table::ConvShape;
 
-/// Columns of the image that [`WINDOWS`] windows of few channels see.
-const COLUMNS_OF_FEW: usize = 2 * (WINDOWS - 1) + 3;
-/// Inputs of such a window, padded.
+/// Most inputs of a window of few channels, padded.
 const WINDOW_OF_FEW: usize = conv_i8_inputs(COLUMNS - 1, 3);
 /// Most inputs that such a window has in one row, padded.
 const RUN: usize = 3 * COLUMNS;
-/// Bytes of those columns, where as many are read for the last window.
-const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + RUN;
 
 /// What a strip sees of the image.
 pub(super) struct Image<'a> {
@@ -189,70 +186,81 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// Puts windows of few channels together and widens them.
+    /// Puts windows of few channels together and widens them, two at a time; returns what
+    /// accumulators start with.
+    #[inline(never)]
     pub(super) fn widen_few(&mut self, row: usize) -> [u32; WINDOWS] {
         let shape = self.shape;
         let (channels, kernel) = (shape.channels, shape.kernel);
-        let span = self.kernel.span();
-        let columns = (span - 1) * shape.stride + kernel;
-        let mut rows = [[self.zero_point; ROW_OF_FEW]; 3];
-        for (i, to) in rows.iter_mut().enumerate().take(kernel) {
-            self.copy_few(row * shape.stride + i, columns, to);
-        }
         let len = conv_i8_inputs(channels, kernel);
-        let run = kernel * channels;
-        // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
-        // are 0.
-        let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
-        for window in 0..span {
-            let mut at = window * len;
-            for from in rows.iter().take(kernel) {
-                let from = from
-                    .get(window * shape.stride * channels..)
-                    .unwrap_or_default();
-                let to = windows.get_mut(at..).unwrap_or_default();
-                if run <= COLUMNS {
-                    copy::<COLUMNS>(from, to);
-                } else {
-                    copy::<RUN>(from, to);
-                }
-                at += run;
-            }
+        let span = self.kernel.span();
+        let line = ((span - 1) * shape.stride + kernel) * channels;
+        // Behind the widened windows, the scratch has room for rows, and one run more.
+        let rows = self
+            .words
+            .wrapping_add(4 * span * len / COLUMNS)
+            .cast::<i8>();
+        for i in 0..kernel {
+            // SAFETY: see `layout::scratch_conv_i8`.
+            let to = unsafe { slice::from_raw_parts_mut(rows.wrapping_add(i * line), line) };
+            self.copy_few(row * shape.stride + i, to);
         }
-        let windows = windows.get(..span * len).unwrap_or_default();
+        // SAFETY: as above; nothing else refers to it.
+        let rows = unsafe { slice::from_raw_parts(rows, kernel * line + RUN) };
+        let widen = Widen {
+            span,
+            zero_point: self.zero_point,
+            channels: len,
+            next: len,
+        };
         let mut sums = [0; WINDOWS + 2];
-        if let (false, Some(sums)) = (windows.is_empty(), sums.get_mut(..span)) {
+        for first in (0..span).step_by(2) {
+            // The last window of an odd number comes together with the one before.
+            let first = first.min(span - 2);
+            // What is too much is overwritten, or meets weights that are 0.
+            let mut windows = [0; 2 * WINDOW_OF_FEW + RUN];
+            for window in 0..2 {
+                for i in 0..kernel {
+                    let from = i * line + (first + window) * shape.stride * channels;
+                    let at = window * len + i * kernel * channels;
+                    let (from, to) = (rows.get(from..), windows.get_mut(at..));
+                    let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
+                    if kernel * channels <= COLUMNS {
+                        copy::<COLUMNS>(from, to);
+                    } else {
+                        copy::<RUN>(from, to);
+                    }
+                }
+            }
             let at = Places {
-                to: self.words,
+                to: self.words.wrapping_add(first),
                 block: 4 * span,
             };
-            let widen = Widen {
-                span,
-                zero_point: self.zero_point,
-                channels: len,
-                next: len,
-            };
-            // SAFETY: there is room for `span` windows, four or seven.
-            unsafe { widen.pixels(windows, at, sums) };
+            if let (Some(x), Some(sums)) = (windows.get(..2 * len), sums.get_mut(first..first + 2))
+            {
+                // SAFETY: there is room for `span` windows.
+                unsafe { widen.pixels(x, at, sums) };
+            }
         }
         core::array::from_fn(|i| (sums[i] << 7).wrapping_neg())
     }
 
-    /// Copies `columns` columns of a row of few channels.
-    fn copy_few(&self, row: usize, columns: usize, to: &mut [i8]) {
+    /// Copies as many columns of a row of few channels as there is room for.
+    fn copy_few(&self, row: usize, to: &mut [i8]) {
         let shape = self.shape;
+        to.fill(self.zero_point);
         let row = row.wrapping_sub(shape.pad_top);
         if row >= shape.height {
             return;
         }
         let first = self.column * shape.stride;
-        let outside = shape.pad_left.saturating_sub(first).min(columns);
-        let skipped = row * shape.width + first.saturating_sub(shape.pad_left);
-        let inside = (columns - outside).min(((row + 1) * shape.width).saturating_sub(skipped));
-        let (outside, skipped) = (outside * shape.channels, skipped * shape.channels);
-        let len = inside * shape.channels;
-        let to = to.get_mut(outside..outside + len);
-        if let (Some(to), Some(x)) = (to, self.x.get(skipped..skipped + len)) {
+        let outside = shape.pad_left.saturating_sub(first) * shape.channels;
+        let skipped = (row * shape.width + first.saturating_sub(shape.pad_left)) * shape.channels;
+        let end = (row + 1) * shape.width * shape.channels;
+        let to = to.get_mut(outside..).unwrap_or_default();
+        let x = self.x.get(skipped..end).unwrap_or_default();
+        let len = to.len().min(x.len());
+        if let (Some(to), Some(x)) = (to.get_mut(..len), x.get(..len)) {
             to.copy_from_slice(x);
         }
     }
