@@ -24,6 +24,7 @@ use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, ROWS, conv_i8_inputs};
 use crate::scalar;
 use crate::table::{ConvShape, Epilogue, Requantize};
+use core::arch::naked_asm;
 use core::ptr::null;
 
 /// Inputs that an accumulator takes.
@@ -61,20 +62,6 @@ fn serves(op: &Conv2dI8<'_>) -> bool {
         && op.scratch.as_ptr().cast::<u32>().is_aligned()
 }
 
-/// 1×1 windows that see all pixels are a row of them.
-fn flat(shape: ConvShape) -> ConvShape {
-    if (shape.kernel, shape.stride) != (1, 1) || shape.out_width != shape.width {
-        return shape;
-    }
-    ConvShape {
-        height: 1,
-        width: shape.height * shape.width,
-        out_height: 1,
-        out_width: shape.out_height * shape.out_width,
-        ..shape
-    }
-}
-
 /// Strips from left to right, each from top to bottom.
 fn walk<Y>(
     op: Conv2dI8<'_>,
@@ -82,9 +69,46 @@ fn walk<Y>(
     rule: Option<&Requantize<'_>>,
     store: impl Fn(&mut Strip<'_>, &mut [Y]),
 ) {
-    let shape = flat(op.shape);
-    let outputs = y.len() / (shape.out_height * shape.out_width).max(1);
+    let shape = op.shape;
+    let pixels = shape.out_height * shape.out_width;
+    let outputs = y.len().checked_div(pixels).unwrap_or(0);
     if outputs == 0 {
+        return;
+    }
+    if (shape.kernel, shape.stride) != (1, 1) || shape.out_width != shape.width {
+        return strips((&op, shape, op.x, outputs), y, rule, &store);
+    }
+    // One long row of pixels, in lines of which each is a strip's row.
+    let lines = pixels / WINDOWS;
+    let (x, x_rest) =
+        op.x.split_at_checked(lines * WINDOWS * shape.channels)
+            .unwrap_or_default();
+    let (y, y_rest) = y
+        .split_at_mut_checked(lines * WINDOWS * outputs)
+        .unwrap_or_default();
+    for (x, y, height, width) in [
+        (x, y, lines, WINDOWS),
+        (x_rest, y_rest, 1, pixels - lines * WINDOWS),
+    ] {
+        let shape = ConvShape {
+            height,
+            width,
+            out_height: height,
+            out_width: width,
+            ..shape
+        };
+        strips((&op, shape, x, outputs), y, rule, &store);
+    }
+}
+
+/// The walk over an image `x` of this shape.
+fn strips<'a, Y>(
+    (op, shape, x, outputs): (&Conv2dI8<'a>, ConvShape, &'a [i8], usize),
+    y: &mut [Y],
+    rule: Option<&Requantize<'a>>,
+    store: &impl Fn(&mut Strip<'_>, &mut [Y]),
+) {
+    if y.is_empty() {
         return;
     }
     let shares = shape.stride == 1 && shape.channels >= COLUMNS;
@@ -99,17 +123,19 @@ fn walk<Y>(
             (_, 1..=4 | 8 | 12 | 16) => ONE_4,
             _ => ONE_7,
         };
-        let mut strip = Strip::new(&op, shape, outputs, column, kernel, rule);
+        let image = Image::new(op, (shape, x), column, kernel);
+        let mut strip = Strip::new(op, image, outputs, kernel, rule);
         strip.begin();
+        let width = (shape.out_width - column).min(kernel.windows);
         let rows = y.chunks_exact_mut((shape.out_width * outputs).max(1));
-        let columns = column * outputs..(column + strip.width) * outputs;
+        let columns = column * outputs..(column + width) * outputs;
         for y in rows {
             strip.prepare();
             if let Some(y) = y.get_mut(columns.clone()) {
                 store(&mut strip, y);
             }
         }
-        column += strip.width;
+        column += width;
     }
 }
 
@@ -140,8 +166,6 @@ struct Strip<'a> {
     outputs: usize,
     image: Image<'a>,
     kernel: Kernel,
-    /// Windows that there are; the kernel computes more if it takes more.
-    width: usize,
     /// Rows of the kernel, and those that an accumulator takes. With few channels, all taps are
     /// one row.
     rows: usize,
@@ -152,6 +176,9 @@ struct Strip<'a> {
     /// The next row of windows, and the slot of the first row that it sees.
     row: usize,
     slot: usize,
+    /// The next row of the image, counted from the padding on, and its slot.
+    known: usize,
+    new_slot: usize,
     /// What each slot adds to what accumulators start with.
     slots: [Starts; 3],
     /// Where inputs lie, for each slot that the first row may have.
@@ -176,12 +203,12 @@ struct Pieces {
 impl<'a> Strip<'a> {
     fn new(
         op: &Conv2dI8<'a>,
-        shape: ConvShape,
+        image: Image<'a>,
         outputs: usize,
-        column: usize,
         kernel: Kernel,
         rule: Option<&Requantize<'a>>,
     ) -> Self {
+        let shape = image.shape;
         let inputs = conv_i8_inputs(shape.channels, shape.kernel);
         let few = shape.channels < COLUMNS;
         let (rows, row) = if few {
@@ -202,15 +229,16 @@ impl<'a> Strip<'a> {
             bias: op.bias.as_chunks().0,
             multipliers: rule.map_or(&[], |rule| rule.multipliers.as_chunks().0),
             outputs,
-            image: Image::new(op, shape, column, kernel),
+            image,
             kernel,
-            width: (shape.out_width - column).min(kernel.windows),
             rows,
             most: MOST.checked_div(row).unwrap_or(1).clamp(1, rows),
             blocks,
             words,
             row: 0,
             slot: 0,
+            known: 0,
+            new_slot: 0,
             slots: [[0; _]; 3],
             pieces: [Pieces::NONE; 3],
             starts: [[0; _]; 2],
@@ -242,6 +270,7 @@ impl<'a> Strip<'a> {
     /// Widens what is outside of the image in each slot, and links segments. From here on, the
     /// strip stays where it is.
     fn begin(&mut self) {
+        self.image.begin();
         for slot in 0..self.rows {
             self.image.widen_outside(slot * self.words);
         }
@@ -304,25 +333,20 @@ impl<'a> Strip<'a> {
 
     /// Widens what is new in the next row of windows, and says where it lies.
     fn prepare(&mut self) {
-        let shape = self.image.shape;
-        let top = self.row * shape.stride;
+        let shape = &self.image.shape;
+        let stride = shape.stride;
         if shape.channels < COLUMNS {
             self.slots[0] = self.image.widen_few(self.row);
         } else {
-            let known = if self.row == 0 {
-                0
-            } else {
-                shape.kernel.saturating_sub(shape.stride)
-            };
-            let mut slot = self.slot + known;
-            for row in top + known..top + shape.kernel {
-                while slot >= self.rows {
-                    slot -= self.rows;
+            let top = self.row * stride;
+            let seen = top + shape.kernel;
+            while self.known < seen {
+                if let (true, Some(starts)) = (self.known >= top, self.slots.get_mut(self.new_slot))
+                {
+                    *starts = self.image.widen_row(self.known, self.new_slot * self.words);
                 }
-                if let Some(starts) = self.slots.get_mut(slot) {
-                    *starts = self.image.widen_row(row, slot * self.words);
-                }
-                slot += 1;
+                self.known += 1;
+                self.new_slot = self.after(self.new_slot, 1);
             }
         }
         self.row += 1;
@@ -332,7 +356,8 @@ impl<'a> Strip<'a> {
             (frame.x, frame.first_end) = (first.x, first.x_end);
             (frame.first_next, frame.entry) = (first.next, first.entry);
             if frame.rare & CHUNKS == 0 {
-                frame.start = sum(&self.slots);
+                // SAFETY: both are what it wants.
+                unsafe { sum(&self.slots, &mut frame.start) };
             } else {
                 let all = core::iter::once(&mut frame.start).chain(&mut self.starts);
                 for (start, &(slot, rows)) in all.zip(&pieces.taken) {
@@ -340,17 +365,23 @@ impl<'a> Strip<'a> {
                 }
             }
         }
-        self.slot += shape.stride;
-        while self.slot >= self.rows {
-            self.slot -= self.rows;
+        self.slot = self.after(self.slot, stride);
+    }
+
+    /// The slot some rows further.
+    fn after(&self, slot: usize, rows: usize) -> usize {
+        let mut slot = slot + rows;
+        while slot >= self.rows {
+            slot -= self.rows;
         }
+        slot
     }
 
     /// `y` is `[width, outputs]`.
     fn requantize(&mut self, y: &mut [i8]) {
         let outputs = self.outputs;
         let (whole, rest) = (outputs / ROWS, outputs % ROWS);
-        if self.width == self.kernel.windows {
+        if y.len() == self.kernel.windows * outputs {
             let to: *mut u8 = y.as_mut_ptr().cast();
             // SAFETY: `y` has `outputs` outputs of each window that the kernel takes.
             unsafe {
@@ -458,9 +489,28 @@ fn inputs_of_row(shape: ConvShape) -> usize {
 }
 
 /// What all slots add up to; those that are not used are 0.
-#[inline]
-fn sum([a, b, c]: &[Starts; 3]) -> Starts {
-    core::array::from_fn(|i| a[i].wrapping_add(b[i]).wrapping_add(c[i]))
+///
+/// # Safety
+/// Works on its operands alone.
+#[unsafe(naked)]
+unsafe extern "C" fn sum(slots: &[Starts; 3], sum: &mut Starts) {
+    naked_asm!(
+        "push {{r4-r12, lr}}",
+        "ldm r0!, {{r2-r8}}",
+        ".rept 2",
+        "ldm r0!, {{r9-r12}}",
+        "add r2, r9",
+        "add r3, r10",
+        "add r4, r11",
+        "add r5, r12",
+        "ldm r0!, {{r9-r11}}",
+        "add r6, r9",
+        "add r7, r10",
+        "add r8, r11",
+        ".endr",
+        "stm r1, {{r2-r8}}",
+        "pop {{r4-r12, pc}}",
+    )
 }
 
 /// What some slots add up to, from one on, `rows` in turn.

@@ -5,6 +5,7 @@
 //! neighbouring windows or columns are neighbours.
 
 use core::arch::naked_asm;
+use core::ptr::{null, null_mut};
 use core::slice;
 
 use super::conv_i8::{Kernel, WINDOWS};
@@ -40,7 +41,7 @@ pub(super) struct Image<'a> {
 type Sums = [u32; WINDOWS + 2];
 
 /// Which pixels of a row are inside of the image.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Pixels {
     /// Outside, on the left.
     before: usize,
@@ -50,6 +51,8 @@ struct Pixels {
     count: usize,
     /// The first column of the image.
     first: usize,
+    /// How those inside are widened, two at a time, if they can be.
+    run: Option<Run>,
 }
 
 /// Where widened pixels go.
@@ -62,20 +65,25 @@ struct Places {
 }
 
 impl<'a> Image<'a> {
-    pub(super) fn new(op: &Conv2dI8<'a>, shape: ConvShape, column: usize, kernel: Kernel) -> Self {
+    pub(super) fn new(
+        op: &Conv2dI8<'a>,
+        (shape, x): (ConvShape, &'a [i8]),
+        column: usize,
+        kernel: Kernel,
+    ) -> Self {
         let (separate, count) = match kernel.taps {
             1 => (shape.kernel, kernel.windows.min(shape.out_width - column)),
             _ => (1, kernel.span()),
         };
         let blocks = shape.channels.div_ceil(COLUMNS) as i32;
         let outside = (i32::from(op.zero_point) << 10).wrapping_mul(blocks) as u32;
-        let mut taps = [Pixels::default(); 3];
+        let mut taps = [Pixels::NONE; 3];
         for (tap, pixels) in taps.iter_mut().enumerate().take(separate) {
             *pixels = Pixels::of(&shape, column * shape.stride + tap, count);
         }
         Self {
             shape,
-            x: op.x,
+            x,
             zero_point: op.zero_point,
             column,
             kernel,
@@ -92,6 +100,30 @@ impl<'a> Image<'a> {
         Places {
             to: self.words.wrapping_add(to + tap * block),
             block: self.separate * block,
+        }
+    }
+
+    /// Prepares for rows. From here on, the image stays where it is.
+    pub(super) fn begin(&mut self) {
+        if self.shape.channels < COLUMNS {
+            return;
+        }
+        let widen = self.widen();
+        let block = self.places(0, 0).block;
+        let taps = self.taps.iter_mut().zip(&mut self.sums);
+        for (pixels, sums) in taps.take(self.separate) {
+            if let Some(sums) = sums.get_mut(pixels.before..pixels.end) {
+                pixels.run = widen.run(block, sums);
+            }
+        }
+    }
+
+    fn widen(&self) -> Widen {
+        Widen {
+            span: self.kernel.span(),
+            zero_point: self.zero_point,
+            channels: self.shape.channels,
+            next: self.shape.stride * self.shape.channels,
         }
     }
 
@@ -122,24 +154,27 @@ impl<'a> Image<'a> {
             let outside = (i32::from(self.zero_point) << 17).wrapping_mul(blocks as i32);
             return [outside.wrapping_neg() as u32; WINDOWS];
         }
+        let (channels, width) = (shape.channels, shape.width);
         for tap in 0..self.separate {
             let at = self.places(to, tap);
-            let (Some(pixels), Some(sums)) = (self.taps.get(tap), self.sums.get_mut(tap)) else {
+            let widen = self.widen();
+            let (Some(pixels), Some(sums)) = (self.taps.get_mut(tap), self.sums.get_mut(tap))
+            else {
                 break;
             };
-            let channels = shape.channels;
-            let x = self.x.get((row * shape.width + pixels.first) * channels..);
+            let first = (row * width + pixels.first) * channels;
             let to = at.to.wrapping_add(pixels.before);
-            if let (Some(x), Some(inside)) = (x, sums.get_mut(pixels.before..pixels.end)) {
-                let widen = Widen {
-                    span: self.kernel.span(),
-                    zero_point: self.zero_point,
-                    channels,
-                    next: shape.stride * channels,
-                };
+            if let Some(run) = &mut pixels.run {
+                run.x = self.x.as_ptr().wrapping_add(first);
+                run.last_word = to.wrapping_add(3 * widen.span);
                 // SAFETY: a slot has room for each tap of all pixels; those before the end are in
                 // the row.
-                unsafe { widen.pixels(x, Places { to, ..at }, inside) };
+                unsafe { widen.pairs(run) };
+            } else if let (Some(x), Some(sums)) =
+                (self.x.get(first..), sums.get_mut(pixels.before..pixels.end))
+            {
+                // SAFETY: as above.
+                unsafe { widen.each(x, Places { to, ..at }, sums) };
             }
         }
         self.starts()
@@ -239,7 +274,14 @@ impl<'a> Image<'a> {
             if let (Some(x), Some(sums)) = (windows.get(..2 * len), sums.get_mut(first..first + 2))
             {
                 // SAFETY: there is room for `span` windows.
-                unsafe { widen.pixels(x, at, sums) };
+                let run = widen.run(at.block, sums);
+                let to = at.to.wrapping_add(3 * span);
+                let run = run.map(|run| Run {
+                    x: x.as_ptr(),
+                    last_word: to,
+                    ..run
+                });
+                run.iter().for_each(|run| unsafe { widen.pairs(run) });
             }
         }
         core::array::from_fn(|i| (sums[i] << 7).wrapping_neg())
@@ -275,6 +317,14 @@ fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
 }
 
 impl Pixels {
+    const NONE: Self = Self {
+        before: 0,
+        end: 0,
+        count: 0,
+        first: 0,
+        run: None,
+    };
+
     /// `count` pixels from a column on, which is counted from the padding on.
     fn of(shape: &ConvShape, column: usize, count: usize) -> Self {
         let outside = shape.pad_left.saturating_sub(column);
@@ -290,6 +340,7 @@ impl Pixels {
             end: end.min(count).max(before),
             count,
             first: (column + before * shape.stride).saturating_sub(shape.pad_left),
+            run: None,
         }
     }
 }
@@ -305,53 +356,53 @@ struct Widen {
 }
 
 impl Widen {
-    /// Widens as many pixels as there are sums.
+    /// What [`Widen::pairs`] needs for as many pixels as there are sums, but for their places;
+    /// `None` where it cannot widen them.
+    fn run(&self, block: usize, sums: &mut [u32]) -> Option<Run> {
+        let blocks = self.channels / COLUMNS;
+        let ends = sums.as_mut_ptr_range();
+        (sums.len() > 1 && self.channels.is_multiple_of(COLUMNS)).then(|| Run {
+            x: null(),
+            last_word: null_mut(),
+            sums: ends.start,
+            block: 4 * block,
+            next: self.next,
+            blocks,
+            to_pair: (2 * self.next).wrapping_sub(self.channels),
+            back: 4 * (blocks * block) - 8,
+            pairs_end: ends.start.wrapping_add(sums.len() & !1),
+            end: ends.end,
+        })
+    }
+
+    /// Widens the pixels of a run.
+    ///
+    /// # Safety
+    /// There is room for all channels of all pixels, and as many of x; there is a sum for each.
+    unsafe fn pairs(&self, run: &Run) {
+        // SAFETY: as the caller has promised; there are at least two pixels and one block.
+        unsafe {
+            match self.span {
+                9 => widen_9(run),
+                8 => widen_8(run),
+                7 => widen_7(run),
+                6 => widen_6(run),
+                _ => widen_4(run),
+            }
+        }
+    }
+
+    /// Widens as many pixels as there are sums one by one.
     ///
     /// # Safety
     /// There is room for all channels, padded to blocks, of all pixels. `x` has as many.
-    unsafe fn pixels(&self, x: &[i8], at: Places, sums: &mut [u32]) {
-        let Self {
-            span,
-            channels,
-            next,
-            ..
-        } = *self;
-        let count = sums.len();
-        if count == 0 {
-            return;
-        }
-        if count == 1 || !channels.is_multiple_of(COLUMNS) {
-            for (i, (sum, x)) in sums.iter_mut().zip(x.chunks(next.max(1))).enumerate() {
-                let to = at.to.wrapping_add(i);
-                let x = x.get(..channels).unwrap_or_default();
-                // SAFETY: as the caller has promised.
-                *sum = unsafe { self.padded(x, Places { to, ..at }) };
-            }
-            return;
-        }
-        let blocks = channels / COLUMNS;
-        let ends = sums.as_mut_ptr_range();
-        let run = Run {
-            x: x.as_ptr(),
-            last_word: at.to.wrapping_add(3 * span),
-            sums: ends.start,
-            block: 4 * at.block,
-            next,
-            blocks,
-            to_pair: (2 * next).wrapping_sub(channels),
-            back: 4 * (blocks * at.block) - 8,
-            pairs_end: ends.start.wrapping_add(count & !1),
-            end: ends.end,
-        };
-        // SAFETY: as the caller has promised; there are at least two pixels and one block.
-        unsafe {
-            match span {
-                9 => widen_9(&run),
-                8 => widen_8(&run),
-                7 => widen_7(&run),
-                6 => widen_6(&run),
-                _ => widen_4(&run),
-            }
+    #[inline(never)]
+    unsafe fn each(&self, x: &[i8], at: Places, sums: &mut [u32]) {
+        for (i, (sum, x)) in sums.iter_mut().zip(x.chunks(self.next.max(1))).enumerate() {
+            let to = at.to.wrapping_add(i);
+            let x = x.get(..self.channels).unwrap_or_default();
+            // SAFETY: as the caller has promised.
+            *sum = unsafe { self.padded(x, Places { to, ..at }) };
         }
     }
 
@@ -385,6 +436,7 @@ impl Widen {
 }
 
 /// What a loop over pairs of pixels needs.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Run {
     x: *const i8,
