@@ -13,8 +13,6 @@
 //!   the number's lowest byte: halvings are clamped to 31 first.
 //! - Results are clamped to `-127..=127` as in [`super::images_i8`].
 
-use core::arch::naked_asm;
-
 use crate::attention_i8::{AttentionI8, Share, drop_of};
 
 /// Most tokens, which the stack has room for, and channels of a head.
@@ -191,7 +189,7 @@ unsafe extern "C" fn scores_4(
     scores: *mut [i32; QUERIES],
     keys: &Keys,
 ) {
-    naked_asm!(
+    naked!(
         "push {{r4-r11, lr}}",
         "sub sp, #12",
         "mov lr, r1",
@@ -250,7 +248,7 @@ unsafe extern "C" fn largest_4(
     end: *const [i32; QUERIES],
     largest: &mut [i32; QUERIES],
 ) {
-    naked_asm!(
+    naked!(
         "push {{r4-r10, lr}}",
         "ldm r2, {{r3-r6}}",
         "2: ldm r0!, {{r7-r10}}",
@@ -314,7 +312,7 @@ macro_rules! weight {
 /// `scores` has a query's scores every four words.
 #[unsafe(naked)]
 unsafe extern "C" fn soften(scores: *mut i32, weights: &Weights) -> u32 {
-    naked_asm!(
+    naked!(
         "push {{r4-r11, lr}}",
         "sub sp, #12",
         "ldrd r10, r11, [r1, #32]",
@@ -386,7 +384,7 @@ macro_rules! share {
 /// for two results.
 #[unsafe(naked)]
 unsafe extern "C" fn values_2(weights: *const i32, value: *const i8, weighted: &Weighted) {
-    naked_asm!(
+    naked!(
         "push {{r2, r4-r11, lr}}",
         "sub sp, #8",
         "ldrd r12, lr, [r2]",

@@ -9,7 +9,7 @@
 //!
 //! - At stride 1, windows of 3×3 and 2×2 share columns of the image.
 //! - For all others, each tap is a pixel of its own.
-//! - 1×1 windows at stride 1 are taken as one long row.
+//! - 1×1 windows at stride 1 are lines of seven pixels, whatever the image's width.
 //!
 //! # Sums of up to 512 inputs
 //!
@@ -24,7 +24,7 @@ use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, ROWS, conv_i8_inputs};
 use crate::scalar;
 use crate::table::{ConvShape, Epilogue, Requantize};
-use core::arch::naked_asm;
+use core::arch::asm;
 use core::ptr::null;
 
 /// Inputs that an accumulator takes.
@@ -34,7 +34,7 @@ pub(super) const WINDOWS: usize = 7;
 
 pub(super) fn conv2d_i8(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
     if !serves(&op) {
-        return (scalar::ENTRIES.conv2d_i8)(op, rule, y);
+        return portable(op, rule, y);
     }
     if first::serves(&op, &rule, y) {
         first::conv2d_i8(op, &rule, y);
@@ -42,7 +42,7 @@ pub(super) fn conv2d_i8(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
         walk(op, y, Some(&rule), |strip, y| strip.requantize(y));
     }
     if rule.min > -127 {
-        y.iter_mut().for_each(|y| *y = (*y).max(rule.min));
+        raise(y, rule.min);
     }
 }
 
@@ -51,6 +51,37 @@ pub(super) fn conv2d_i8_f32(op: Conv2dI8<'_>, scales: &[f32], finish: Epilogue, 
         return (scalar::ENTRIES.conv2d_i8_f32)(op, scales, finish, y);
     }
     walk(op, y, None, |strip, y| strip.dequantize(scales, finish, y));
+}
+
+/// Lets no output be less than `min`.
+fn raise(y: &mut [i8], min: i8) {
+    let (words, rest) = y.as_chunks_mut::<4>();
+    for word in words {
+        // SAFETY: a word is four bytes; LDR and STR need no alignment.
+        unsafe {
+            asm!(
+                "ldr {y}, [{word}]",
+                "ssub8 {less}, {y}, {min}", // the larger of each byte
+                "sel {y}, {y}, {min}",
+                "str {y}, [{word}]",
+                y = out(reg) _,
+                less = out(reg) _,
+                word = in(reg) word,
+                min = in(reg) u32::from_le_bytes([min as u8; 4]),
+                options(nostack),
+            );
+        }
+    }
+    for y in rest {
+        *y = (*y).max(min);
+    }
+}
+
+/// Out of line, because it takes stack.
+#[cold]
+#[inline(never)]
+fn portable(op: Conv2dI8<'_>, rule: Requantize<'_>, y: &mut [i8]) {
+    (scalar::ENTRIES.conv2d_i8)(op, rule, y);
 }
 
 /// Whether a row of the kernel is at least one input and not too many, and the scratch lies on
@@ -86,22 +117,20 @@ fn walk<Y>(
     let (y, y_rest) = y
         .split_at_mut_checked(lines * WINDOWS * outputs)
         .unwrap_or_default();
-    for (x, y, height, width) in [
-        (x, y, lines, WINDOWS),
-        (x_rest, y_rest, 1, pixels - lines * WINDOWS),
-    ] {
-        let shape = ConvShape {
-            height,
-            width,
-            out_height: height,
-            out_width: width,
-            ..shape
-        };
-        strips((&op, shape, x, outputs), y, rule, &store);
-    }
+    let of = |height, width| ConvShape {
+        height,
+        width,
+        out_height: height,
+        out_width: width,
+        ..shape
+    };
+    strips((&op, of(lines, WINDOWS), x, outputs), y, rule, &store);
+    let rest = of(1, pixels - lines * WINDOWS);
+    strips((&op, rest, x_rest, outputs), y_rest, rule, &store);
 }
 
 /// The walk over an image `x` of this shape.
+#[inline(never)]
 fn strips<'a, Y>(
     (op, shape, x, outputs): (&Conv2dI8<'a>, ConvShape, &'a [i8], usize),
     y: &mut [Y],
@@ -123,9 +152,8 @@ fn strips<'a, Y>(
             (_, 1..=4 | 8 | 12 | 16) => ONE_4,
             _ => ONE_7,
         };
-        let image = Image::new(op, (shape, x), column, kernel);
-        let mut strip = Strip::new(op, image, outputs, kernel, rule);
-        strip.begin();
+        let mut strip = Strip::EMPTY;
+        strip.begin(op, (shape, x), (column, outputs), kernel, rule);
         let width = (shape.out_width - column).min(kernel.windows);
         let rows = y.chunks_exact_mut((shape.out_width * outputs).max(1));
         let columns = column * outputs..(column + width) * outputs;
@@ -181,9 +209,8 @@ struct Strip<'a> {
     new_slot: usize,
     /// What each slot adds to what accumulators start with.
     slots: [Starts; 3],
-    /// Where inputs lie, for each slot that the first row may have.
-    pieces: [Pieces; 3],
-    /// What accumulators of the segments behind the first start with.
+    /// The segments behind the first, and what accumulators start with there.
+    segments: [Segment; 2],
     starts: [Starts; 2],
     frame: Frame,
 }
@@ -191,143 +218,68 @@ struct Strip<'a> {
 /// What accumulators start with.
 type Starts = [u32; WINDOWS];
 
-/// The segments of a row of windows.
-#[derive(Clone, Copy)]
-struct Pieces {
-    first: Segment,
-    others: [Segment; 2],
-    /// From which slot on the accumulators that they start take rows, and how many.
-    taken: [(u8, u8); 3],
-}
-
 impl<'a> Strip<'a> {
-    fn new(
+    /// What [`Strip::begin`] has yet to fill: a constant, so that the strip is not built
+    /// somewhere else first.
+    const EMPTY: Self = Self {
+        weights: &[],
+        bias: &[],
+        multipliers: &[],
+        outputs: 0,
+        image: Image::EMPTY,
+        kernel: ONE_7,
+        rows: 1,
+        most: 1,
+        blocks: 0,
+        words: 0,
+        row: 0,
+        slot: 0,
+        known: 0,
+        new_slot: 0,
+        slots: [[0; _]; 3],
+        segments: [Segment::NONE; 2],
+        starts: [[0; _]; 2],
+        frame: Frame::EMPTY,
+    };
+
+    fn begin(
+        &mut self,
         op: &Conv2dI8<'a>,
-        image: Image<'a>,
-        outputs: usize,
+        (shape, x): (ConvShape, &'a [i8]),
+        (column, outputs): (usize, usize),
         kernel: Kernel,
         rule: Option<&Requantize<'a>>,
-    ) -> Self {
-        let shape = image.shape;
+    ) {
         let inputs = conv_i8_inputs(shape.channels, shape.kernel);
-        let few = shape.channels < COLUMNS;
-        let (rows, row) = if few {
+        let (rows, row) = if shape.channels < COLUMNS {
             (1, inputs)
         } else {
             (shape.kernel, inputs_of_row(shape))
         };
-        let columns = inputs / COLUMNS;
-        let blocks = row / COLUMNS;
+        self.weights = op.weights;
+        self.bias = op.bias.as_chunks().0;
+        self.multipliers = rule.map_or(&[], |rule| rule.multipliers.as_chunks().0);
+        self.outputs = outputs;
+        self.kernel = kernel;
+        self.rows = rows;
+        self.most = MOST.checked_div(row).unwrap_or(1).clamp(1, rows.max(1));
+        self.blocks = row / COLUMNS;
         // Taps that are pixels of their own have their own words.
-        let words = match kernel.taps {
-            1 => blocks * 4 * kernel.windows,
+        self.words = match kernel.taps {
+            1 => self.blocks * 4 * kernel.windows,
             _ => shape.channels.div_ceil(COLUMNS) * 4 * kernel.span(),
         };
+        let columns = inputs / COLUMNS;
+        let frame = &mut self.frame;
+        frame.back = columns * COLUMNS * ROWS - COLUMNS;
+        frame.skip = (columns - 1) * COLUMNS * ROWS;
+        // Less one, see `store` of the kernels.
+        frame.zero_point = rule.map_or(0, |rule| i32::from(rule.zero_point) - 1);
         let rare = if inputs > MOST { CHUNKS } else { 0 };
-        Self {
-            weights: op.weights,
-            bias: op.bias.as_chunks().0,
-            multipliers: rule.map_or(&[], |rule| rule.multipliers.as_chunks().0),
-            outputs,
-            image,
-            kernel,
-            rows,
-            most: MOST.checked_div(row).unwrap_or(1).clamp(1, rows),
-            blocks,
-            words,
-            row: 0,
-            slot: 0,
-            known: 0,
-            new_slot: 0,
-            slots: [[0; _]; 3],
-            pieces: [Pieces::NONE; 3],
-            starts: [[0; _]; 2],
-            frame: Frame {
-                next: null(),
-                x_end: null(),
-                weights: null(),
-                x: null(),
-                start: [0; WINDOWS],
-                first_next: null(),
-                first_end: null(),
-                entry: 0,
-                back: columns * COLUMNS * ROWS - COLUMNS,
-                left: 0,
-                bias_end: null(),
-                multipliers_end: null(),
-                y_end: core::ptr::null_mut(),
-                // Less one, see `store` of the kernels.
-                zero_point: rule.map_or(0, |rule| i32::from(rule.zero_point) - 1),
-                step: 0,
-                step_3: 0,
-                rare: rare | rule.map_or(SUMS, |rule| rule.shift),
-                blocks: 0,
-                skip: (columns - 1) * COLUMNS * ROWS,
-            },
-        }
-    }
-
-    /// Widens what is outside of the image in each slot, and links segments. From here on, the
-    /// strip stays where it is.
-    fn begin(&mut self) {
-        self.image.begin();
-        for slot in 0..self.rows {
-            self.image.widen_outside(slot * self.words);
-        }
-        for slot in 0..self.rows {
-            self.link(slot);
-        }
-    }
-
-    /// The segments of rows whose first slot is `first`: where slots begin anew, and after as many
-    /// rows as an accumulator takes.
-    fn link(&mut self, first: usize) {
-        let Self {
-            pieces,
-            starts: kept,
-            ..
-        } = self;
-        let Some(pieces) = pieces.get_mut(first) else {
-            return;
-        };
-        let (mut done, mut slot, mut room) = (0, first, 0);
-        for i in 0..3usize {
-            let left = (self.rows - done).min(self.rows - slot);
-            let starts = room == 0 || room < left;
-            if starts {
-                room = self.most;
-            }
-            let rows = left.min(room);
-            room -= rows;
-            // The next segment goes on with an accumulator that takes all of it.
-            let behind = self.rows - done - rows;
-            let behind = if behind <= room { behind } else { 0 };
-            let x = self.image.words.wrapping_add(slot * self.words);
-            let start = kept.get(i.wrapping_sub(1)).filter(|_| starts);
-            let segment = Segment {
-                x,
-                x_end: x.wrapping_add(rows * self.words),
-                next: null(),
-                start: start.map_or(null(), |start| start.as_ptr()),
-                entry: strip::entry(rows * self.blocks),
-            };
-            if let Some(taken) = pieces.taken.get_mut(i) {
-                *taken = if starts {
-                    (slot as u8, (rows + behind) as u8)
-                } else {
-                    (0, 0)
-                };
-            }
-            pieces.push(i, segment);
-            done += rows;
-            slot = if slot + rows == self.rows {
-                0
-            } else {
-                slot + rows
-            };
-            if done == self.rows {
-                return;
-            }
+        frame.rare = rare | rule.map_or(SUMS, |rule| rule.shift);
+        self.image.begin(op, (shape, x), column, kernel);
+        if shape.channels >= COLUMNS {
+            self.image.outside(rows, self.words);
         }
     }
 
@@ -350,22 +302,77 @@ impl<'a> Strip<'a> {
             }
         }
         self.row += 1;
-        if let Some(pieces) = self.pieces.get_mut(self.slot) {
-            let frame = &mut self.frame;
-            let first = &pieces.first;
-            (frame.x, frame.first_end) = (first.x, first.x_end);
-            (frame.first_next, frame.entry) = (first.next, first.entry);
-            if frame.rare & CHUNKS == 0 {
-                // SAFETY: both are what it wants.
-                unsafe { sum(&self.slots, &mut frame.start) };
-            } else {
-                let all = core::iter::once(&mut frame.start).chain(&mut self.starts);
-                for (start, &(slot, rows)) in all.zip(&pieces.taken) {
-                    *start = sum_of(&self.slots, slot.into(), rows.into(), self.rows);
-                }
-            }
+        if self.frame.rare & CHUNKS == 0 {
+            self.whole();
+        } else {
+            self.chunks();
         }
         self.slot = self.after(self.slot, stride);
+    }
+
+    /// One accumulator takes all rows: those up to the last slot, and those before.
+    fn whole(&mut self) {
+        let ahead = self.segment(self.slot, self.rows - self.slot);
+        let behind = self.segment(0, self.slot);
+        let [second, _] = &mut self.segments;
+        *second = behind;
+        let frame = &mut self.frame;
+        (frame.x, frame.first_end, frame.entry) = (ahead.x, ahead.x_end, ahead.entry);
+        frame.first_next = if self.slot == 0 { null() } else { second };
+        // SAFETY: both are what it wants.
+        unsafe { sum(&self.slots, &mut frame.start) };
+    }
+
+    /// The segments of a row of windows: where slots begin anew, and after as many rows as an
+    /// accumulator takes.
+    #[inline(never)]
+    fn chunks(&mut self) {
+        let (mut done, mut slot, mut room) = (0, self.slot, 0);
+        let mut next: *mut *const Segment = &raw mut self.frame.first_next;
+        for i in 0..3usize {
+            let left = (self.rows - done).min(self.rows - slot);
+            let starts = room == 0 || room < left;
+            if starts {
+                room = self.most;
+            }
+            let rows = left.min(room);
+            room -= rows;
+            // The next segment goes on with an accumulator that takes all of it.
+            let behind = self.rows - done - rows;
+            let behind = if behind <= room { behind } else { 0 };
+            let start = sum_of(&self.slots, slot, rows + behind, self.rows);
+            let mut segment = self.segment(slot, rows);
+            if i == 0 {
+                let frame = &mut self.frame;
+                (frame.x, frame.first_end, frame.entry) = (segment.x, segment.x_end, segment.entry);
+                (frame.start, frame.first_next) = (start, null());
+            } else if let (Some(kept), Some(to)) =
+                (self.starts.get_mut(i - 1), self.segments.get_mut(i - 1))
+            {
+                *kept = start;
+                segment.start = if starts { kept.as_ptr() } else { null() };
+                *to = segment;
+                // SAFETY: the field of the frame or of the segment before.
+                unsafe { *next = to };
+                next = &raw mut to.next;
+            }
+            done += rows;
+            slot = self.after(slot, rows);
+            if done == self.rows {
+                return;
+            }
+        }
+    }
+
+    /// The inputs of some rows from a slot on.
+    fn segment(&self, slot: usize, rows: usize) -> Segment {
+        let x = self.image.words.wrapping_add(slot * self.words);
+        Segment {
+            x,
+            x_end: x.wrapping_add(rows * self.words),
+            entry: strip::entry(rows * self.blocks),
+            ..Segment::NONE
+        }
     }
 
     /// The slot some rows further.
@@ -390,6 +397,13 @@ impl<'a> Strip<'a> {
             }
             return;
         }
+        self.requantize_some(y);
+    }
+
+    /// The same where there are less windows than the kernel takes.
+    #[inline(never)]
+    fn requantize_some(&mut self, y: &mut [i8]) {
+        let outputs = self.outputs;
         for block in 0..outputs.div_ceil(ROWS) {
             let mut some = [[0i8; ROWS]; WINDOWS];
             let first = block * ROWS;
@@ -458,31 +472,6 @@ impl<'a> Strip<'a> {
     }
 }
 
-impl Pieces {
-    const NONE: Self = Self {
-        first: Segment::NONE,
-        others: [Segment::NONE; 2],
-        taken: [(0, 0); 3],
-    };
-
-    /// Puts segment `i` behind the others, of which it is number `i`.
-    fn push(&mut self, i: usize, segment: Segment) {
-        let Some(before) = i.checked_sub(1) else {
-            self.first = segment;
-            return;
-        };
-        let Some(other) = self.others.get_mut(before) else {
-            return;
-        };
-        *other = segment;
-        let this: *const Segment = other;
-        match before.checked_sub(1).and_then(|i| self.others.get_mut(i)) {
-            Some(other) => other.next = this,
-            None => self.first.next = this,
-        }
-    }
-}
-
 /// Inputs of a row of the kernel.
 fn inputs_of_row(shape: ConvShape) -> usize {
     shape.kernel * shape.channels.next_multiple_of(COLUMNS)
@@ -494,7 +483,7 @@ fn inputs_of_row(shape: ConvShape) -> usize {
 /// Works on its operands alone.
 #[unsafe(naked)]
 unsafe extern "C" fn sum(slots: &[Starts; 3], sum: &mut Starts) {
-    naked_asm!(
+    naked!(
         "push {{r4-r12, lr}}",
         "ldm r0!, {{r2-r8}}",
         ".rept 2",
@@ -514,6 +503,7 @@ unsafe extern "C" fn sum(slots: &[Starts; 3], sum: &mut Starts) {
 }
 
 /// What some slots add up to, from one on, `rows` in turn.
+#[inline(never)]
 fn sum_of(slots: &[Starts; 3], first: usize, rows: usize, all: usize) -> Starts {
     let taken = slots.iter().take(all).cycle().skip(first).take(rows);
     taken.fold([0; _], |sum, slot| {

@@ -4,7 +4,7 @@
 //! the time in the kernels of [`super::strip`]. Here a window's inputs stay in five registers as
 //! pairs of 16 bits, and the outputs pass by, up to [`OUTPUTS`] at a time.
 
-use core::arch::{asm, naked_asm};
+use core::arch::asm;
 
 use crate::conv_i8::{Conv2dI8, bytes_mut};
 use crate::layout::{COLUMNS, ROWS, bias_of, i8_index};
@@ -39,6 +39,7 @@ struct Output {
 }
 
 impl Output {
+    #[inline(never)]
     fn of(op: &Conv2dI8<'_>, o: usize, multiplier: i32) -> Self {
         let weight = |k: usize| {
             let byte = op.weights.get(i8_index(o, k, 2 * COLUMNS)).copied();
@@ -58,6 +59,7 @@ impl Output {
     }
 }
 
+#[inline(never)]
 pub(super) fn conv2d_i8(mut op: Conv2dI8<'_>, rule: &Requantize<'_>, y: &mut [i8]) {
     let shape = op.shape;
     let outputs = y.len() / (shape.out_height * shape.out_width).max(1);
@@ -241,7 +243,7 @@ macro_rules! four_outputs {
 /// `y` has room for all outputs, whose number is a multiple of eight.
 #[unsafe(naked)]
 unsafe extern "C" fn windows(frame: &Frame, y: *mut i8) {
-    naked_asm!(
+    naked!(
         "push {{r4-r11, lr}}",
         "sub sp, #44",
         "ldm r0!, {{r2-r11}}",

@@ -11,11 +11,10 @@
 //!   `⌊(128·(offset + 8) + n) / 2048⌋`, which SMLABB and SSAT with a shift compute.
 //! - Results are clamped to `-127..=127` in two steps: SSAT of the result less one, whose smallest
 //!   value is -128, then QADD8 of one, whose largest is 127. The one is taken off the offset.
+//! - A curve over many pixels is a table, which the loop for few pixels fills.
 //! - A curve is linear between its points: `64·v = p[i]·(64 − f) + p[i + 1]·f`. The points are
 //!   multiplied by -2 and the two weights by -512, so that each fits 16 bits and the sum is
 //!   `2¹⁶·v`; SMLATT takes its upper half as it is.
-
-use core::arch::naked_asm;
 
 use crate::images_i8::{self, AddI8, Curve, Loops, POINTS, PerChannel};
 
@@ -27,6 +26,9 @@ pub(super) const LOOPS: Loops = Loops {
 
 /// Channels that a word holds.
 const LANES: usize = 4;
+/// Pixels from which on a channel's curve is computed once for each of the 256 elements, and then
+/// looked up.
+const MANY: usize = 448;
 
 /// Calls `group` with every four channels, and `rest` with each of the others.
 #[inline(always)]
@@ -135,7 +137,7 @@ macro_rules! add_pixel {
 /// `odd` is 1 where that is an odd number of pixels, and else 0.
 #[unsafe(naked)]
 unsafe extern "C" fn add_4(a: *mut i8, b: *const i8, group: &AddGroup, odd: usize) {
-    naked_asm!(
+    naked!(
         "push {{r4-r11, lr}}",
         "sub sp, #12",
         "ldrd r4, r5, [r2, #32]",
@@ -188,6 +190,13 @@ fn per_channel(op: PerChannel<'_>, x: Option<&[i8]>, y: &mut [i8], stride: usize
         strides: [x_stride, stride],
         pixels,
     };
+    if let (true, Some(curve), Some(points)) = (pixels >= MANY, op.curve, &points) {
+        for c in 0..channels {
+            // SAFETY: all pixels have channel `c`.
+            unsafe { image.look_up(c, op, curve, points) };
+        }
+        return;
+    }
     let each = |c: usize| {
         // SAFETY: all pixels have channels `c` to `c + 3`.
         match (op.curve, &points) {
@@ -272,17 +281,57 @@ impl Image {
         };
         let group = FollowGroup {
             channels: core::array::from_fn(|i| {
-                let offset = (i32::from(offsets[i]) << 7) + 64;
-                [offset as u32, pair(factors[i], multipliers[i])]
+                FollowGroup::channel(factors[i], offsets[i], multipliers[i])
             }),
             strides: self.strides,
             points,
-            // What rounds, and one less.
-            zero_point: ((i32::from(op.zero_point) - 1) << 15) + (1 << 14),
+            zero_point: FollowGroup::zero_point(op.zero_point),
         };
         let (x, y) = (self.x.wrapping_add(c), self.y.wrapping_add(c));
         // SAFETY: as the caller has promised; there is at least one pixel.
         unsafe { follow_4(x, y, &group, self.end(c)) }
+    }
+
+    /// # Safety
+    /// All pixels have channel `c`.
+    #[inline(always)]
+    unsafe fn look_up(
+        &self,
+        c: usize,
+        op: PerChannel<'_>,
+        curve: Curve<'_>,
+        points: &[i16; POINTS],
+    ) {
+        let (factor, offset) = (get(op.factors, c), get(op.offsets, c));
+        let channel = FollowGroup::channel(factor, offset, get(curve.multipliers, c));
+        let group = FollowGroup {
+            channels: [channel; LANES],
+            strides: [LANES; 2],
+            points,
+            zero_point: FollowGroup::zero_point(op.zero_point),
+        };
+        // Every element at its bits, four a word.
+        let mut table = [0x0302_0100u32; 64];
+        for (i, word) in (0u32..).zip(&mut table) {
+            *word += i * 0x0404_0404;
+        }
+        let bytes = table.as_mut_ptr_range();
+        let (start, end) = (bytes.start.cast::<i8>(), bytes.end.cast::<i8>());
+        let [x_stride, y_stride] = self.strides;
+        let (x, y) = (self.x.wrapping_add(c), self.y.wrapping_add(c));
+        let whole = self.pixels / LANES * LANES;
+        // SAFETY: the table is whole groups, in place; there are `whole` pixels, at least four.
+        unsafe {
+            follow_4(start, start, &group, end);
+            look_up_4(x, y, start, &[x_stride, y_stride, whole]);
+        }
+        for pixel in whole..self.pixels {
+            // SAFETY: all pixels have channel `c`; the table has all elements.
+            unsafe {
+                let x = *x.add(pixel * x_stride) as u8;
+                *y.add(pixel * y_stride) = *start.add(x.into());
+            }
+        }
     }
 }
 
@@ -298,7 +347,7 @@ struct ScaleGroup {
 /// `x` and `y` have four channels every `strides` bytes, those of `x` up to `end`, at least once.
 #[unsafe(naked)]
 unsafe extern "C" fn scale_4(x: *const i8, y: *mut i8, group: &ScaleGroup, end: *const i8) {
-    naked_asm!(
+    naked!(
         "push {{r4-r11, lr}}",
         "sub sp, #12",
         "mov r9, r3",
@@ -344,6 +393,18 @@ struct FollowGroup {
     zero_point: i32,
 }
 
+impl FollowGroup {
+    fn channel(factor: i16, offset: i16, multiplier: i16) -> [u32; 2] {
+        let offset = (i32::from(offset) << 7) + 64;
+        [offset as u32, pair(factor, multiplier)]
+    }
+
+    /// And what rounds, and one less.
+    fn zero_point(zero_point: i8) -> i32 {
+        ((i32::from(zero_point) - 1) << 15) + (1 << 14)
+    }
+}
+
 /// The function of an element, in `$y`. r2 points to points, r3 and r4 are what makes two weights
 /// of 6 bits, r5 is the zero point.
 macro_rules! follow {
@@ -367,7 +428,7 @@ macro_rules! follow {
 /// `x` and `y` have four channels every `strides` bytes, those of `x` up to `end`, at least once.
 #[unsafe(naked)]
 unsafe extern "C" fn follow_4(x: *const i8, y: *mut i8, group: &FollowGroup, end: *const i8) {
-    naked_asm!(
+    naked!(
         "push {{r4-r11, lr}}",
         "sub sp, #44",
         "mov lr, r3",
@@ -399,6 +460,40 @@ unsafe extern "C" fn follow_4(x: *const i8, y: *mut i8, group: &FollowGroup, end
         "cmp r0, lr",
         "bne 2b",
         "add sp, #44",
+        "pop {{r4-r11, pc}}",
+    )
+}
+
+/// Looks up a channel of pixels: `numbers` are strides of `x` and `y`, and how many pixels, a
+/// multiple of four.
+///
+/// # Safety
+/// Both have as many pixels, at least four; `table` has all 256 elements.
+#[unsafe(naked)]
+unsafe extern "C" fn look_up_4(x: *const i8, y: *mut i8, table: *const i8, numbers: &[usize; 3]) {
+    naked!(
+        "push {{r4-r11, lr}}",
+        "ldm r3, {{r3-r5}}",
+        "mla r5, r5, r3, r0", // end
+        "add r6, r3, r3, lsl #1",
+        "add r7, r4, r4, lsl #1",
+        "2:",
+        "ldrb r8, [r0]",
+        "ldrb r9, [r0, r3]",
+        "ldrb r10, [r0, r3, lsl #1]",
+        "ldrb r11, [r0, r6]",
+        "ldrb r8, [r2, r8]",
+        "ldrb r9, [r2, r9]",
+        "ldrb r10, [r2, r10]",
+        "ldrb r11, [r2, r11]",
+        "add r0, r0, r3, lsl #2",
+        "strb r8, [r1]",
+        "strb r9, [r1, r4]",
+        "strb r10, [r1, r4, lsl #1]",
+        "strb r11, [r1, r7]",
+        "add r1, r1, r4, lsl #2",
+        "cmp r0, r5",
+        "bne 2b",
         "pop {{r4-r11, pc}}",
     )
 }
@@ -459,7 +554,7 @@ unsafe extern "C" fn statistics_4(
     both: &mut [[i32; LANES]; 2],
     end: *const i8,
 ) {
-    naked_asm!(
+    naked!(
         "push {{r2-r11, lr}}",
         "sub sp, #4",
         "mov r10, #0x00010001",

@@ -4,6 +4,31 @@
 //! instructions are counted. `build.rs` finds out whether the extension exists
 //! and sets `quell_dsp`; a build for a core without it has the scalar table.
 
+/// The body of a naked function. What `-C target-cpu` says does not reach its assembler, and a core
+/// of Armv8-M without a name has no DSP extension.
+macro_rules! naked {
+    ($($assembly:tt)*) => {
+        core::arch::naked_asm!(
+            $crate::arm::core_name!(),
+            $($assembly)*
+        )
+    };
+}
+
+#[cfg(quell_v8m)]
+macro_rules! core_name {
+    () => {
+        ".cpu cortex-m33"
+    };
+}
+#[cfg(not(quell_v8m))]
+macro_rules! core_name {
+    () => {
+        ""
+    };
+}
+use core_name;
+
 mod attention_i8;
 mod conv_i8;
 mod dsp;

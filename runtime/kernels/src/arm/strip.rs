@@ -13,9 +13,8 @@
 //! r0 points to weights; where inputs need r0 too, the pointer is kept in the frame: two loads and
 //! a store for each block, but LDM then loads three or four inputs.
 
-use core::arch::naked_asm;
 use core::mem::offset_of;
-use core::ptr::null;
+use core::ptr::{null, null_mut};
 
 use super::conv_i8::{Kernel, WINDOWS};
 
@@ -79,6 +78,30 @@ pub(super) struct Frame {
     pub(super) blocks: usize,
     /// Bytes from the end of a row block's first column block to the next row block.
     pub(super) skip: usize,
+}
+
+impl Frame {
+    pub(super) const EMPTY: Self = Frame {
+        next: null(),
+        x_end: null(),
+        weights: null(),
+        x: null(),
+        start: [0; WINDOWS],
+        first_next: null(),
+        first_end: null(),
+        entry: 0,
+        back: 0,
+        left: 0,
+        bias_end: null(),
+        multipliers_end: null(),
+        y_end: null_mut(),
+        zero_point: 0,
+        step: 0,
+        step_3: 0,
+        rare: 0,
+        blocks: 0,
+        skip: 0,
+    };
 }
 
 /// Some segments start accumulators.
@@ -431,7 +454,7 @@ macro_rules! kernel {
         /// least one, and of blocks, at least one in each segment; inputs lie on word boundaries.
         #[unsafe(naked)]
         unsafe extern "C" fn $name(frame: &Frame) {
-            naked_asm!(
+            naked!(
                 "push {{r4-r11, lr}}",
                 "sub sp, #{stack}",
                 "mov lr, sp",

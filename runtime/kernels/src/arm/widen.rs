@@ -4,11 +4,11 @@
 //! [`super::strip`] read it: every four inputs are two words, see [`super::dsp`], and the words of
 //! neighbouring windows or columns are neighbours.
 
-use core::arch::naked_asm;
-use core::ptr::{null, null_mut};
+use core::ptr::null_mut;
 use core::slice;
 
 use super::conv_i8::{Kernel, WINDOWS};
+use super::strip::ONE_7;
 use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, conv_i8_inputs};
 use crate::table::ConvShape;
@@ -33,6 +33,7 @@ pub(super) struct Image<'a> {
     taps: [Pixels; 3],
     /// Their number.
     separate: usize,
+    widen: Widen,
     /// `256·Σ x_even` of each pixel in the row that was widened last, or outside of the image.
     sums: [Sums; 3],
 }
@@ -51,92 +52,91 @@ struct Pixels {
     count: usize,
     /// The first column of the image.
     first: usize,
-    /// How those inside are widened, two at a time, if they can be.
-    run: Option<Run>,
-}
-
-/// Where widened pixels go.
-#[derive(Clone, Copy)]
-struct Places {
-    /// The first pixel's first word.
-    to: *mut u32,
-    /// Words from one block to the next.
-    block: usize,
 }
 
 impl<'a> Image<'a> {
-    pub(super) fn new(
+    pub(super) const EMPTY: Self = Self {
+        shape: ConvShape {
+            height: 0,
+            width: 0,
+            channels: 0,
+            out_height: 0,
+            out_width: 0,
+            kernel: 0,
+            stride: 0,
+            pad_top: 0,
+            pad_left: 0,
+        },
+        x: &[],
+        zero_point: 0,
+        column: 0,
+        kernel: ONE_7,
+        words: null_mut(),
+        taps: [Pixels::NONE; 3],
+        separate: 1,
+        widen: Widen {
+            span: 0,
+            zero_point: 0,
+            channels: 0,
+            next: 0,
+            block: 0,
+        },
+        sums: [[0; _]; 3],
+    };
+
+    pub(super) fn begin(
+        &mut self,
         op: &Conv2dI8<'a>,
         (shape, x): (ConvShape, &'a [i8]),
         column: usize,
         kernel: Kernel,
-    ) -> Self {
-        let (separate, count) = match kernel.taps {
-            1 => (shape.kernel, kernel.windows.min(shape.out_width - column)),
-            _ => (1, kernel.span()),
+    ) {
+        self.shape = shape;
+        self.x = x;
+        self.zero_point = op.zero_point;
+        self.column = column;
+        self.kernel = kernel;
+        self.words = op.scratch.as_ptr().cast_mut().cast();
+        self.separate = if kernel.taps == 1 { shape.kernel } else { 1 };
+        self.widen = Widen {
+            span: kernel.span(),
+            zero_point: op.zero_point,
+            channels: shape.channels,
+            next: shape.stride * shape.channels,
+            block: self.separate * 4 * kernel.span(),
+        };
+    }
+
+    /// Finds out which pixels are outside, and widens those left and right of the image in each
+    /// slot, of which one begins every `words` words. With few channels, nothing of this is needed.
+    pub(super) fn outside(&mut self, slots: usize, words: usize) {
+        let shape = &self.shape;
+        let count = match self.kernel.taps {
+            1 => self.kernel.windows.min(shape.out_width - self.column),
+            _ => self.kernel.span(),
         };
         let blocks = shape.channels.div_ceil(COLUMNS) as i32;
-        let outside = (i32::from(op.zero_point) << 10).wrapping_mul(blocks) as u32;
-        let mut taps = [Pixels::NONE; 3];
-        for (tap, pixels) in taps.iter_mut().enumerate().take(separate) {
-            *pixels = Pixels::of(&shape, column * shape.stride + tap, count);
-        }
-        Self {
-            shape,
-            x,
-            zero_point: op.zero_point,
-            column,
-            kernel,
-            words: op.scratch.as_ptr().cast_mut().cast(),
-            taps,
-            separate,
-            sums: [[outside; _]; 3],
+        let outside = (i32::from(self.zero_point) << 10).wrapping_mul(blocks) as u32;
+        for tap in 0..self.separate {
+            let pixels = Pixels::of(shape, self.column * shape.stride + tap, count);
+            for slot in 0..slots {
+                let to = self.place(slot * words, tap);
+                // SAFETY: a slot has room for each tap of all pixels.
+                unsafe {
+                    self.fill(0, pixels.before, to);
+                    self.fill(pixels.end, pixels.count, to);
+                }
+            }
+            if let (Some(to), Some(sums)) = (self.taps.get_mut(tap), self.sums.get_mut(tap)) {
+                *to = pixels;
+                sums.fill(outside);
+            }
         }
     }
 
     /// Where the pixels of a tap go in the slot that begins at word `to`.
-    fn places(&self, to: usize, tap: usize) -> Places {
-        let block = 4 * self.kernel.span();
-        Places {
-            to: self.words.wrapping_add(to + tap * block),
-            block: self.separate * block,
-        }
-    }
-
-    /// Prepares for rows. From here on, the image stays where it is.
-    pub(super) fn begin(&mut self) {
-        if self.shape.channels < COLUMNS {
-            return;
-        }
-        let widen = self.widen();
-        let block = self.places(0, 0).block;
-        let taps = self.taps.iter_mut().zip(&mut self.sums);
-        for (pixels, sums) in taps.take(self.separate) {
-            if let Some(sums) = sums.get_mut(pixels.before..pixels.end) {
-                pixels.run = widen.run(block, sums);
-            }
-        }
-    }
-
-    fn widen(&self) -> Widen {
-        Widen {
-            span: self.kernel.span(),
-            zero_point: self.zero_point,
-            channels: self.shape.channels,
-            next: self.shape.stride * self.shape.channels,
-        }
-    }
-
-    /// Widens what is left and right of the image in the slot that begins at word `to`.
-    pub(super) fn widen_outside(&mut self, to: usize) {
-        for (tap, pixels) in self.taps.iter().enumerate().take(self.separate) {
-            let at = self.places(to, tap);
-            // SAFETY: a slot has room for each tap of all pixels.
-            unsafe {
-                self.fill(0, pixels.before, at);
-                self.fill(pixels.end, pixels.count, at);
-            }
-        }
+    fn place(&self, to: usize, tap: usize) -> *mut u32 {
+        self.words.wrapping_add(to + tap * 4 * self.widen.span)
     }
 
     /// Widens a row of the image, counted from the padding on, to the slot that begins at word
@@ -147,34 +147,25 @@ impl<'a> Image<'a> {
         if row >= shape.height {
             for (tap, pixels) in self.taps.iter().enumerate().take(self.separate) {
                 // SAFETY: a slot has room for each tap of all pixels.
-                unsafe { self.fill(pixels.before, pixels.end, self.places(to, tap)) };
+                unsafe { self.fill(pixels.before, pixels.end, self.place(to, tap)) };
             }
             // Those of the pixels left of the image, or right of it: outside, all are the same.
             let blocks = shape.channels.div_ceil(COLUMNS) * shape.kernel;
             let outside = (i32::from(self.zero_point) << 17).wrapping_mul(blocks as i32);
             return [outside.wrapping_neg() as u32; WINDOWS];
         }
-        let (channels, width) = (shape.channels, shape.width);
+        let first = row * shape.width;
         for tap in 0..self.separate {
-            let at = self.places(to, tap);
-            let widen = self.widen();
-            let (Some(pixels), Some(sums)) = (self.taps.get_mut(tap), self.sums.get_mut(tap))
-            else {
+            let to = self.place(to, tap);
+            let (Some(pixels), Some(sums)) = (self.taps.get(tap), self.sums.get_mut(tap)) else {
                 break;
             };
-            let first = (row * width + pixels.first) * channels;
-            let to = at.to.wrapping_add(pixels.before);
-            if let Some(run) = &mut pixels.run {
-                run.x = self.x.as_ptr().wrapping_add(first);
-                run.last_word = to.wrapping_add(3 * widen.span);
+            let x = self.x.get((first + pixels.first) * shape.channels..);
+            let sums = sums.get_mut(pixels.before..pixels.end);
+            if let (Some(x), Some(sums)) = (x, sums) {
                 // SAFETY: a slot has room for each tap of all pixels; those before the end are in
                 // the row.
-                unsafe { widen.pairs(run) };
-            } else if let (Some(x), Some(sums)) =
-                (self.x.get(first..), sums.get_mut(pixels.before..pixels.end))
-            {
-                // SAFETY: as above.
-                unsafe { widen.each(x, Places { to, ..at }, sums) };
+                unsafe { self.widen.pixels(x, to.wrapping_add(pixels.before), sums) };
             }
         }
         self.starts()
@@ -200,14 +191,14 @@ impl<'a> Image<'a> {
     /// # Safety
     /// There is room for all channels, padded to blocks.
     #[inline(never)]
-    unsafe fn fill(&self, from: usize, end: usize, at: Places) {
-        let span = self.kernel.span();
+    unsafe fn fill(&self, from: usize, end: usize, to: *mut u32) {
+        let span = self.widen.span;
         let zero_point = i32::from(self.zero_point);
         let lanes = |x: i32| (x as u32 & 0xffff) * 0x0001_0001;
         let (odd, even) = (lanes(zero_point), lanes(255 * zero_point));
         let blocks = self.shape.channels.div_ceil(COLUMNS);
         for i in from..end {
-            let mut to = at.to.wrapping_add(i);
+            let mut to = to.wrapping_add(i);
             for _ in 0..blocks {
                 // SAFETY: as the caller has promised.
                 unsafe {
@@ -216,7 +207,7 @@ impl<'a> Image<'a> {
                     *to.add(2 * span) = odd;
                     *to.add(3 * span) = even;
                 }
-                to = to.wrapping_add(at.block);
+                to = to.wrapping_add(self.widen.block);
             }
         }
     }
@@ -241,12 +232,16 @@ impl<'a> Image<'a> {
             self.copy_few(row * shape.stride + i, to);
         }
         // SAFETY: as above; nothing else refers to it.
-        let rows = unsafe { slice::from_raw_parts(rows, kernel * line + RUN) };
+        let rows = unsafe { slice::from_raw_parts_mut(rows, kernel * line + RUN) };
+        // What is read too much: -128 would not fit 16 bits when it is widened.
+        let behind = rows.get_mut(kernel * line..).unwrap_or_default();
+        behind.fill(0);
         let widen = Widen {
             span,
             zero_point: self.zero_point,
             channels: len,
             next: len,
+            block: 4 * span,
         };
         let mut sums = [0; WINDOWS + 2];
         for first in (0..span).step_by(2) {
@@ -267,21 +262,11 @@ impl<'a> Image<'a> {
                     }
                 }
             }
-            let at = Places {
-                to: self.words.wrapping_add(first),
-                block: 4 * span,
-            };
-            if let (Some(x), Some(sums)) = (windows.get(..2 * len), sums.get_mut(first..first + 2))
-            {
+            let to = self.words.wrapping_add(first);
+            let x = windows.get(..2 * len);
+            if let (Some(x), Some(sums)) = (x, sums.get_mut(first..first + 2)) {
                 // SAFETY: there is room for `span` windows.
-                let run = widen.run(at.block, sums);
-                let to = at.to.wrapping_add(3 * span);
-                let run = run.map(|run| Run {
-                    x: x.as_ptr(),
-                    last_word: to,
-                    ..run
-                });
-                run.iter().for_each(|run| unsafe { widen.pairs(run) });
+                unsafe { widen.pixels(x, to, sums) };
             }
         }
         core::array::from_fn(|i| (sums[i] << 7).wrapping_neg())
@@ -322,7 +307,6 @@ impl Pixels {
         end: 0,
         count: 0,
         first: 0,
-        run: None,
     };
 
     /// `count` pixels from a column on, which is counted from the padding on.
@@ -340,7 +324,6 @@ impl Pixels {
             end: end.min(count).max(before),
             count,
             first: (column + before * shape.stride).saturating_sub(shape.pad_left),
-            run: None,
         }
     }
 }
@@ -353,56 +336,64 @@ struct Widen {
     channels: usize,
     /// Inputs from one pixel to the next.
     next: usize,
+    /// Words from one block to the next.
+    block: usize,
 }
 
 impl Widen {
-    /// What [`Widen::pairs`] needs for as many pixels as there are sums, but for their places;
-    /// `None` where it cannot widen them.
-    fn run(&self, block: usize, sums: &mut [u32]) -> Option<Run> {
-        let blocks = self.channels / COLUMNS;
+    /// Widens as many pixels as there are sums; the first one's first word is `to`.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks, of all pixels. `x` has as many.
+    #[inline(always)]
+    unsafe fn pixels(&self, x: &[i8], to: *mut u32, sums: &mut [u32]) {
+        let Self {
+            span,
+            channels,
+            next,
+            block,
+            ..
+        } = *self;
+        if sums.len() < 2 || !channels.is_multiple_of(COLUMNS) {
+            // SAFETY: as the caller has promised.
+            return unsafe { self.each(x, to, sums) };
+        }
+        let blocks = channels / COLUMNS;
         let ends = sums.as_mut_ptr_range();
-        (sums.len() > 1 && self.channels.is_multiple_of(COLUMNS)).then(|| Run {
-            x: null(),
-            last_word: null_mut(),
+        let run = Run {
+            x: x.as_ptr(),
+            last_word: to.wrapping_add(3 * span),
             sums: ends.start,
             block: 4 * block,
-            next: self.next,
+            next,
             blocks,
-            to_pair: (2 * self.next).wrapping_sub(self.channels),
+            to_pair: (2 * next).wrapping_sub(channels),
             back: 4 * (blocks * block) - 8,
             pairs_end: ends.start.wrapping_add(sums.len() & !1),
             end: ends.end,
-        })
-    }
-
-    /// Widens the pixels of a run.
-    ///
-    /// # Safety
-    /// There is room for all channels of all pixels, and as many of x; there is a sum for each.
-    unsafe fn pairs(&self, run: &Run) {
+        };
         // SAFETY: as the caller has promised; there are at least two pixels and one block.
         unsafe {
-            match self.span {
-                9 => widen_9(run),
-                8 => widen_8(run),
-                7 => widen_7(run),
-                6 => widen_6(run),
-                _ => widen_4(run),
+            match span {
+                9 => widen_9(&run),
+                8 => widen_8(&run),
+                7 => widen_7(&run),
+                6 => widen_6(&run),
+                _ => widen_4(&run),
             }
         }
     }
 
-    /// Widens as many pixels as there are sums one by one.
+    /// [`Widen::pixels`] one by one.
     ///
     /// # Safety
-    /// There is room for all channels, padded to blocks, of all pixels. `x` has as many.
+    /// As for that.
     #[inline(never)]
-    unsafe fn each(&self, x: &[i8], at: Places, sums: &mut [u32]) {
+    unsafe fn each(&self, x: &[i8], to: *mut u32, sums: &mut [u32]) {
         for (i, (sum, x)) in sums.iter_mut().zip(x.chunks(self.next.max(1))).enumerate() {
-            let to = at.to.wrapping_add(i);
             let x = x.get(..self.channels).unwrap_or_default();
             // SAFETY: as the caller has promised.
-            *sum = unsafe { self.padded(x, Places { to, ..at }) };
+            *sum = unsafe { self.padded(x, to.wrapping_add(i)) };
         }
     }
 
@@ -411,7 +402,7 @@ impl Widen {
     /// # Safety
     /// There is room for all channels, padded to blocks.
     #[inline(never)]
-    unsafe fn padded(&self, x: &[i8], at: Places) -> u32 {
+    unsafe fn padded(&self, x: &[i8], to: *mut u32) -> u32 {
         let lanes = |a: i32, b: i32| (a & 0xffff) as u32 | (b as u32) << 16;
         let span = self.span;
         let mut total = 0i32;
@@ -420,7 +411,7 @@ impl Widen {
             for (to, &x) in eight.iter_mut().zip(x) {
                 *to = x.into();
             }
-            let to = at.to.wrapping_add(block * at.block);
+            let to = to.wrapping_add(block * self.block);
             for (half, &[a, b, c, d]) in eight.as_chunks().0.iter().enumerate() {
                 let to = to.wrapping_add(2 * half * span);
                 // SAFETY: as the caller has promised.
@@ -436,7 +427,6 @@ impl Widen {
 }
 
 /// What a loop over pairs of pixels needs.
-#[derive(Clone, Copy)]
 #[repr(C)]
 struct Run {
     x: *const i8,
@@ -489,7 +479,7 @@ macro_rules! widen {
         /// word boundaries, as STRD wants them.
         #[unsafe(naked)]
         unsafe extern "C" fn $name(run: &Run) {
-            naked_asm!(
+            naked!(
                 "push {{r3-r11, lr}}",
                 "add r5, r0, #20",
                 "str r5, [sp]",
