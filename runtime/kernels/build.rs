@@ -2,8 +2,9 @@
 //!
 //! Stable Rust shows the DSP extension of Cortex-M in no cfg, so this script
 //! assembles one of its instructions for the very target and flags of the build
-//! and sets `quell_dsp` where that works. Other targets pay nothing for it. It also sets
-//! `quell_one_table` where a program needs no tables to choose from.
+//! and sets `quell_dsp` where that works, and `quell_v8m` where the core is one of Armv8-M. Other
+//! targets pay nothing for it. It also sets `quell_one_table` where a program needs no tables to
+//! choose from.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -18,7 +19,7 @@ pub fn probe() {
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-check-cfg=cfg(quell_dsp, quell_one_table)");
+    println!("cargo::rustc-check-cfg=cfg(quell_dsp, quell_v8m, quell_one_table)");
     let target = env::var("TARGET").unwrap_or_default();
     // A microcontroller is what its target says; only the suite compares tables.
     let bare = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none");
@@ -29,6 +30,9 @@ fn main() {
     // Where the probe itself cannot run, the scalar kernels serve.
     if target.starts_with("thumb") && assembles(&target).unwrap_or(false) {
         println!("cargo::rustc-cfg=quell_dsp");
+        if target.starts_with("thumbv8m") {
+            println!("cargo::rustc-cfg=quell_v8m");
+        }
     }
 }
 

@@ -4,10 +4,38 @@
 //! instructions are counted. `build.rs` finds out whether the extension exists
 //! and sets `quell_dsp`; a build for a core without it has the scalar table.
 
+/// The body of a naked function. What `-C target-cpu` says does not reach its assembler, and a core
+/// of Armv8-M without a name has no DSP extension.
+macro_rules! naked {
+    ($($assembly:tt)*) => {
+        core::arch::naked_asm!(
+            $crate::arm::core_name!(),
+            $($assembly)*
+        )
+    };
+}
+
+#[cfg(quell_v8m)]
+macro_rules! core_name {
+    () => {
+        ".cpu cortex-m33"
+    };
+}
+#[cfg(not(quell_v8m))]
+macro_rules! core_name {
+    () => {
+        ""
+    };
+}
+use core_name;
+
+mod attention_i8;
 mod conv_i8;
 mod dsp;
+mod first;
 #[cfg(target_abi = "eabihf")]
 pub(crate) mod fpu;
+mod images_i8;
 mod strip;
 mod widen;
 
@@ -32,6 +60,6 @@ pub(crate) const ENTRIES: Entries = Entries {
     conv2d_i8_f32: conv_i8::conv2d_i8_f32,
     attention: crate::scalar::ENTRIES.attention,
     norm: crate::scalar::ENTRIES.norm,
-    images_i8: crate::scalar::ENTRIES.images_i8,
-    attention_i8: crate::scalar::ENTRIES.attention_i8,
+    images_i8: images_i8::LOOPS,
+    attention_i8: attention_i8::attention_i8,
 };

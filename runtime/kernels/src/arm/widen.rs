@@ -4,217 +4,290 @@
 //! [`super::strip`] read it: every four inputs are two words, see [`super::dsp`], and the words of
 //! neighbouring windows or columns are neighbours.
 
-use core::arch::asm;
+use core::ptr::null_mut;
+use core::slice;
 
 use super::conv_i8::{Kernel, WINDOWS};
-use super::strip::Segment;
+use super::strip::ONE_7;
+use crate::conv_i8::Conv2dI8;
 use crate::layout::{COLUMNS, conv_i8_inputs};
 use crate::table::ConvShape;
 
-/// Columns of the image that [`WINDOWS`] windows of few channels see.
-const COLUMNS_OF_FEW: usize = 2 * (WINDOWS - 1) + 3;
-/// Inputs of such a window, padded.
+/// Most inputs of a window of few channels, padded.
 const WINDOW_OF_FEW: usize = conv_i8_inputs(COLUMNS - 1, 3);
 /// Most inputs that such a window has in one row, padded.
 const RUN: usize = 3 * COLUMNS;
-/// Bytes of those columns, where as many are read for the last window.
-const ROW_OF_FEW: usize = COLUMNS_OF_FEW * (COLUMNS - 1) + RUN;
 
 /// What a strip sees of the image.
 pub(super) struct Image<'a> {
     pub(super) shape: ConvShape,
-    pub(super) x: &'a [i8],
-    pub(super) zero_point: i8,
+    x: &'a [i8],
+    zero_point: i8,
     /// The first window.
-    pub(super) column: usize,
-    pub(super) kernel: Kernel,
-    /// Scratch: `[blocks, 4 words, span]` for each row, or for all windows.
+    column: usize,
+    kernel: Kernel,
+    /// Scratch: `[blocks, 4 words, span]` for each row; `[blocks, taps, 4 words, windows]` where
+    /// each tap is a pixel of its own.
     pub(super) words: *mut u32,
+    /// The pixels of each tap, or of all.
+    taps: [Pixels; 3],
+    /// Their number.
+    separate: usize,
+    widen: Widen,
+    /// `256·Σ x_even` of each pixel in the row that was widened last, or outside of the image.
+    sums: [Sums; 3],
 }
 
 /// `256·Σ x_even` of each column, or of each window.
-pub(super) type Sums = [u32; WINDOWS + 2];
+type Sums = [u32; WINDOWS + 2];
 
-impl Image<'_> {
-    /// A segment that goes on with the accumulators of the one before.
-    pub(super) fn segment(&self, start: usize, words: usize) -> Segment {
-        Segment {
-            x: self.words.wrapping_add(start),
-            x_end: self.words.wrapping_add(start + words),
-            start: core::ptr::null(),
-        }
+/// Which pixels of a row are inside of the image.
+#[derive(Clone, Copy)]
+struct Pixels {
+    /// Outside, on the left.
+    before: usize,
+    /// Behind the last that is inside.
+    end: usize,
+    /// All.
+    count: usize,
+    /// The first column of the image.
+    first: usize,
+}
+
+impl<'a> Image<'a> {
+    pub(super) const EMPTY: Self = Self {
+        shape: ConvShape {
+            height: 0,
+            width: 0,
+            channels: 0,
+            out_height: 0,
+            out_width: 0,
+            kernel: 0,
+            stride: 0,
+            pad_top: 0,
+            pad_left: 0,
+        },
+        x: &[],
+        zero_point: 0,
+        column: 0,
+        kernel: ONE_7,
+        words: null_mut(),
+        taps: [Pixels::NONE; 3],
+        separate: 1,
+        widen: Widen {
+            span: 0,
+            zero_point: 0,
+            channels: 0,
+            next: 0,
+            block: 0,
+        },
+        sums: [[0; _]; 3],
+    };
+
+    pub(super) fn begin(
+        &mut self,
+        op: &Conv2dI8<'a>,
+        (shape, x): (ConvShape, &'a [i8]),
+        column: usize,
+        kernel: Kernel,
+    ) {
+        self.shape = shape;
+        self.x = x;
+        self.zero_point = op.zero_point;
+        self.column = column;
+        self.kernel = kernel;
+        self.words = op.scratch.as_ptr().cast_mut().cast();
+        self.separate = if kernel.taps == 1 { shape.kernel } else { 1 };
+        self.widen = Widen {
+            span: kernel.span(),
+            zero_point: op.zero_point,
+            channels: shape.channels,
+            next: shape.stride * shape.channels,
+            block: self.separate * 4 * kernel.span(),
+        };
     }
 
-    /// Widens a row of the image to word `to` of the scratch.
-    pub(super) fn widen_row(&self, row: usize, to: usize, sums: &mut Sums) {
-        let span = self.kernel.span;
-        let places = Places {
-            span,
-            pixel: 1,
-            block: 4 * span,
+    /// Finds out which pixels are outside, and widens those left and right of the image in each
+    /// slot, of which one begins every `words` words. With few channels, nothing of this is needed.
+    pub(super) fn outside(&mut self, slots: usize, words: usize) {
+        let shape = &self.shape;
+        let count = match self.kernel.taps {
+            1 => self.kernel.windows.min(shape.out_width - self.column),
+            _ => self.kernel.span(),
         };
-        let sums = sums.get_mut(..span).unwrap_or_default();
-        // SAFETY: a row has room for `span` columns.
-        unsafe { self.widen_pixels((row, self.column), to, places, sums) };
-    }
-
-    /// Widens all windows, of which each row of the kernel takes `part` words.
-    pub(super) fn widen_windows(&self, row: usize, part: usize, all: &mut [Sums; 3]) {
-        let Image { shape, kernel, .. } = *self;
-        let places = Places {
-            span: kernel.span,
-            pixel: 4 * kernel.span,
-            block: shape.kernel * 4 * kernel.span,
-        };
-        for (i, all) in all.iter_mut().enumerate().take(shape.kernel) {
-            let windows = kernel.windows.min(shape.out_width - self.column);
-            for (window, sum) in all.iter_mut().enumerate().take(windows) {
-                let column = (self.column + window) * shape.stride;
-                let mut sums = [0u32; 3];
-                let taps = sums.get_mut(..shape.kernel).unwrap_or_default();
-                let at = (row * shape.stride + i, column);
-                // SAFETY: a window has room for `kernel` pixels in each of its rows.
-                unsafe { self.widen_pixels(at, i * part + window, places, taps) };
-                let [a, b, c] = sums;
-                *sum = a.wrapping_add(b).wrapping_add(c);
+        let blocks = shape.channels.div_ceil(COLUMNS) as i32;
+        let outside = (i32::from(self.zero_point) << 10).wrapping_mul(blocks) as u32;
+        for tap in 0..self.separate {
+            let pixels = Pixels::of(shape, self.column * shape.stride + tap, count);
+            for slot in 0..slots {
+                let to = self.place(slot * words, tap);
+                // SAFETY: a slot has room for each tap of all pixels.
+                unsafe {
+                    self.fill(0, pixels.before, to);
+                    self.fill(pixels.end, pixels.count, to);
+                }
+            }
+            if let (Some(to), Some(sums)) = (self.taps.get_mut(tap), self.sums.get_mut(tap)) {
+                *to = pixels;
+                sums.fill(outside);
             }
         }
     }
 
-    /// Widens as many pixels of a row as there are `sums`, which become `256·Σ x_even` of each.
-    /// Row and column are counted from the padding on.
-    ///
-    /// # Safety
-    /// From word `to` of the scratch on, there is room for all channels, padded to blocks, of all
-    /// pixels.
-    #[inline(never)]
-    unsafe fn widen_pixels(
-        &self,
-        (row, column): (usize, usize),
-        to: usize,
-        places: Places,
-        sums: &mut [u32],
-    ) {
+    /// Where the pixels of a tap go in the slot that begins at word `to`.
+    fn place(&self, to: usize, tap: usize) -> *mut u32 {
+        self.words.wrapping_add(to + tap * 4 * self.widen.span)
+    }
+
+    /// Widens a row of the image, counted from the padding on, to the slot that begins at word
+    /// `to`; returns what it adds to what accumulators start with: `-256·128·Σ x_even`.
+    pub(super) fn widen_row(&mut self, row: usize, to: usize) -> [u32; WINDOWS] {
         let shape = &self.shape;
         let row = row.wrapping_sub(shape.pad_top);
-        let before = shape.pad_left.saturating_sub(column).min(sums.len());
-        let end = (shape.width + shape.pad_left).saturating_sub(column);
-        let (left, rest) = sums.split_at_mut(before);
-        let inside = if row < shape.height {
-            end.min(before + rest.len()) - before
-        } else {
-            0
-        };
-        let (middle, right) = rest.split_at_mut(inside.min(rest.len()));
-        let first = row.wrapping_mul(shape.width).wrapping_add(column + before);
-        let first = first
-            .wrapping_sub(shape.pad_left)
-            .wrapping_mul(shape.channels);
-        let seen = first..first.wrapping_add(middle.len() * shape.channels);
-        let seen = self.x.get(seen).unwrap_or_default();
-
-        let at = |i: usize| self.words.wrapping_add(to + i * places.pixel);
-        let behind = before + middle.len();
-        if shape.channels.is_multiple_of(COLUMNS) && !seen.is_empty() {
-            let sums = middle.as_mut_ptr();
-            // SAFETY: as the caller has promised; there is a sum for each pixel.
-            unsafe { widen(seen, shape.channels, at(before), places, sums) };
-        } else {
-            let pixels = seen.chunks_exact(shape.channels.max(1));
-            for (i, (sum, x)) in middle.iter_mut().zip(pixels).enumerate() {
-                // SAFETY: as the caller has promised.
-                *sum = unsafe { self.widen_padded(x, at(before + i), places) };
+        if row >= shape.height {
+            for (tap, pixels) in self.taps.iter().enumerate().take(self.separate) {
+                // SAFETY: a slot has room for each tap of all pixels.
+                unsafe { self.fill(pixels.before, pixels.end, self.place(to, tap)) };
+            }
+            // Those of the pixels left of the image, or right of it: outside, all are the same.
+            let blocks = shape.channels.div_ceil(COLUMNS) * shape.kernel;
+            let outside = (i32::from(self.zero_point) << 17).wrapping_mul(blocks as i32);
+            return [outside.wrapping_neg() as u32; WINDOWS];
+        }
+        let first = row * shape.width;
+        for tap in 0..self.separate {
+            let to = self.place(to, tap);
+            let (Some(pixels), Some(sums)) = (self.taps.get(tap), self.sums.get_mut(tap)) else {
+                break;
+            };
+            let x = self.x.get((first + pixels.first) * shape.channels..);
+            let sums = sums.get_mut(pixels.before..pixels.end);
+            if let (Some(x), Some(sums)) = (x, sums) {
+                // SAFETY: a slot has room for each tap of all pixels; those before the end are in
+                // the row.
+                unsafe { self.widen.pixels(x, to.wrapping_add(pixels.before), sums) };
             }
         }
-        for (i, sum) in left.iter_mut().enumerate() {
-            // SAFETY: as the caller has promised.
-            *sum = unsafe { self.widen_padded(&[], at(i), places) };
-        }
-        for (i, sum) in right.iter_mut().enumerate() {
-            // SAFETY: as the caller has promised.
-            *sum = unsafe { self.widen_padded(&[], at(behind + i), places) };
+        self.starts()
+    }
+
+    /// `-256·128·Σ x_even` of each window, in the row that was widened last.
+    fn starts(&self) -> [u32; WINDOWS] {
+        let [a, b, c] = &self.sums;
+        let start = |sum: u32| (sum << 7).wrapping_neg();
+        match (self.kernel.taps, self.separate) {
+            (3, _) => {
+                core::array::from_fn(|i| start(a[i].wrapping_add(a[i + 1]).wrapping_add(a[i + 2])))
+            }
+            (2, _) => core::array::from_fn(|i| start(a[i].wrapping_add(a[i + 1]))),
+            (_, 3) => core::array::from_fn(|i| start(a[i].wrapping_add(b[i]).wrapping_add(c[i]))),
+            (_, 2) => core::array::from_fn(|i| start(a[i].wrapping_add(b[i]))),
+            _ => core::array::from_fn(|i| start(a[i])),
         }
     }
 
-    /// Widens a pixel whose last block has less than [`COLUMNS`] channels, or, without channels,
-    /// one outside of the image.
+    /// Lets pixels `from` to `end` be outside of the image.
     ///
     /// # Safety
     /// There is room for all channels, padded to blocks.
     #[inline(never)]
-    unsafe fn widen_padded(&self, x: &[i8], to: *mut u32, places: Places) -> u32 {
-        let mut total = 0u32;
-        for c in (0..self.shape.channels).step_by(COLUMNS) {
-            let mut eight = [self.zero_point; COLUMNS];
-            let x = x.get(c..).unwrap_or_default();
-            for (to, &x) in eight.iter_mut().zip(x) {
-                *to = x;
+    unsafe fn fill(&self, from: usize, end: usize, to: *mut u32) {
+        let span = self.widen.span;
+        let zero_point = i32::from(self.zero_point);
+        let lanes = |x: i32| (x as u32 & 0xffff) * 0x0001_0001;
+        let (odd, even) = (lanes(zero_point), lanes(255 * zero_point));
+        let blocks = self.shape.channels.div_ceil(COLUMNS);
+        for i in from..end {
+            let mut to = to.wrapping_add(i);
+            for _ in 0..blocks {
+                // SAFETY: as the caller has promised.
+                unsafe {
+                    *to = odd;
+                    *to.add(span) = even;
+                    *to.add(2 * span) = odd;
+                    *to.add(3 * span) = even;
+                }
+                to = to.wrapping_add(self.widen.block);
             }
-            let (to, mut sum) = (to.wrapping_add(c / COLUMNS * places.block), 0);
-            // SAFETY: as the caller has promised.
-            unsafe { widen(&eight, COLUMNS, to, places, &mut sum) };
-            total = total.wrapping_add(sum);
         }
-        total
     }
 
-    /// Puts windows of few channels together and widens them.
-    pub(super) fn widen_few(&self, row: usize, sums: &mut Sums) {
+    /// Puts windows of few channels together and widens them, two at a time; returns what
+    /// accumulators start with.
+    #[inline(never)]
+    pub(super) fn widen_few(&mut self, row: usize) -> [u32; WINDOWS] {
         let shape = self.shape;
         let (channels, kernel) = (shape.channels, shape.kernel);
-        let span = self.kernel.span;
-        let columns = (span - 1) * shape.stride + kernel;
-        let mut rows = [[self.zero_point; ROW_OF_FEW]; 3];
-        for (i, to) in rows.iter_mut().enumerate().take(kernel) {
-            self.copy_few(row * shape.stride + i, columns, to);
-        }
         let len = conv_i8_inputs(channels, kernel);
-        let run = kernel * channels;
-        let places = Places {
+        let span = self.kernel.span();
+        let line = ((span - 1) * shape.stride + kernel) * channels;
+        // Behind the widened windows, the scratch has room for rows, and one run more.
+        let rows = self
+            .words
+            .wrapping_add(4 * span * len / COLUMNS)
+            .cast::<i8>();
+        for i in 0..kernel {
+            // SAFETY: see `layout::scratch_conv_i8`.
+            let to = unsafe { slice::from_raw_parts_mut(rows.wrapping_add(i * line), line) };
+            self.copy_few(row * shape.stride + i, to);
+        }
+        // SAFETY: as above; nothing else refers to it.
+        let rows = unsafe { slice::from_raw_parts_mut(rows, kernel * line + RUN) };
+        // What is read too much: -128 would not fit 16 bits when it is widened.
+        let behind = rows.get_mut(kernel * line..).unwrap_or_default();
+        behind.fill(0);
+        let widen = Widen {
             span,
-            pixel: 1,
+            zero_point: self.zero_point,
+            channels: len,
+            next: len,
             block: 4 * span,
         };
-        // Copies of fixed size are faster; what is too much is overwritten, or meets weights that
-        // are 0.
-        let mut windows = [0; WINDOWS * WINDOW_OF_FEW + RUN];
-        for window in 0..span {
-            let mut at = window * len;
-            for from in rows.iter().take(kernel) {
-                let from = from
-                    .get(window * shape.stride * channels..)
-                    .unwrap_or_default();
-                let to = windows.get_mut(at..).unwrap_or_default();
-                if run <= COLUMNS {
-                    copy::<COLUMNS>(from, to);
-                } else {
-                    copy::<RUN>(from, to);
+        let mut sums = [0; WINDOWS + 2];
+        for first in (0..span).step_by(2) {
+            // The last window of an odd number comes together with the one before.
+            let first = first.min(span - 2);
+            // What is too much is overwritten, or meets weights that are 0.
+            let mut windows = [0; 2 * WINDOW_OF_FEW + RUN];
+            for window in 0..2 {
+                for i in 0..kernel {
+                    let from = i * line + (first + window) * shape.stride * channels;
+                    let at = window * len + i * kernel * channels;
+                    let (from, to) = (rows.get(from..), windows.get_mut(at..));
+                    let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
+                    if kernel * channels <= COLUMNS {
+                        copy::<COLUMNS>(from, to);
+                    } else {
+                        copy::<RUN>(from, to);
+                    }
                 }
-                at += run;
+            }
+            let to = self.words.wrapping_add(first);
+            let x = windows.get(..2 * len);
+            if let (Some(x), Some(sums)) = (x, sums.get_mut(first..first + 2)) {
+                // SAFETY: there is room for `span` windows.
+                unsafe { widen.pixels(x, to, sums) };
             }
         }
-        let windows = windows.get(..span * len).unwrap_or_default();
-        if !windows.is_empty() {
-            // SAFETY: there is room for `span` windows, and a sum for each.
-            unsafe { widen(windows, len, self.words, places, sums.as_mut_ptr()) };
-        }
+        core::array::from_fn(|i| (sums[i] << 7).wrapping_neg())
     }
 
-    /// Copies `columns` columns of a row of few channels.
-    fn copy_few(&self, row: usize, columns: usize, to: &mut [i8]) {
+    /// Copies as many columns of a row of few channels as there is room for.
+    fn copy_few(&self, row: usize, to: &mut [i8]) {
         let shape = self.shape;
+        to.fill(self.zero_point);
         let row = row.wrapping_sub(shape.pad_top);
         if row >= shape.height {
             return;
         }
         let first = self.column * shape.stride;
-        let outside = shape.pad_left.saturating_sub(first).min(columns);
-        let skipped = row * shape.width + first.saturating_sub(shape.pad_left);
-        let inside = (columns - outside).min(((row + 1) * shape.width).saturating_sub(skipped));
-        let (outside, skipped) = (outside * shape.channels, skipped * shape.channels);
-        let len = inside * shape.channels;
-        let to = to.get_mut(outside..outside + len);
-        if let (Some(to), Some(x)) = (to, self.x.get(skipped..skipped + len)) {
+        let outside = shape.pad_left.saturating_sub(first) * shape.channels;
+        let skipped = (row * shape.width + first.saturating_sub(shape.pad_left)) * shape.channels;
+        let end = (row + 1) * shape.width * shape.channels;
+        let to = to.get_mut(outside..).unwrap_or_default();
+        let x = self.x.get(skipped..end).unwrap_or_default();
+        let len = to.len().min(x.len());
+        if let (Some(to), Some(x)) = (to.get_mut(..len), x.get(..len)) {
             to.copy_from_slice(x);
         }
     }
@@ -228,72 +301,221 @@ fn copy<const N: usize>(from: &[i8], to: &mut [i8]) {
     }
 }
 
-/// Where widened inputs lie, in words from one to the next.
-#[derive(Clone, Copy)]
-struct Places {
-    /// The four words of a block.
+impl Pixels {
+    const NONE: Self = Self {
+        before: 0,
+        end: 0,
+        count: 0,
+        first: 0,
+    };
+
+    /// `count` pixels from a column on, which is counted from the padding on.
+    fn of(shape: &ConvShape, column: usize, count: usize) -> Self {
+        let outside = shape.pad_left.saturating_sub(column);
+        // Those that are not right of the image.
+        let end = (shape.width + shape.pad_left).saturating_sub(column);
+        let (before, end) = match shape.stride {
+            1 => (outside, end),
+            _ => (outside.div_ceil(2), end.div_ceil(2)),
+        };
+        let before = before.min(count);
+        Self {
+            before,
+            end: end.min(count).max(before),
+            count,
+            first: (column + before * shape.stride).saturating_sub(shape.pad_left),
+        }
+    }
+}
+
+/// How pixels are widened.
+struct Widen {
+    /// Words from one of the four words of a block to the next.
     span: usize,
-    pixel: usize,
+    zero_point: i8,
+    channels: usize,
+    /// Inputs from one pixel to the next.
+    next: usize,
+    /// Words from one block to the next.
     block: usize,
 }
 
-/// Widens pixels of `channels` channels, a multiple of [`COLUMNS`], at least one: every eight
-/// channels become `(x1, x3)`, `(256·x0 − x1, 256·x2 − x3)`, and the same for inputs 4 to 7. The
-/// `sums` of pixels are `256·Σ x_even`.
-///
-/// # Safety
-/// `to` and `sums` have room for all pixels.
-#[inline(never)]
-unsafe fn widen(x: &[i8], channels: usize, to: *mut u32, places: Places, sums: *mut u32) {
-    let blocks = channels / COLUMNS;
-    let next = places
-        .pixel
-        .wrapping_sub(blocks * places.block)
-        .wrapping_mul(4);
-    debug_assert!(!x.is_empty() && x.len().is_multiple_of(channels));
-    // SAFETY: reads every pixel of `x`; LDR needs no alignment. Writes where the caller says.
-    // Saves r6 and r7, which cannot be operands, and leaves the stack as it was.
-    unsafe {
-        asm!(
-            "push {{r2, r3, r6, r7}}",
-            "2: ldr r6, [sp]",
-            "movs r7, #0",
-            "3: ldr r3, [r0], #4",
-            "ldr r5, [r0], #4",
-            "sxtb16 r2, r3, ror #8",
-            "sxtb16 r4, r5, ror #8",
-            "and r3, lr, r3, lsl #8",
-            "and r5, lr, r5, lsl #8",
-            "smlad r7, r3, r12, r7",
-            "smlad r7, r5, r12, r7",
-            "ssub16 r3, r3, r2",
-            "ssub16 r5, r5, r4",
-            "str r2, [r1]",
-            "str r3, [r1, r10]",
-            "str r4, [r1, r10, lsl #1]",
-            "add r2, r1, r10, lsl #1",
-            "str r5, [r2, r10]",
-            "add r1, r11",
-            "subs r6, #1",
-            "bne 3b",
-            "ldr r6, [sp, #4]",
-            "str r7, [r8], #4",
-            "add r1, r6",
-            "cmp r0, r9",
-            "bne 2b",
-            "add sp, #8",
-            "pop {{r6, r7}}",
-            inout("r0") x.as_ptr() => _,
-            inout("r1") to => _,
-            inout("r2") blocks => _,
-            inout("r3") next => _,
-            inout("r8") sums => _,
-            in("r9") x.as_ptr_range().end,
-            in("r10") 4 * places.span,
-            in("r11") 4 * places.block,
-            in("r12") 0x0001_0001,
-            in("lr") 0xff00_ff00_u32,
-            out("r4") _, out("r5") _,
-        );
+impl Widen {
+    /// Widens as many pixels as there are sums; the first one's first word is `to`.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks, of all pixels. `x` has as many.
+    #[inline(always)]
+    unsafe fn pixels(&self, x: &[i8], to: *mut u32, sums: &mut [u32]) {
+        let Self {
+            span,
+            channels,
+            next,
+            block,
+            ..
+        } = *self;
+        if sums.len() < 2 || !channels.is_multiple_of(COLUMNS) {
+            // SAFETY: as the caller has promised.
+            return unsafe { self.each(x, to, sums) };
+        }
+        let blocks = channels / COLUMNS;
+        let ends = sums.as_mut_ptr_range();
+        let run = Run {
+            x: x.as_ptr(),
+            last_word: to.wrapping_add(3 * span),
+            sums: ends.start,
+            block: 4 * block,
+            next,
+            blocks,
+            to_pair: (2 * next).wrapping_sub(channels),
+            back: 4 * (blocks * block) - 8,
+            pairs_end: ends.start.wrapping_add(sums.len() & !1),
+            end: ends.end,
+        };
+        // SAFETY: as the caller has promised; there are at least two pixels and one block.
+        unsafe {
+            match span {
+                9 => widen_9(&run),
+                8 => widen_8(&run),
+                7 => widen_7(&run),
+                6 => widen_6(&run),
+                _ => widen_4(&run),
+            }
+        }
+    }
+
+    /// [`Widen::pixels`] one by one.
+    ///
+    /// # Safety
+    /// As for that.
+    #[inline(never)]
+    unsafe fn each(&self, x: &[i8], to: *mut u32, sums: &mut [u32]) {
+        for (i, (sum, x)) in sums.iter_mut().zip(x.chunks(self.next.max(1))).enumerate() {
+            let x = x.get(..self.channels).unwrap_or_default();
+            // SAFETY: as the caller has promised.
+            *sum = unsafe { self.padded(x, to.wrapping_add(i)) };
+        }
+    }
+
+    /// Widens a pixel whose last block has less than [`COLUMNS`] channels.
+    ///
+    /// # Safety
+    /// There is room for all channels, padded to blocks.
+    #[inline(never)]
+    unsafe fn padded(&self, x: &[i8], to: *mut u32) -> u32 {
+        let lanes = |a: i32, b: i32| (a & 0xffff) as u32 | (b as u32) << 16;
+        let span = self.span;
+        let mut total = 0i32;
+        for (block, x) in x.chunks(COLUMNS).enumerate() {
+            let mut eight = [i32::from(self.zero_point); COLUMNS];
+            for (to, &x) in eight.iter_mut().zip(x) {
+                *to = x.into();
+            }
+            let to = to.wrapping_add(block * self.block);
+            for (half, &[a, b, c, d]) in eight.as_chunks().0.iter().enumerate() {
+                let to = to.wrapping_add(2 * half * span);
+                // SAFETY: as the caller has promised.
+                unsafe {
+                    *to = lanes(b, d);
+                    *to.add(span) = lanes(256 * a - b, 256 * c - d);
+                }
+                total += a + c;
+            }
+        }
+        (total << 8) as u32
     }
 }
+
+/// What a loop over pairs of pixels needs.
+#[repr(C)]
+struct Run {
+    x: *const i8,
+    /// Where the last word of the first block goes.
+    last_word: *mut u32,
+    /// `256·Σ x_even` of each pixel.
+    sums: *mut u32,
+    /// Bytes from one block to the next.
+    block: usize,
+    /// Bytes of x from one pixel to the next.
+    next: usize,
+    // What each pair needs:
+    blocks: usize,
+    /// Bytes of x from the end of a pair's first pixel to the next pair.
+    to_pair: usize,
+    /// Bytes from the end of a pair's words back to those of the next.
+    back: usize,
+    /// Behind the sums of whole pairs, and of all pixels.
+    pairs_end: *mut u32,
+    end: *mut u32,
+}
+
+/// Four channels of two pixels, whose words go `$odd` and `$even` bytes further than r1 points.
+macro_rules! widen_half {
+    ($odd:literal, $even:literal) => {
+        concat!(
+            "ldr r9, [r0, r4]\n",
+            "ldr r8, [r0], #4\n",
+            "sxtb16 r10, r8, ror #8\n",
+            "sxtb16 r11, r9, ror #8\n",
+            "and r8, lr, r8, lsl #8\n",
+            "and r9, lr, r9, lsl #8\n",
+            "smlad r6, r8, r12, r6\n",
+            "smlad r7, r9, r12, r7\n",
+            "ssub16 r8, r8, r10\n",
+            "ssub16 r9, r9, r11\n",
+            concat!("strd r10, r11, [r1, #", $odd, "]\n"),
+            concat!("strd r8, r9, [r1, #", $even, "]\n"),
+        )
+    };
+}
+
+/// Widens two pixels at a time, at least two; the last of an odd number together with the one
+/// before once more. Every eight channels become `(x1, x3)`, `(256·x0 − x1, 256·x2 − x3)`, and the
+/// same for inputs 4 to 7.
+macro_rules! widen {
+    ($name:ident, $third:literal, $second:literal, $first:literal) => {
+        /// # Safety
+        /// The fields of `run` are what their names say. LDR needs no alignment; words are on
+        /// word boundaries, as STRD wants them.
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(run: &Run) {
+            naked!(
+                "push {{r3-r11, lr}}",
+                "add r5, r0, #20",
+                "str r5, [sp]",
+                "ldm r0, {{r0-r4}}",
+                "ldr r5, [r5]",
+                "mov lr, #0xff00ff00",
+                "mov r12, #0x00010001",
+                "2: movs r6, #0",
+                "movs r7, #0",
+                "3:",
+                widen_half!($first, $second),
+                widen_half!($third, "0"),
+                "add r1, r3",
+                "subs r5, #1",
+                "bne 3b",
+                "ldr r8, [sp]",
+                "stm r2!, {{r6, r7}}",
+                "ldm r8, {{r5, r8-r11}}",
+                "add r0, r8",
+                "sub r1, r9",
+                "cmp r2, r10",
+                "blo 2b",
+                "cmp r2, r11",
+                "beq 9f",
+                "subs r2, #4",
+                "subs r1, #4",
+                "subs r0, r0, r4",
+                "b 2b",
+                "9: pop {{r3-r11, pc}}",
+            )
+        }
+    };
+}
+
+widen!(widen_9, "-36", "-72", "-108");
+widen!(widen_8, "-32", "-64", "-96");
+widen!(widen_7, "-28", "-56", "-84");
+widen!(widen_6, "-24", "-48", "-72");
+widen!(widen_4, "-16", "-32", "-48");
