@@ -18,7 +18,7 @@
 //! Two things differ from the paper. The `v'` of a jump is the velocity that the network with
 //! averaged weights answers at `x_t` ([`Direction::Average`]): the guided velocity of one picture
 //! is a noisy estimate of it, whose error the finite `r` turns into a bias. And most jumps lie
-//! within the steps that samplers of 1, 2, 4 and 8 steps make ([`STEPS`]).
+//! within the steps that samplers of 1, 2, 4 and 8 steps make (`STEPS`).
 
 mod course;
 
