@@ -238,3 +238,21 @@ fn conditions_are_pictures_or_arrays() {
     let sample = ["sample", &model, "--npy", &out, "--context", &png];
     refused(&sample, &["x.png", "8 x 9"]);
 }
+
+#[test]
+fn a_budget_buys_the_steps_that_fit() {
+    let (folder, model) = (Folder::new(), model());
+    let file = quell_converter::model_file::ModelFile::read(model.as_ref()).unwrap();
+    let role = quell::format::Role::Denoiser;
+    let call = file.model().unwrap().macs(role).unwrap();
+    let npy = folder.at("out.npy");
+    let base = ["sample", &model, "--count", "1", "--npy", &npy, "--budget"];
+    let said = |budget: &str| stdout(&[&base[..], &[budget]].concat());
+    let three = said(&(3 * call).to_string());
+    assert!(three.contains("3 steps each"), "{three}");
+    let hour = said("3600s");
+    assert!(hour.contains("200 steps each"), "{hour}");
+    let cost = format!("the budget is 1 multiply-accumulates; the fewest steps need {call}");
+    let too_little = [&base[..], &["1"]].concat();
+    refused(&too_little, &["mlp-int8.quell: ", &cost]);
+}

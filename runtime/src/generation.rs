@@ -2,9 +2,10 @@
 //!
 //! Owns a run: which step comes next, the noise it draws, and the order of
 //! network, guidance, solver and editing within it. What can be asked for is in
-//! `request`, what guidance and editing compute in `guide` and `edit`, and what a
-//! power cut must not lose in `save`.
+//! `request`, what a run costs in `budget`, what guidance and editing compute in
+//! `guide` and `edit`, and what a power cut must not lose in `save`.
 
+mod budget;
 mod edit;
 mod guide;
 mod request;
@@ -21,6 +22,7 @@ use crate::run::{Budget, Cursor, Values};
 use crate::sampler::{self, Coefficients, Deviation, Level, Sampler};
 use crate::session::Session;
 
+pub use budget::Allowance;
 pub use request::{ClassifierGuidance, Guidance, Inpaint, Noise, Request, RequestError, Start};
 pub use save::saved_bytes;
 
@@ -190,13 +192,11 @@ impl<'s, 'a, const OPS: u64> Generation<'s, 'a, OPS> {
         })
     }
 
-    /// The call at which a run from an image begins, as diffusers counts: in steps,
-    /// `steps − min(int(steps·strength), steps)`.
+    /// The call at which a run from an image begins.
     fn first_call(&self, strength: f64) -> u32 {
-        let steps = self.request.steps;
-        let run = ((f64::from(steps) * strength) as u32).min(steps);
+        let skipped = self.request.steps_skipped(self.request.steps, strength);
         let order = self.table.map_or(1, |table| table.order);
-        (steps - run).saturating_mul(order).min(self.calls_in_all())
+        skipped.saturating_mul(order).min(self.calls_in_all())
     }
 
     /// What is kept of an image.

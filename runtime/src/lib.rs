@@ -52,8 +52,8 @@ mod validate;
 pub use arena::Arena;
 pub use digest::digest;
 pub use generation::{
-    ClassifierGuidance, Generation, Guidance, Inpaint, Noise, Progress, Request, RequestError,
-    Start, Step, saved_bytes,
+    Allowance, ClassifierGuidance, Generation, Guidance, Inpaint, Noise, Progress, Request,
+    RequestError, Start, Step, saved_bytes,
 };
 pub use model::{ALL, Limits, Model, OpenError};
 pub use quell_format as format;

@@ -262,6 +262,24 @@ impl<'a, const OPS: u64> Session<'a, OPS> {
         Ok(self.output())
     }
 
+    /// What one call of the denoiser takes on a clock of the caller's, in its unit: what
+    /// [`crate::Allowance::Time`] reckons with. The output is overwritten.
+    ///
+    /// The clock should tick at least a hundred times in a call.
+    ///
+    /// # Errors
+    /// [`InputError::Missing`] where the file has no denoiser.
+    pub fn time_call(&mut self, mut clock: impl FnMut() -> u64) -> Result<u64, InputError> {
+        let head = self.model.head();
+        let denoiser = self.model.graph(Role::Denoiser);
+        denoiser.ok_or(InputError::Missing(Role::Denoiser))?;
+        // Any class costs the same.
+        let class = head.null_class.or((head.classes > 0).then_some(0));
+        let start = clock();
+        self.call(Role::Denoiser, 0, class, &mut |_, _| {});
+        Ok(clock().saturating_sub(start))
+    }
+
     /// A whole call; `class` is a row of the embedding table.
     fn call(
         &mut self,

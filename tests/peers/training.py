@@ -41,7 +41,7 @@ def ours(threads):
 
     def seconds(steps):
         with tempfile.TemporaryDirectory() as folder:
-            command = [TRAINER, "--model", "few-step", "--plain-share", "1", "--epochs", "1"]
+            command = [TRAINER, "--model", "few-step", "--plain-share", "1", "--jumps-from", "1", "--epochs", "1"]
             command += ["--parts", "1", "--valid-limit", "1", "--limit", str(steps * BATCH)]
             command += ["--output", Path(folder) / "out", "--stop-after", "1"]
             before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -97,6 +97,9 @@ pub struct Settings {
     pub time_features: usize,
     /// Train without classes (`mlp-classic` always does).
     pub unconditional: bool,
+    /// A checkpoint of the same sizes to begin with, in place of random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// A checkpoint of the same sizes to begin with, whose guided answers are learnt.
     pub teacher: Option<PathBuf>,
     /// How strongly the teacher is guided.
@@ -192,6 +195,7 @@ impl Settings {
             cond: 64,
             time_features: 64,
             unconditional: false,
+            init: None,
             teacher: None,
             guidance: 2.0,
             course: None,

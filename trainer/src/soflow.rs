@@ -10,16 +10,23 @@
 //! - The first share of the run is flow matching: `u(x_t, t, 0)` learns `v`.
 //! - Then guidance is trained in: for pictures whose class is known the velocity is
 //!   `v' = w v + (1 - w) u(x_t, t, 0 | no class)`.
-//! - Then most pictures are jumps: with `l = t - r (t - s)` and `x_l = x_t - r (t - s) v'` the step
+//! - Then many pictures are jumps: with `l = t - r (t - s)` and `x_l = x_t - r (t - s) v'` the step
 //!   from `x_t` to `s` must arrive where the step from `x_l` to `s` does, which for the mean
 //!   velocity means `u(x_t, t, t - s) = r v' + (1 - r) u(x_l, l, l - s)`. The right side is a
 //!   constant. `r` falls exponentially over the run.
+//!
+//! Two things differ from the paper. The `v'` of a jump is the velocity that the network with
+//! averaged weights answers at `x_t` ([`Direction::Average`]): the guided velocity of one picture
+//! is a noisy estimate of it, whose error the finite `r` turns into a bias. And most jumps lie
+//! within the steps that samplers of 1, 2, 4 and 8 steps make (`STEPS`).
 
-use anyhow::{Result, ensure};
+mod course;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
-use serde::{Deserialize, Serialize};
 
+use self::course::Phase;
+pub use self::course::{Course, Direction};
 use crate::batch::Draw;
 use crate::dataset::Pictures;
 use crate::model::Denoiser;
@@ -28,93 +35,12 @@ use crate::rng;
 /// Keeps the weight of small errors finite.
 const SOFTENING: f32 = 0.01;
 
-/// The share of jumps that begin in pure noise, where every sampler begins.
-const FROM_NOISE: f64 = 0.2;
+/// How many jumps lie within a step of a sampler that makes so many steps. The others begin and
+/// end anywhere.
+const STEPS: [(f64, usize); 4] = [(0.25, 1), (0.2, 2), (0.2, 4), (0.15, 8)];
 
-/// The course of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Course {
-    /// The share of the run that is flow matching without guidance.
-    pub plain_share: f64,
-    /// The share of the pictures of a batch that are jumps, afterwards.
-    pub jump_share: f64,
-    /// The share of the jumps that end at the data; the others end between.
-    pub to_data_share: f64,
-    /// The first part `r` of a jump that the velocity answers for, when jumps begin.
-    pub first_ratio: f64,
-    /// The same at the end of the run.
-    pub last_ratio: f64,
-    /// The guidance scale `w` that is trained in; 1 for none.
-    pub guidance: f64,
-    /// How much the weight of a jump grows as `r` falls: 0 for the paper's weight, 1 for gradients
-    /// that stay as large as those of velocities.
-    #[serde(default = "one")]
-    pub jump_power: f64,
-}
-
-/// What [`Course::jump_power`] was before it could be chosen.
-fn one() -> f64 {
-    1.0
-}
-
-impl Default for Course {
-    fn default() -> Self {
-        Self {
-            plain_share: 0.15,
-            jump_share: 0.75,
-            to_data_share: 0.3,
-            first_ratio: 0.5,
-            last_ratio: 0.03,
-            guidance: 1.7,
-            jump_power: 0.0,
-        }
-    }
-}
-
-impl Course {
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    ///
-    /// One line that names the option and the values it takes.
-    pub fn check(&self) -> Result<()> {
-        for (name, value) in [
-            ("--plain-share", self.plain_share),
-            ("--jump-share", self.jump_share),
-            ("--to-data-share", self.to_data_share),
-        ] {
-            ensure!(
-                (0.0..=1.0).contains(&value),
-                "{name} is {value}; expected 0 to 1"
-            );
-        }
-        for (name, value) in [
-            ("--first-ratio", self.first_ratio),
-            ("--last-ratio", self.last_ratio),
-        ] {
-            let allowed = value > 0.0 && value <= 1.0;
-            ensure!(allowed, "{name} is {value}; expected above 0, at most 1");
-        }
-        ensure!(
-            (0.0..=1.0).contains(&self.jump_power),
-            "--jump-power is {}; expected 0 to 1",
-            self.jump_power
-        );
-        ensure!(
-            self.guidance.is_finite() && self.guidance >= 1.0,
-            "--guidance is {}; expected at least 1",
-            self.guidance
-        );
-        Ok(())
-    }
-
-    /// The ratio `r` at this share of the run; `None` while there are no jumps.
-    fn ratio(&self, progress: f64) -> Option<f32> {
-        let way = (progress - self.plain_share) / (1.0 - self.plain_share);
-        let ratio = self.first_ratio * (self.last_ratio / self.first_ratio).powf(way);
-        (progress >= self.plain_share).then_some(ratio as f32)
-    }
-}
+/// The share of the jumps within a step that begin where the step does.
+const FROM_BEGINNING: f64 = 0.35;
 
 /// How batches are drawn.
 #[derive(Clone, Copy, Debug)]
@@ -151,31 +77,36 @@ pub(crate) struct Batch {
     ratio: f32,
 }
 
+/// The networks that are asked for targets, on a device that records nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Networks<'a> {
+    /// The one that learns.
+    pub(crate) learner: &'a Denoiser,
+    /// With averaged weights.
+    pub(crate) average: &'a Denoiser,
+}
+
 impl Recipe {
-    /// The batch of the pictures `chosen`, at this share of the run; `network` is the one that
-    /// learns, on a device that records nothing.
+    /// The batch of the pictures `chosen`, at this share of the run.
     pub(crate) fn batch(
         &self,
         pictures: &Pictures,
         chosen: &[u32],
         draw: Draw,
         progress: f64,
-        network: &Denoiser,
+        networks: Networks<'_>,
         device: &Device,
     ) -> Batch {
-        let ratio = self.course.ratio(progress);
-        let jumps = ratio.map_or(0.0, |_| self.course.jump_share * chosen.len() as f64);
-        let mut drawn = self.draw(pictures, chosen, draw, jumps.round() as usize);
-        let Some(ratio) = ratio else {
-            let target = drawn.velocity.clone();
-            return Batch {
-                drawn,
-                target,
-                ratio: 1.0,
-            };
+        let phase = self.course.phase(progress);
+        let (jumps, ratio) = match phase {
+            Phase::Plain | Phase::Guided => (0.0, 1.0),
+            Phase::Jumps(ratio) => (self.course.jump_share * chosen.len() as f64, ratio),
         };
-        self.guide(&mut drawn, network, device);
-        let target = self.targets(&drawn, ratio, network, device);
+        let mut drawn = self.draw(pictures, chosen, draw, jumps.round() as usize);
+        if phase != Phase::Plain {
+            self.guide(&mut drawn, networks, device);
+        }
+        let target = self.targets(&drawn, ratio, networks.learner, device);
         Batch {
             drawn,
             target,
@@ -213,16 +144,12 @@ impl Recipe {
         for (i, ((x, v), &index)) in rows.zip(chosen).enumerate() {
             // All numbers are drawn in any case, so that they do not depend on the course.
             let normal: f64 = StandardNormal.sample(&mut rng);
-            let [from_noise, to_data, end, drop] = [(); 4].map(|()| rng::uniform(&mut rng));
+            let [kind, slot, start, last] = [(); 4].map(|()| rng::uniform(&mut rng));
+            let time = 1.0 / (1.0 + (-normal).exp());
             let is_jump = i < jumps;
-            let t = match is_jump && from_noise < FROM_NOISE {
-                true => 1.0,
-                false => 1.0 / (1.0 + (-normal).exp()),
-            };
-            let gap = match (is_jump, to_data < self.course.to_data_share) {
-                (false, _) => 0.0,
-                (true, true) => t,
-                (true, false) => t * end,
+            let (t, gap) = match is_jump {
+                true => jump(kind, [slot, start], time),
+                false => (time, 0.0),
             };
             rng::fill_normal(&mut rng, &mut noise);
             pictures.write(index as usize, &mut data);
@@ -231,7 +158,12 @@ impl Recipe {
                 *x = data + t as f32 * *v;
             }
             let label = pictures.label(index as usize);
-            let class = if drop < dropout { self.no_class } else { label };
+            // Nobody jumps without a class.
+            let class = if !is_jump && last < dropout {
+                self.no_class
+            } else {
+                label
+            };
             drawn.class.push(class as i32);
             drawn.t.push(t as f32);
             drawn.gap.push(gap as f32);
@@ -240,20 +172,34 @@ impl Recipe {
     }
 
     /// From `v` to `v'`, where the class is known.
-    fn guide(&self, drawn: &mut Drawn, network: &Denoiser, device: &Device) {
+    fn guide(&self, drawn: &mut Drawn, networks: Networks<'_>, device: &Device) {
         let w = self.course.guidance as f32;
-        if w == 1.0 {
-            return;
-        }
-        let none = vec![self.no_class as i32; drawn.t.len()];
+        let own = self.course.direction == Direction::Average;
+        let network = match self.course.direction {
+            Direction::Data => networks.learner,
+            Direction::Average => networks.average,
+        };
+        // Where a jump follows the network's own velocity, that of the class is asked for.
+        let is_own = |i: usize| own && i < drawn.jumps;
+        let classes = drawn.class.iter().enumerate();
+        let asked: Vec<i32> = classes
+            .map(|(i, &class)| {
+                if is_own(i) {
+                    class
+                } else {
+                    self.no_class as i32
+                }
+            })
+            .collect();
         let zeros = vec![0.0; drawn.t.len()];
-        let free = ask(network, [&drawn.x, &drawn.t, &zeros], &none, device);
+        let answers = ask(network, [&drawn.x, &drawn.t, &zeros], &asked, device);
         let numbers = drawn.numbers;
-        let rows = drawn.velocity.chunks_exact_mut(numbers);
-        let rows = rows.zip(&drawn.class);
-        for ((v, &class), free) in rows.zip(free.chunks_exact(numbers)) {
-            if class != self.no_class as i32 {
-                for (v, free) in v.iter_mut().zip(free) {
+        let rows = drawn.velocity.chunks_exact_mut(numbers).enumerate();
+        for ((i, v), answer) in rows.zip(answers.chunks_exact(numbers)) {
+            if own && i < drawn.jumps {
+                v.copy_from_slice(answer);
+            } else if drawn.class[i] != self.no_class as i32 {
+                for (v, free) in v.iter_mut().zip(answer) {
                     *v = w * *v + (1.0 - w) * free;
                 }
             }
@@ -317,6 +263,25 @@ impl Batch {
     }
 }
 
+/// Begin and length of a jump, from uniform numbers and the time at which it may begin if it lies
+/// in no sampler's step.
+fn jump(kind: f64, [slot, start]: [f64; 2], time: f64) -> (f64, f64) {
+    let mut rest = kind;
+    for (share, steps) in STEPS {
+        if rest < share {
+            let length = 1.0 / steps as f64;
+            let s = (slot * steps as f64).floor() * length;
+            let gap = match start < FROM_BEGINNING {
+                true => length,
+                false => length * (start - FROM_BEGINNING) / (1.0 - FROM_BEGINNING),
+            };
+            return (s + gap, gap);
+        }
+        rest -= share;
+    }
+    (time, time * slot)
+}
+
 /// Draws one picture for each entry of `classes`: `[n, p]`, values in about `[-1, 1]`.
 ///
 /// `euler` asks for the velocity at the beginning of each step, as flow matching does, instead of
@@ -373,124 +338,4 @@ fn row(values: &[f32], device: &Device) -> Tensor<1> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataset::PIXELS;
-    use crate::unet2d::UNet2dConfig;
-
-    const RECIPE: Recipe = Recipe {
-        course: Course {
-            plain_share: 0.2,
-            jump_share: 0.5,
-            to_data_share: 0.3,
-            first_ratio: 0.5,
-            last_ratio: 0.05,
-            guidance: 1.7,
-            jump_power: 1.0,
-        },
-        label_dropout: 0.3,
-        no_class: 10,
-        seed: 3,
-    };
-
-    #[test]
-    fn the_ratio_falls_exponentially_after_the_plain_share() {
-        let ratio = |progress| RECIPE.course.ratio(progress);
-        assert_eq!(ratio(0.19), None);
-        let close = |progress: f64, expected: f32| {
-            let found = ratio(progress).unwrap();
-            assert!((found - expected).abs() < 1e-6, "{progress}: {found}");
-        };
-        close(0.2, 0.5);
-        close(0.6, (0.5f32 * 0.05).sqrt());
-        close(1.0, 0.05);
-    }
-
-    /// An untrained network answers 0, so guidance and targets can be computed by hand.
-    #[test]
-    fn targets_are_those_of_the_formula() {
-        let device = Device::flex();
-        let network = Denoiser::UNet(UNet2dConfig::few_step(16, true).init(&device));
-        let pixels = (0..40 * PIXELS).map(|i| (i % 256) as u8).collect();
-        let pictures = Pictures::from_raw(pixels, (0..40).map(|i| i % 10).collect());
-        let chosen: Vec<u32> = (0..40).collect();
-        let draw = Draw::Train(1, 2);
-        let batch = |progress| RECIPE.batch(&pictures, &chosen, draw, progress, &network, &device);
-
-        let plain = batch(0.1);
-        assert_eq!((plain.drawn.jumps, plain.ratio), (0, 1.0));
-        assert_eq!(plain.target, plain.drawn.velocity);
-        assert!(plain.drawn.gap.iter().all(|&gap| gap == 0.0));
-
-        let batch = batch(0.6);
-        let r = (0.5f32 * 0.05).sqrt();
-        assert_eq!(batch.drawn.jumps, 20);
-        let raw = RECIPE.draw(&pictures, &chosen, draw, 20);
-        assert!(raw.class.contains(&10) && raw.class.iter().any(|&class| class < 10));
-        for i in 0..40 {
-            let w = if raw.class[i] == 10 { 1.0 } else { 1.7 };
-            let r = if i < 20 { r } else { 1.0 };
-            for p in i * PIXELS..(i + 1) * PIXELS {
-                let expected = r * w * raw.velocity[p];
-                let found = batch.target[p];
-                assert!(
-                    (found - expected).abs() < 1e-5,
-                    "picture {i}: {found} {expected}"
-                );
-            }
-        }
-        let jumps = || raw.t.iter().zip(&raw.gap).take(20);
-        assert!(jumps().any(|(&t, _)| t == 1.0), "some begin in noise");
-        assert!(jumps().any(|(t, gap)| t == gap) && jumps().any(|(t, gap)| gap < t));
-        assert!(raw.gap[20..].iter().all(|&gap| gap == 0.0));
-    }
-
-    /// `x_t` lies on the straight line between picture and noise.
-    #[test]
-    fn pictures_are_on_their_way() {
-        let pictures = Pictures::from_raw(vec![255; PIXELS], vec![4]);
-        let drawn = RECIPE.draw(&pictures, &[0], Draw::Valid(0), 0);
-        for (x, v) in drawn.x.iter().zip(&drawn.velocity) {
-            assert!((x - drawn.t[0] * v - 1.0).abs() < 1e-5);
-        }
-    }
-
-    #[test]
-    fn errors_are_weighted_by_their_root_and_the_ratio() {
-        let device = Device::flex();
-        let network = Denoiser::UNet(UNet2dConfig::few_step(16, false).init(&device));
-        let drawn = Drawn {
-            numbers: PIXELS,
-            x: vec![0.0; 2 * PIXELS],
-            velocity: vec![0.0; 2 * PIXELS],
-            t: vec![1.0; 2],
-            gap: vec![1.0, 0.0],
-            class: vec![0; 2],
-            jumps: 1,
-        };
-        let mut target = vec![0.05; 2 * PIXELS];
-        target[PIXELS..].fill(0.5);
-        let batch = Batch {
-            drawn,
-            target,
-            ratio: 0.1,
-        };
-        let losses: Vec<f32> = batch
-            .losses(&network, 1.0, &device)
-            .into_data()
-            .iter()
-            .collect();
-        // Both errors are half a velocity: the jump's is a tenth of it, because r is.
-        let expected = [0.0025 / 0.1 / 0.26f32.sqrt(), 0.25 / 0.26f32.sqrt()];
-        for (loss, expected) in losses.iter().zip(expected) {
-            assert!((loss - expected).abs() < 1e-5, "{losses:?}");
-        }
-        let losses: Vec<f32> = batch
-            .losses(&network, 0.0, &device)
-            .into_data()
-            .iter()
-            .collect();
-        let expected = 0.0025 / 0.0125f32.sqrt();
-        assert!((losses[0] - expected).abs() < 1e-5, "{losses:?}");
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ use crate::optimizer::{Optimizer, learning_rate};
 use crate::params::{flatten, gradients, with_weights};
 use crate::progress::{Lap, Progress};
 use crate::settings::Settings;
-use crate::soflow;
+use crate::soflow::{self, Networks};
 use crate::state::State;
 
 /// How a run begins and ends, besides its settings.
@@ -243,11 +243,15 @@ impl Run<'_> {
                 denoising_losses(&recorded, batch)
             }
             Recipe::SoFlow(recipe) => {
-                let plain = with_weights(network.clone(), &state.weights, &self.device);
+                let plain = |weights| with_weights(network.clone(), weights, &self.device);
+                let networks = Networks {
+                    learner: &plain(&state.weights),
+                    average: &plain(&state.average),
+                };
                 let progress = state.step as f64 / (self.settings.epochs as u64 * steps) as f64;
                 let device = &self.device;
                 recipe
-                    .batch(&self.train, chosen, draw, progress, &plain, device)
+                    .batch(&self.train, chosen, draw, progress, networks, device)
                     .losses(&recorded, recipe.course.jump_power as f32, &self.recorder)
             }
         };
@@ -313,11 +317,14 @@ fn beginning(
     subject: Subject,
     device: &Device,
 ) -> Result<(Denoiser, Option<Teacher>)> {
+    if let Some(dir) = &settings.init {
+        return Ok((load_beginning(dir, settings, subject, device)?, None));
+    }
     let Some(dir) = &settings.teacher else {
         device.seed(settings.seed);
         return Ok((settings.model_config(subject).init(device), None));
     };
-    let model = load_teacher(dir, settings, subject, device)?;
+    let model = load_beginning(dir, settings, subject, device)?;
     let teacher = Teacher {
         model: model.clone(),
         guidance: settings.guidance,
@@ -326,20 +333,19 @@ fn beginning(
 }
 
 /// Reads the network to begin with, which must fit the settings.
-fn load_teacher(
+fn load_beginning(
     dir: &Path,
     settings: &Settings,
     subject: Subject,
     device: &Device,
 ) -> Result<Denoiser> {
-    let teacher = checkpoint::load(dir, device)?;
+    let found = checkpoint::load(dir, device)?;
     ensure!(
-        teacher.config == settings.model_config(subject)
-            && teacher.scheduler == settings.scheduler(),
-        "{}: a teacher must have the sizes, schedule and prediction of the model to train",
+        found.config == settings.model_config(subject) && found.scheduler == settings.scheduler(),
+        "{}: is another network; expected the sizes, schedule and prediction of the model to train",
         dir.display()
     );
-    Ok(teacher.model)
+    Ok(found.model)
 }
 
 /// What the network must know of the pictures.

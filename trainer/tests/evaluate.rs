@@ -7,6 +7,10 @@ use std::process::{Command, Output};
 
 use flate2::{Compression, write::GzEncoder};
 use image::{GrayImage, Luma};
+use quell::format::Tier;
+use quell_converter::calibrate::Settings;
+use quell_converter::checkpoint::Checkpoint;
+use quell_converter::compile::compile;
 use serde_json::Value;
 
 /// Pictures of a class in the training set, and in the test set.
@@ -130,11 +134,55 @@ fn models_are_measured_at_every_number_of_steps_and_plotted() {
         (&Value::from("few-step"), &Value::from(3))
     );
     let svg = fs::read_to_string(dir.join("a.svg")).unwrap();
-    assert!(svg.contains("few-step, ddim") && svg.contains("real test pictures"));
+    assert!(
+        svg.contains("few-step, soflow")
+            && svg.contains("mlp, ddim")
+            && svg.contains("real test pictures")
+    );
     let report = evaluate(dir, &["few-step", "--steps", "2", "--sampler", "euler"]);
     assert_eq!(report["entries"][0]["sampler"], "euler");
     let guided = evaluate(dir, &["mlp", "--steps", "2", "--guidance", "2"]);
     assert_eq!(guided["entries"][0]["calls"], 4);
+}
+
+/// A few-step file is sampled by the tables that it carries, without being told.
+#[test]
+fn files_of_flow_matching_are_sampled_by_their_own_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    write_data(dir);
+    let made = program(
+        dir,
+        &["--model", "few-step", "--output", "few", "--epochs", "0"],
+    );
+    assert!(made.status.success());
+    let specs = ["flow-euler:3", "soflow:1", "soflow:2"];
+    let specs: Vec<_> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+    for (name, specs) in [("few.quell", &specs[..]), ("euler.quell", &specs[..1])] {
+        let checkpoint = Checkpoint::open_for(&dir.join("few"), specs).unwrap();
+        let file = compile(&checkpoint, Tier::F16, &Settings::default(), &|_, _| {}).unwrap();
+        fs::write(dir.join(name), file.bytes).unwrap();
+    }
+    let report = evaluate(dir, &["few.quell", "--steps", "1,2"]);
+    let entries = report["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 2);
+    for (entry, calls) in entries.iter().zip([1, 2]) {
+        assert_eq!(
+            (&entry["sampler"], &entry["calls"]),
+            (&Value::from("soflow"), &Value::from(calls))
+        );
+    }
+    let report = evaluate(dir, &["euler.quell", "--steps", "3"]);
+    assert_eq!(report["entries"][0]["sampler"], "flow-euler");
+    let missing = program(
+        dir,
+        &["evaluate", "--data", ".", "few.quell", "--steps", "8"],
+    );
+    let said = String::from_utf8(missing.stderr).unwrap();
+    assert!(
+        said.contains("few.quell") && said.contains("soflow:2"),
+        "{said}"
+    );
 }
 
 /// A file that devices run.

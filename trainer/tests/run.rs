@@ -119,6 +119,8 @@ fn runs_repeat_resume_and_refuse() {
         "another seed gives other weights"
     );
 
+    begins_with_a_checkpoint(&settings, at("a"), &device);
+
     let stopped = Session {
         stop_after: Some(2),
         ..session(at("d"))
@@ -177,7 +179,7 @@ fn runs_repeat_resume_and_refuse() {
     };
     let refused = train(&misfit, &session(at("m"))).unwrap_err().to_string();
     assert!(
-        refused.contains("a teacher must have the sizes"),
+        refused.contains("is another network; expected the sizes"),
         "{refused}"
     );
 
@@ -188,6 +190,37 @@ fn runs_repeat_resume_and_refuse() {
 }
 
 /// The smallest U-Net, stopped between two parts of an epoch.
+/// A run that hardly moves ends where it began: at the weights of the checkpoint `a`.
+fn begins_with_a_checkpoint(settings: &Settings, a: PathBuf, device: &Device) {
+    let output = a.with_file_name("again");
+    let still = Settings {
+        init: Some(a.clone()),
+        epochs: 1,
+        learning_rate: 1e-7,
+        ..settings.clone()
+    };
+    run(&still, &session(output.clone()), device).unwrap();
+    let numbers = |dir: &Path| -> Vec<f32> {
+        let tensors = tensors(dir).into_iter();
+        let bytes = tensors.flat_map(|(_, bytes)| bytes).collect::<Vec<u8>>();
+        let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        bytes.chunks_exact(4).map(number).collect()
+    };
+    let (before, after) = (numbers(&a), numbers(&output));
+    assert_eq!(before.len(), after.len());
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
+    assert!(before.iter().zip(&after).all(close));
+    assert_ne!(before, after, "it was trained");
+    let larger = Settings {
+        hidden: 16,
+        ..still
+    };
+    let refused = run(&larger, &session(a.with_file_name("larger")), device);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.starts_with(&a.display().to_string()), "{refused}");
+    assert!(refused.contains("is another network"), "{refused}");
+}
+
 fn unets_repeat_and_resume(dir: &Path, device: &Device) {
     let at = |name: &str| dir.join(name);
     let settings = Settings {

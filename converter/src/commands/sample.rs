@@ -1,5 +1,6 @@
 //! `quell sample`: whole generations.
 
+mod budget;
 mod edit;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use quell::{Generation, Model, Noise, Request, Sampler, Session, Start, inspect}
 use quell_converter::model_file::{HostArena, ModelFile};
 use quell_converter::{input, output};
 
+use self::budget::Price;
 use self::edit::{Edit, EditArgs, GuidanceArgs};
 use super::{LimitArgs, print_beside, progress, spec};
 
@@ -24,6 +26,7 @@ Examples:
   quell sample model.quell --seed 7 --steps 4 --count 16 --output grid.png
   quell sample model.quell --sampler ddpm --class 3 --output grid.png --npy raw.npy
   quell sample model.quell --sampler dpmsolver++ --steps 8 --output grid.png
+  quell sample model.quell --budget 100M --output grid.png
   quell sample model.quell --noise z.npy --steps 8 --output grid.png
   quell sample model.quell --context small.png --steps 20 --output grid.png
   quell sample model.quell --class 7 --guidance 3 --steps 8 --output grid.png
@@ -42,6 +45,13 @@ pub(crate) struct Args {
     /// what the solver table has for all others
     #[arg(long)]
     steps: Option<u32>,
+    /// What a sample may cost, in place of --steps: multiply-accumulates (100M) or time on this
+    /// machine (20ms); the most steps that fit are made
+    ///
+    /// K, M and G are thousands, millions and billions; times end in us, ms or s. For a solver
+    /// table, the file's tables of the same name and options are the choice.
+    #[arg(long, value_name = "COST", conflicts_with = "steps")]
+    budget: Option<Price>,
     /// How a step is taken: ddim or ddpm, or a solver table that the file carries
     ///
     /// By its sampler (euler), with its options (euler,use_karras_sigmas) or by all of it
@@ -110,7 +120,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let context = context(args, &model)?;
     let edit = args.edit.read(&model)?;
     let count = count(args, noise.as_deref(), &edit)?;
-    let request = request(args, &model)?;
+    let mut request = request(args, &model)?;
+    if let Some(price) = args.budget {
+        let file = || args.model.display().to_string();
+        request = price.apply(request, &model).with_context(file)?;
+    }
     let classifier = args.guidance.classifier()?;
     let run = Run {
         args,

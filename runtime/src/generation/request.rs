@@ -20,7 +20,8 @@ use crate::session::InputError;
 pub struct Request<'r> {
     /// How a step is taken.
     pub sampler: Sampler,
-    /// Number of steps, `1..=T`; for a solver table, its own.
+    /// Number of steps, `1..=T`; for a solver table, its own. [`Request::budget`] chooses it
+    /// from what a run may cost.
     pub steps: u32,
     /// Seed of all noise.
     pub seed: u64,
@@ -206,6 +207,14 @@ pub enum RequestError {
         /// What the table has.
         carried: u32,
     },
+    /// A budget below the cost of the fewest steps that are possible.
+    #[error("the budget is {available} multiply-accumulates; the fewest steps need {needed}")]
+    Budget {
+        /// Multiply-accumulates of the fewest steps.
+        needed: u64,
+        /// What the budget pays for.
+        available: u64,
+    },
     /// DDPM and DDIM do not sample flow-matching models.
     #[error("a flow-matching model is sampled by the solver tables of its file")]
     Flow,
@@ -260,6 +269,14 @@ pub enum RequestError {
     /// Saved bytes that are damaged, of another model, or of another request.
     #[error("the saved state is damaged, or from another model or request")]
     Saved,
+}
+
+impl Request<'_> {
+    /// Steps that a run from an image leaves out, as diffusers counts:
+    /// `steps − min(int(steps·strength), steps)`.
+    pub(super) fn steps_skipped(&self, steps: u32, strength: f64) -> u32 {
+        steps - ((f64::from(steps) * strength) as u32).min(steps)
+    }
 }
 
 /// What follows from the request and the model alone; `spare` are the bytes behind

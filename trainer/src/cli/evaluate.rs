@@ -20,10 +20,11 @@ pub(super) struct EvaluateArgs {
     /// Steps of the sampler, each measured by itself
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     steps: Vec<usize>,
-    /// ddim, ddpm, euler (few-step checkpoints), or a solver that a .quell file carries; ddim of a
-    /// few-step checkpoint takes its own steps
-    #[arg(long, default_value = "ddim")]
-    sampler: String,
+    /// ddim or ddpm, of few-step checkpoints soflow or euler, or a solver that a .quell file carries
+    /// [default: ddim; for few steps soflow; for other .quell files of flow matching their first
+    /// solver]
+    #[arg(long)]
+    sampler: Option<String>,
     /// Classifier-free guidance; other values than 1 double the calls
     #[arg(long, default_value_t = 1.0)]
     guidance: f32,
@@ -64,14 +65,18 @@ impl EvaluateArgs {
             } else {
                 &[1]
             };
+            let sampler = match &self.sampler {
+                Some(sampler) => sampler.clone(),
+                None => source.sampler()?,
+            };
             for &steps in steps {
-                let drawn = source.draw(&self.wish(steps), device)?;
+                let drawn = source.draw(&self.wish(steps, &sampler), device)?;
                 let measures = evaluator.measure(&drawn);
                 let is_model = source.is_model();
                 let guided = if self.guidance == 1.0 { 1 } else { 2 };
                 entries.push(Entry {
                     source: source.path().display().to_string(),
-                    sampler: is_model.then(|| self.sampler.clone()),
+                    sampler: is_model.then(|| sampler.clone()),
                     steps: is_model.then_some(steps),
                     calls: is_model.then_some(steps * guided),
                     guidance: is_model.then_some(self.guidance),
@@ -94,10 +99,10 @@ impl EvaluateArgs {
         }
     }
 
-    fn wish(&self, steps: usize) -> Wish {
+    fn wish(&self, steps: usize, sampler: &str) -> Wish {
         Wish {
             steps,
-            sampler: self.sampler.clone(),
+            sampler: sampler.to_owned(),
             guidance: self.guidance,
             seed: self.seed,
             per_class: self.per_class,

@@ -10,7 +10,7 @@ use crate::dataset::Data;
 use crate::diffusion::{BetaSchedule, Prediction, Weighting};
 use crate::progress::say;
 use crate::settings::{LrSchedule, ModelKind, Settings};
-use crate::soflow::Course;
+use crate::soflow::{Course, Direction};
 use crate::train::{self, Session};
 
 /// Options without a default here take the model's own (see [`Settings::defaults`]).
@@ -111,34 +111,38 @@ pub(super) struct TrainArgs {
     /// Train without classes (mlp, unet)
     #[arg(long)]
     unconditional: bool,
+    /// Begin with the weights of this checkpoint (same sizes, schedule and prediction)
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "teacher")]
+    init: Option<PathBuf>,
     /// Begin with this checkpoint and learn its guided answers, so that sampling needs no
     /// guidance (mlp, unet; same sizes, schedule and prediction)
     #[arg(long, value_name = "CHECKPOINT")]
     teacher: Option<PathBuf>,
     /// How strongly the teacher is guided [default: 2], or the guidance scale that is trained in
-    /// (few-step) [default: 1.7]
+    /// (few-step) [default: 1.5]
     #[arg(long)]
     guidance: Option<f64>,
     /// Share of the run that is flow matching alone (few-step) [default: 0.15]
     #[arg(long)]
     plain_share: Option<f64>,
-    /// Share of the pictures that are jumps between two times, afterwards (few-step)
-    /// [default: 0.75]
+    /// Share of the run after which there are jumps between two times (few-step) [default: 0.5]
+    #[arg(long)]
+    jumps_from: Option<f64>,
+    /// Share of the pictures that are jumps, afterwards (few-step) [default: 0.6]
     #[arg(long)]
     jump_share: Option<f64>,
-    /// Share of the jumps that end at the data (few-step) [default: 0.3]
-    #[arg(long)]
-    to_data_share: Option<f64>,
     /// Part of a jump that the velocity answers for, when jumps begin (few-step) [default: 0.5]
     #[arg(long)]
     first_ratio: Option<f64>,
-    /// The same at the end of the run (few-step) [default: 0.03]
+    /// The same at the end of the run (few-step) [default: 0.05]
     #[arg(long)]
     last_ratio: Option<f64>,
-    /// How much the weight of a jump grows as its part falls: 0 (the paper's) to 1 (few-step)
-    /// [default: 0]
+    /// How much the weight of a jump grows as its part falls: 0 to 1 (few-step) [default: 1]
     #[arg(long)]
     jump_power: Option<f64>,
+    /// Whose velocity a jump follows at its beginning (few-step) [default: average]
+    #[arg(long, value_enum)]
+    direction: Option<Direction>,
     /// Seed of weights, data order, timesteps and noise [default: 42]
     #[arg(long)]
     seed: Option<u64>,
@@ -177,6 +181,7 @@ impl TrainArgs {
             cond: self.cond.unwrap_or(good.cond),
             time_features: self.time_features.unwrap_or(good.time_features),
             unconditional: self.unconditional || good.unconditional,
+            init: self.init.clone(),
             teacher: self.teacher.clone(),
             guidance: self.guidance.map_or(good.guidance, |scale| scale as f32),
             course: good.course.map(|good| self.course(good)),
@@ -201,10 +206,11 @@ impl TrainArgs {
         let of_course = [
             ("--plain-share", self.plain_share.is_some()),
             ("--jump-share", self.jump_share.is_some()),
-            ("--to-data-share", self.to_data_share.is_some()),
+            ("--jumps-from", self.jumps_from.is_some()),
             ("--first-ratio", self.first_ratio.is_some()),
             ("--last-ratio", self.last_ratio.is_some()),
             ("--jump-power", self.jump_power.is_some()),
+            ("--direction", self.direction.is_some()),
         ];
         let not_of_few_step = [
             ("--teacher", self.teacher.is_some()),
@@ -240,11 +246,12 @@ impl TrainArgs {
         Course {
             plain_share: self.plain_share.unwrap_or(good.plain_share),
             jump_share: self.jump_share.unwrap_or(good.jump_share),
-            to_data_share: self.to_data_share.unwrap_or(good.to_data_share),
+            jumps_from: self.jumps_from.unwrap_or(good.jumps_from),
             first_ratio: self.first_ratio.unwrap_or(good.first_ratio),
             last_ratio: self.last_ratio.unwrap_or(good.last_ratio),
             guidance: self.guidance.unwrap_or(good.guidance),
             jump_power: self.jump_power.unwrap_or(good.jump_power),
+            direction: self.direction.unwrap_or(good.direction),
         }
     }
 

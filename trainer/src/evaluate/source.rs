@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
+use quell::format::{Prediction, SolverTable};
 use quell::{Guidance, Model, Request, Sampler};
 use quell_kernels::cast::{self, Line};
 use rayon::prelude::*;
@@ -14,6 +15,9 @@ use super::progress;
 use crate::checkpoint::{self, Checkpoint, Scheduler};
 use crate::dataset::{self, CLASSES, PIXELS, Pictures, SIDE};
 use crate::sample::{self, sample};
+
+/// The solver of few-step networks.
+const SOFLOW: &str = "soflow";
 
 /// Pictures that a checkpoint draws at once.
 const AT_ONCE: usize = 50;
@@ -32,7 +36,8 @@ pub struct Drawn {
 pub struct Wish {
     /// Steps of the sampler.
     pub steps: usize,
-    /// `ddim`, `ddpm`, `euler` (few-step checkpoints), or a solver that a `.quell` file carries.
+    /// `ddim`, `ddpm`, of few-step checkpoints `soflow` or `euler`, or a solver that a `.quell`
+    /// file carries.
     pub sampler: String,
     /// Classifier-free guidance; 1 is none.
     pub guidance: f32,
@@ -96,6 +101,35 @@ impl Source {
         !matches!(self, Self::Pictures(..))
     }
 
+    /// The sampler that suits it: `ddim`; for few steps `soflow`; for other files of flow matching
+    /// the first solver that they carry.
+    ///
+    /// # Errors
+    ///
+    /// One line: a file of flow matching that carries no solver.
+    pub fn sampler(&self) -> Result<String> {
+        let name = match self {
+            Self::File(path, lines, len) => {
+                let model = model(path, lines, *len)?;
+                if model.head().schedule.prediction != Prediction::Flow {
+                    return Ok("ddim".to_owned());
+                }
+                let own = |table: &SolverTable<'_>| table.solver.as_str() == SOFLOW;
+                let own = model.tables().find(own);
+                let table = own.or_else(|| model.tables().next()).with_context(|| {
+                    let path = path.display();
+                    format!(
+                        "{path}: carries no solver table; expected one, by quell convert --solver"
+                    )
+                })?;
+                return Ok(table.solver.as_str().to_owned());
+            }
+            Self::Checkpoint(_, checkpoint) if is_few_step(checkpoint) => SOFLOW,
+            Self::Checkpoint(..) | Self::Pictures(..) => "ddim",
+        };
+        Ok(name.to_owned())
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         match self {
@@ -148,6 +182,22 @@ fn labels(per_class: usize) -> Vec<usize> {
         .collect()
 }
 
+/// The solver tables of a file, for a message.
+fn carried(model: &Model<'_>) -> String {
+    let tables = model.tables();
+    let names: Vec<String> = tables
+        .map(|table| format!("{}:{}", table.solver.as_str(), table.steps))
+        .collect();
+    match names.is_empty() {
+        true => "it carries none".to_owned(),
+        false => format!("expected one of {}", names.join(" ")),
+    }
+}
+
+fn is_few_step(checkpoint: &Checkpoint) -> bool {
+    matches!(checkpoint.scheduler, Scheduler::Flow(_))
+}
+
 fn from_model(model: &Model<'_>, wanted: &Wish) -> Result<Drawn> {
     let steps = u32::try_from(wanted.steps)?;
     let sampler = match wanted.sampler.as_str() {
@@ -155,7 +205,10 @@ fn from_model(model: &Model<'_>, wanted: &Wish) -> Result<Drawn> {
         "ddpm" => Sampler::Ddpm,
         name => match model.find_table(name, steps) {
             Some(index) => Sampler::Table(index),
-            None => bail!("carries no solver `{name}` for {steps} steps"),
+            None => bail!(
+                "carries no solver `{name}` for {steps} steps; {}",
+                carried(model)
+            ),
         },
     };
     let labels = labels(wanted.per_class);
@@ -191,12 +244,12 @@ fn from_model(model: &Model<'_>, wanted: &Wish) -> Result<Drawn> {
 }
 
 fn from_checkpoint(checkpoint: &Checkpoint, wanted: &Wish, device: &Device) -> Result<Drawn> {
-    let few = matches!(checkpoint.scheduler, Scheduler::Flow(_));
-    let sampler = match wanted.sampler.as_str() {
-        "ddim" => sample::Sampler::Ddim,
-        "ddpm" if !few => sample::Sampler::Ddpm,
-        "euler" if few => sample::Sampler::Euler,
-        name => bail!("--sampler is {name}; expected ddim, ddpm, or for few-step euler"),
+    let sampler = match (is_few_step(checkpoint), wanted.sampler.as_str()) {
+        (true, SOFLOW) | (false, "ddim") => sample::Sampler::Ddim,
+        (false, "ddpm") => sample::Sampler::Ddpm,
+        (true, "euler") => sample::Sampler::Euler,
+        (true, name) => bail!("--sampler is {name}; expected soflow or euler for few steps"),
+        (false, name) => bail!("--sampler is {name}; expected ddim or ddpm"),
     };
     let most = checkpoint.config.timesteps();
     ensure!(
