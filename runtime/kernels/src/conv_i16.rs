@@ -57,48 +57,78 @@ pub(crate) fn conv2d_i16_f32(op: Conv2dI16<'_>, scales: &[f32], y: &mut [f32]) {
     widest(run, (op, scales, y));
 }
 
+/// Outputs whose accumulators lie beside each other.
+const OUTPUTS: usize = 32;
+
+/// Where the taps of a window that lie in the image begin: in `x`, and in the weights.
+type Seen = ([(usize, usize); 9], usize);
+
 impl Conv2dI16<'_> {
-    /// Every pixel of `y`, eight outputs at a time.
+    /// Every pixel of `y`, some outputs at a time.
     #[inline(always)]
     fn walk<P: Copy, Y>(&self, parameters: &[P], y: &mut [Y], convert: impl Fn(i32, P) -> Y) {
         let shape = self.shape;
         let outputs = y.len() / (shape.out_height * shape.out_width).max(1);
-        for (pixel, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
-            let width = shape.out_width.max(1);
-            let at = (pixel / width, pixel % width);
-            let blocks = self.bias.as_chunks().0.iter();
-            let blocks = blocks.zip(parameters.as_chunks::<ROWS>().0);
-            for (block, (y, (bias, parameters))) in y.chunks_mut(ROWS).zip(blocks).enumerate() {
-                let sums = self.sums(at, block, *bias);
-                for (y, (sum, &parameter)) in y.iter_mut().zip(sums.into_iter().zip(parameters)) {
-                    *y = convert(sum, parameter);
+        let width = (shape.out_width * outputs).max(1);
+        let mut sums = [0; OUTPUTS];
+        for (row, y) in y.chunks_exact_mut(width).enumerate() {
+            for (column, y) in y.chunks_exact_mut(outputs.max(1)).enumerate() {
+                let seen = self.seen(row, column);
+                let chunks = self.bias.chunks(OUTPUTS).zip(parameters.chunks(OUTPUTS));
+                for (i, (y, (bias, parameters))) in y.chunks_mut(OUTPUTS).zip(chunks).enumerate() {
+                    for (sum, &bias) in sums.iter_mut().zip(bias) {
+                        *sum = bias;
+                    }
+                    self.add(&seen, i * OUTPUTS, &mut sums);
+                    let each = y.iter_mut().zip(sums.iter().zip(parameters));
+                    for (y, (&sum, &parameter)) in each {
+                        *y = convert(sum, parameter);
+                    }
                 }
             }
         }
     }
 
-    /// The accumulators of eight outputs of one window.
+    /// The taps of the window at `(row, column)` that lie in the image.
     #[inline(always)]
-    fn sums(&self, (row, column): (usize, usize), block: usize, bias: [i32; ROWS]) -> [i32; ROWS] {
+    fn seen(&self, row: usize, column: usize) -> Seen {
         let shape = self.shape;
-        let (channels, blocks) = (shape.channels, self.bias.len() / ROWS);
-        let weights: &[[i16; ROWS]] = self.weights.as_chunks().0;
-        let mut sums = bias;
-        for tap in 0..shape.kernel * shape.kernel {
-            let seen = shape.pixel(row, column, tap);
-            let Some(seen) = seen.and_then(|pixel| self.x.get(pixel * channels..)) else {
+        let rows = self.bias.len();
+        let (mut seen, mut count) = ([(0, 0); 9], 0);
+        for i in 0..shape.kernel {
+            let Some(r) = (row * shape.stride + i).checked_sub(shape.pad_top) else {
                 continue;
             };
-            let first = tap * channels * blocks + block;
-            let weights = weights.get(first..).unwrap_or_default();
-            let weights = weights.iter().step_by(blocks.max(1));
-            for (&x, weights) in seen.iter().take(channels).zip(weights) {
+            for j in 0..shape.kernel {
+                let c = (column * shape.stride + j).wrapping_sub(shape.pad_left);
+                if r < shape.height && c < shape.width {
+                    let pixel = (r * shape.width + c) * shape.channels;
+                    let tap = (i * shape.kernel + j) * shape.channels * rows;
+                    if let Some(place) = seen.get_mut(count) {
+                        *place = (pixel, tap);
+                        count += 1;
+                    }
+                }
+            }
+        }
+        (seen, count)
+    }
+
+    /// Adds what a window sees to the accumulators of the outputs from `first` on: a row of
+    /// weights at a time, which compilers turn into vectors.
+    #[inline(always)]
+    fn add(&self, (seen, count): &Seen, first: usize, sums: &mut [i32; OUTPUTS]) {
+        let (channels, rows) = (self.shape.channels, self.bias.len().max(1));
+        for &(pixel, tap) in seen.iter().take(*count) {
+            let x = self.x.get(pixel..).unwrap_or_default().iter();
+            let weights = self.weights.get(tap..).unwrap_or_default();
+            for (&x, weights) in x.take(channels).zip(weights.chunks_exact(rows)) {
+                let weights = weights.get(first..).unwrap_or_default();
                 for (sum, &w) in sums.iter_mut().zip(weights) {
                     *sum = sum.wrapping_add(i32::from(x) * i32::from(w));
                 }
             }
         }
-        sums
     }
 }
 
