@@ -300,7 +300,7 @@ fn wanted(graph: &Graph, i: ValueId) -> impl Iterator<Item = (ValueId, usize)> {
 /// What a value's elements were seen to be; of values side by side, both.
 fn seen_of(graph: &Graph, i: ValueId, seen: &HashMap<ValueId, Vec<Seen>>) -> Vec<Seen> {
     match graph.nodes[i].op {
-        Op::Concat if !seen.contains_key(&i) => {
+        Op::Concat => {
             let parts = graph.nodes[i].inputs.iter();
             parts.flat_map(|&part| seen_of(graph, part, seen)).collect()
         }

@@ -132,6 +132,6 @@ impl<'m> Visit<'m> for Cost {
     type Out = Option<Work>;
 
     fn visit<O: Operation<'m>>(self, operands: &Operands<'m>) -> Option<Work> {
-        Some(O::resolve(operands).ok()?.work())
+        Some(O::resolve::<{ OpSet::ALL.bits() }>(operands).ok()?.work())
     }
 }

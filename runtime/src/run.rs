@@ -196,7 +196,7 @@ impl<'m, const OPS: u64> Visit<'m> for RunFor<'_, OPS> {
             from,
             budget,
         } = self.0;
-        let operation = O::resolve(operands).ok()?;
+        let operation = O::resolve::<OPS>(operands).ok()?;
         let work = operation.work();
         let to = budget.pay_units(&work, from);
         if to > from {

@@ -189,7 +189,7 @@ impl RandomCheckpoint {
         let specs = specs.collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             steps: vec![1, 4],
-            runs: 300,
+            runs: Some(300),
         };
         let checkpoint = Checkpoint::open_for(self.path(), &specs)?;
         compile(&checkpoint, tier, &settings, &|_, _| {})

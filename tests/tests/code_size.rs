@@ -18,8 +18,9 @@ use rustc_demangle::demangle;
 
 const TARGET: &str = "thumbv7em-none-eabihf";
 /// Models, and the most bytes of code that their firmware may have.
-const MODELS: [(&str, u64); 3] = [
-    ("mlp-int8", 29_696),
+const MODELS: [(&str, u64); 4] = [
+    ("mlp-int8", 31_000),
+    ("unet-int8", 70_656),
     ("unet-f16", 36_864),
     ("unet-f32", 36_864),
 ];
@@ -102,8 +103,11 @@ fn owner(name: &str) -> &'static str {
 fn operator(name: &str) -> Option<&str> {
     let (_, rest) = name.split_once("quell::ops::")?;
     let (module, rest) = rest.split_once("::")?;
-    (!rest.is_empty() && module.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
-        .then_some(module)
+    (!rest.is_empty()
+        && module
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+    .then_some(module)
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn convert(folder: &Path, tier: Tier) -> Result<quell_converter::model_file::Mod
     let checkpoint = Checkpoint::open(folder)?;
     let settings = Settings {
         steps: vec![1],
-        runs: 1,
+        runs: Some(1),
     };
     frugal::compile(checkpoint, tier, Optimize::Speed, &settings, &|_, _| {})
 }

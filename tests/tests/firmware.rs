@@ -104,6 +104,8 @@ fn run(board: &str, binary: &str, variables: &[(&str, &str)]) -> Result<String> 
     Ok(stdout)
 }
 
+const UNET: (&str, &str) = ("QUELL_MODEL", "../models/unet-int8.quell");
+
 /// The digest that this host computes for a committed model.
 fn digest(model: &str, request: Request<'_>) -> Result<String> {
     let file = ModelFile::read(&models().join(model))?;
@@ -131,6 +133,11 @@ fn boards_give_the_hosts_bytes() -> Result<()> {
             ..request
         },
     )?;
+    let unet = digest("unet-int8.quell", request)?;
+    // 1 MB of flash and 128 KB of RAM.
+    let model = [&variables[..], &[("QUELL_CLASS", "8"), UNET]].concat();
+    let said = run("boards/stm32f405.toml", "generate", &model)?;
+    assert!(said.contains(&unet), "expected {unet}\n{said}");
     for (board, _, large) in BOARDS {
         let class = [&variables[..], &[("QUELL_CLASS", "8")]].concat();
         let said = run(board, "generate", &class)?;

@@ -32,13 +32,13 @@ fn samples(model: &Model<'_>, steps: u32, count: u32) -> Result<Vec<f32>> {
 }
 
 /// Mean absolute difference as a share of the pixels' range. 1.25 times what is
-/// measured over 100 samples: 0.88 %, 0.79 % and 0.64 % at 4, 8 and 20 steps.
+/// measured over 100 samples: 0.91 % and 0.82 % at 4 and 8 steps (0.67 % at 20).
 #[test]
 fn samples_are_close_to_those_of_floats() -> Result<()> {
     let floats = compiled(&models().join("unet"), Tier::F32)?.bytes;
     let floats = ModelFile::from_bytes(&floats);
     let int8 = ModelFile::read(&models().join("unet-int8.quell"))?;
-    for (steps, most) in [(4, 0.0111), (8, 0.0099)] {
+    for (steps, most) in [(4, 0.0114), (8, 0.0103)] {
         let exact = samples(&floats.model()?, steps, 10)?;
         let got = samples(&int8.model()?, steps, 10)?;
         let differences = exact
@@ -100,14 +100,7 @@ fn tables_agree_on_networks_of_every_kind() -> Result<()> {
 }
 
 /// Networks that together have every kind of [`INT8`].
-const GOLDENS: [&str; 6] = [
-    "unet2d/00",
-    "unet2d/05",
-    "unet2d/10",
-    "unet2d/16",
-    "unet1d/00",
-    "unet1d/02",
-];
+const GOLDENS: [&str; 4] = ["unet2d/05", "unet2d/09", "unet2d/16", "unet1d/01"];
 
 /// Kinds that int8 images alone have, and those that move them.
 const INT8: [Kind; 11] = [

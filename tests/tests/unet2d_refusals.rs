@@ -194,7 +194,7 @@ fn the_int8_tier_says_what_it_lacks() -> Result<()> {
     let checkpoint = Checkpoint::open(folder.path())?;
     let settings = Settings {
         steps: vec![1],
-        runs: 1,
+        runs: Some(1),
     };
     let compiled = compile(&checkpoint, Tier::Int8, &settings, &|_, _| {});
     assert_names(compiled.map(drop), &["int8", "--weights f16"]);

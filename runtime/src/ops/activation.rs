@@ -21,7 +21,7 @@ pub(crate) struct Activation {
 
 impl<'m> Operation<'m> for Activation {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::Activation { function } = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;

@@ -19,7 +19,7 @@ pub(crate) struct ActivationI8<'m> {
 
 impl<'m> Operation<'m> for ActivationI8<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;
         let channels = y.channels() as usize;
@@ -38,7 +38,7 @@ impl<'m> Operation<'m> for ActivationI8<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         self.op.curve.as_ref().map_or(Ok(()), prove)
     }
 

@@ -19,7 +19,7 @@ pub(crate) struct AddI8<'m> {
 
 impl<'m> Operation<'m> for AddI8<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (a, b, y) = (op.input(0)?, op.input(1)?, &op.output);
         for tensor in [&a, &b] {
             require(elements(tensor)? == elements(y)?, PlanError::Shape)?;
@@ -36,7 +36,7 @@ impl<'m> Operation<'m> for AddI8<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         let fits = |offset: &i32| offset.unsigned_abs() <= 1 << 30;
         require(self.offsets.iter().all(fits), PlanError::Overflow)
     }

@@ -22,7 +22,7 @@ pub(crate) struct Attention {
 
 impl<'m> Operation<'m> for Attention {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::Attention { heads } = op.attributes()?;
         let (query, key, value) = (op.input(0)?, op.input(1)?, op.input(2)?);
         same_place(&query, &op.output)?;

@@ -25,7 +25,7 @@ pub(crate) struct AttentionI8<'m> {
 
 impl<'m> Operation<'m> for AttentionI8<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::AttentionI8 { heads, shift } = op.attributes()?;
         let (query, key, value) = (op.input(0)?, op.input(1)?, op.input(2)?);
         same_place(&query, &op.output)?;
@@ -69,7 +69,7 @@ impl<'m> Operation<'m> for AttentionI8<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         let valid = self.multipliers.iter().all(|&m| m >= 0);
         require(valid, PlanError::Range)
     }

@@ -6,7 +6,7 @@ use core::ops::Range;
 use quell_format::{self as format, OpSet, WeightType};
 use quell_kernels::{Conv1d as Conv1dOperands, Conv1dI8, Conv1dShape, Epilogue, cast, layout};
 
-use super::int8::{self, Layer, Result8};
+use super::int8::{self, INT8, Layer, Result8};
 use super::{Call, Known, Operands, Operation, Place, Weights, Work, floats, has, part, require};
 use crate::arena::disjoint;
 use crate::validate::PlanError;
@@ -37,7 +37,7 @@ enum Form<'m> {
 
 impl<'m> Operation<'m> for Conv1d<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Conv1d = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         let channels = x.channels() as usize;
@@ -52,30 +52,31 @@ impl<'m> Operation<'m> for Conv1d<'m> {
         require(shape.is_known(), PlanError::Shape)?;
         let outputs = y.channels();
         let window = channels.checked_mul(shape.kernel).ok_or(PlanError::Shape)?;
-        let (input, output, bytes, form) = if attributes.weights == WeightType::I8 {
-            let (input, zero_point) = int8::input(op)?;
-            let finish = (attributes.shift, attributes.min);
-            let layer = Layer::of(op, finish, window, outputs as usize)?;
-            let bytes = layout::pad(window, 2);
-            let form = Form::Int8 {
-                layer,
-                zero_point,
-                window: bytes,
+        let (input, output, bytes, form) =
+            if attributes.weights == WeightType::I8 && has::<OPS>(INT8) {
+                let (input, zero_point) = int8::input(op)?;
+                let finish = (attributes.shift, attributes.min);
+                let layer = Layer::of(op, finish, window, outputs as usize)?;
+                let bytes = layout::pad(window, 2);
+                let form = Form::Int8 {
+                    layer,
+                    zero_point,
+                    window: bytes,
+                };
+                let bytes = bytes + layout::scratch_i8(window);
+                (input, int8::output(op)?, Some(bytes), form)
+            } else {
+                let padded = (outputs as usize).checked_next_multiple_of(layout::PANEL);
+                let padded = padded.ok_or(PlanError::Shape)?;
+                let weights = window.checked_mul(padded).ok_or(PlanError::Shape)?;
+                let form = Form::Float {
+                    weights: op.weights(0, attributes.weights, weights)?,
+                    bias: op.slab(1, padded)?,
+                    finish: op.residual(1)?,
+                };
+                let bytes = window.checked_mul(size_of::<f32>());
+                (floats(&x)?, floats(y)?, bytes, form)
             };
-            let bytes = bytes + layout::scratch_i8(window);
-            (input, int8::output(op)?, Some(bytes), form)
-        } else {
-            let padded = (outputs as usize).checked_next_multiple_of(layout::PANEL);
-            let padded = padded.ok_or(PlanError::Shape)?;
-            let weights = window.checked_mul(padded).ok_or(PlanError::Shape)?;
-            let form = Form::Float {
-                weights: op.weights(0, attributes.weights, weights)?,
-                bias: op.slab(1, padded)?,
-                finish: op.residual(1)?,
-            };
-            let bytes = window.checked_mul(size_of::<f32>());
-            (floats(&x)?, floats(y)?, bytes, form)
-        };
         Ok(Self {
             shape,
             outputs,
@@ -86,10 +87,10 @@ impl<'m> Operation<'m> for Conv1d<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         match &self.form {
-            Form::Float { .. } => Ok(()),
-            Form::Int8 { layer, .. } => layer.prove(),
+            Form::Int8 { layer, .. } if has::<OPS>(INT8) => layer.prove(),
+            _ => Ok(()),
         }
     }
 
@@ -175,7 +176,7 @@ impl<'m> Operation<'m> for Conv1d<'m> {
                 layer,
                 zero_point,
                 window,
-            } if has::<OPS>(OpSet::weights(WeightType::I8)) => {
+            } if has::<OPS>(INT8) => {
                 let (window, scratch) = workspace.split_at_mut_checked(*window)?;
                 let taps = shape.kernel * shape.channels;
                 let operands = Conv1dI8 {

@@ -6,7 +6,7 @@ use core::ops::Range;
 use quell_format::{self as format, OpSet, WeightType};
 use quell_kernels::{Conv2d as Conv2dOperands, Conv2dI8, ConvShape, Epilogue, cast, layout};
 
-use super::int8::{self, Layer, Result8};
+use super::int8::{self, INT8, Layer, Result8};
 use super::{Call, Known, Operands, Operation, Place, Weights, Work, floats, has, part, require};
 use crate::arena::disjoint;
 use crate::validate::PlanError;
@@ -35,13 +35,13 @@ enum Form<'m> {
 
 impl<'m> Form<'m> {
     /// Operands of the attributes' type; x, y and what is computed with them.
-    fn of(
+    fn of<const OPS: u64>(
         op: &Operands<'m>,
         attributes: &format::Conv2d,
         shape: &ConvShape,
         outputs: usize,
     ) -> Result<(Range<usize>, Range<usize>, Self), PlanError> {
-        if attributes.weights == WeightType::I8 {
+        if attributes.weights == WeightType::I8 && has::<OPS>(INT8) {
             let (x, zero_point) = int8::input(op)?;
             let inputs = layout::conv_i8_inputs(shape.channels, shape.kernel);
             let layer = Layer::of(op, (attributes.shift, attributes.min), inputs, outputs)?;
@@ -100,7 +100,7 @@ pub(super) fn band(shape: ConvShape, rows: &Range<u32>) -> (ConvShape, usize) {
 
 impl<'m> Operation<'m> for Conv2d<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Conv2d = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         let [height, width, channels] = x.shape.map(|n| n as usize);
@@ -117,7 +117,7 @@ impl<'m> Operation<'m> for Conv2d<'m> {
             pad_left: attributes.pad_left.into(),
         };
         require(shape.is_known(), PlanError::Shape)?;
-        let (input, output, form) = Form::of(op, &attributes, &shape, outputs)?;
+        let (input, output, form) = Form::of::<OPS>(op, &attributes, &shape, outputs)?;
         Ok(Self {
             shape,
             outputs: outputs as u32,
@@ -127,10 +127,10 @@ impl<'m> Operation<'m> for Conv2d<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         match &self.form {
-            Form::Float { .. } => Ok(()),
-            Form::Int8 { layer, .. } => layer.prove(),
+            Form::Int8 { layer, .. } if has::<OPS>(INT8) => layer.prove(),
+            _ => Ok(()),
         }
     }
 
@@ -202,7 +202,7 @@ impl<'m> Operation<'m> for Conv2d<'m> {
                 layer,
                 zero_point,
                 workspace,
-            } if has::<OPS>(OpSet::weights(WeightType::I8)) => {
+            } if has::<OPS>(INT8) => {
                 let [x, y, scratch] = disjoint(arena, [input, output, workspace.clone()])?;
                 let operands = Conv2dI8 {
                     shape,

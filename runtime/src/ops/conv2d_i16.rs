@@ -31,7 +31,7 @@ enum Result16<'m> {
 
 impl<'m> Operation<'m> for Conv2dI16<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Conv2dI16 = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         require(x.element == Element::I16, PlanError::Type)?;
@@ -78,7 +78,7 @@ impl<'m> Operation<'m> for Conv2dI16<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         let shift = match &self.result {
             Result16::F32(scales) => {
                 let valid = scales.iter().all(|s| s.is_finite() && *s >= 0.0);

@@ -19,7 +19,7 @@ pub(crate) struct Dequantize<'m> {
 
 impl<'m> Operation<'m> for Dequantize<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         let (input, zero_point) = bytes(&x)?;
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;
@@ -33,7 +33,7 @@ impl<'m> Operation<'m> for Dequantize<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         let valid = self.scales.iter().all(|s| s.is_finite() && *s > 0.0);
         require(valid, PlanError::Range)
     }

@@ -24,7 +24,7 @@ pub(crate) struct Scale {
 
 impl<'m> Operation<'m> for Scale {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Scale = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;
@@ -89,7 +89,7 @@ pub(crate) struct Add {
 
 impl<'m> Operation<'m> for Add {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (a, b, y) = (op.input(0)?, op.input(1)?, &op.output);
         same_place(&a, y)?;
         require(elements(&b)? == elements(y)?, PlanError::Shape)?;

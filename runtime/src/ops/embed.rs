@@ -29,7 +29,7 @@ impl Embed<'_> {
 
 impl<'m> Operation<'m> for Embed<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Embed = op.attributes()?;
         let columns = elements(&op.output)? as usize;
         let bytes = op.slabs.first().map_or(0, |table| table.len());
@@ -49,7 +49,7 @@ impl<'m> Operation<'m> for Embed<'m> {
         })
     }
 
-    fn prove(&self, known: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, known: &Known) -> Result<(), PlanError> {
         let rows = self.rows() as u64;
         let fits = match self.index {
             // Behind those of training come the timesteps that solver tables visit

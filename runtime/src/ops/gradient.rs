@@ -22,7 +22,7 @@ pub(crate) struct ActivationBackward {
 
 impl<'m> Operation<'m> for ActivationBackward {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::ActivationBackward { function } = op.attributes()?;
         let (x, g, y) = (op.input(0)?, op.input(1)?, &op.output);
         same_place(&g, y)?;
@@ -70,7 +70,7 @@ pub(crate) struct ClassScore {
 
 impl<'m> Operation<'m> for ClassScore {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;
         Ok(Self {
@@ -80,7 +80,7 @@ impl<'m> Operation<'m> for ClassScore {
         })
     }
 
-    fn prove(&self, known: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, known: &Known) -> Result<(), PlanError> {
         require(self.classes == known.classes, PlanError::Rows)
     }
 

@@ -115,7 +115,7 @@ impl GroupNorm<'_> {
 
 impl<'m> Operation<'m> for GroupNorm<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::GroupNorm = op.attributes()?;
         let (first, y) = (op.input(0)?, &op.output);
         let pixels = y.pixels();

@@ -145,7 +145,7 @@ fn vector(op: &Operands<'_>, condition: Condition, at: usize) -> Result<Range<us
 
 impl<'m> Operation<'m> for GroupNormI8<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::GroupNormI8 = op.attributes()?;
         let (channels, places) = images(op, attributes.second)?;
         let at = 1 + usize::from(attributes.second);
@@ -180,7 +180,7 @@ impl<'m> Operation<'m> for GroupNormI8<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         let valid = self.scales.iter().all(|s| s.is_finite() && *s > 0.0);
         require(valid, PlanError::Range)?;
         self.curve.as_ref().map_or(Ok(()), activation_i8::prove)

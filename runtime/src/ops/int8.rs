@@ -4,11 +4,14 @@
 
 use core::ops::Range;
 
-use quell_format::Element;
+use quell_format::{Element, OpSet, WeightType};
 use quell_kernels::{Epilogue, Requantize, layout};
 
 use super::{Operands, bytes, range, require};
 use crate::validate::PlanError;
+
+/// What an executor needs for such layers.
+pub(super) const INT8: OpSet = OpSet::weights(WeightType::I8);
 
 /// Most inputs of an output, outputs, and channels: what is made of them then fits 32 bits.
 const MOST: usize = 1 << 20;

@@ -18,7 +18,7 @@ pub(crate) struct LayerNorm {
 
 impl<'m> Operation<'m> for LayerNorm {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::LayerNorm { epsilon } = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == elements(y)?, PlanError::Shape)?;

@@ -5,7 +5,7 @@ use core::ops::Range;
 use quell_format::{self as format, OpSet, WeightType};
 use quell_kernels::{Epilogue, LinearF16, LinearF32, LinearI8 as LinearI8Operands, cast, layout};
 
-use super::int8::{self, Layer, Result8};
+use super::int8::{self, INT8, Layer, Result8};
 use super::{
     Call, Known, Operands, Operation, Place, Weights, Work, elements, floats, has, part, require,
 };
@@ -37,12 +37,12 @@ enum Form<'m> {
 
 impl<'m> Operation<'m> for Linear<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let attributes: format::Linear = op.attributes()?;
         let (input, y) = (op.input(0)?, &op.output);
         let (inputs, outputs) = (elements(&input)? as usize, elements(y)? as usize);
         let (x, y, form) = match attributes.weights {
-            WeightType::I8 => {
+            WeightType::I8 if has::<OPS>(INT8) => {
                 let finish = (attributes.shift, attributes.min);
                 let layer = Layer::of(op, finish, inputs, outputs)?;
                 let workspace = op.workspace(layout::scratch_i8(inputs))?;
@@ -70,10 +70,10 @@ impl<'m> Operation<'m> for Linear<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         match &self.form {
-            Form::Float { .. } => Ok(()),
-            Form::Int8 { layer, .. } => layer.prove(),
+            Form::Int8 { layer, .. } if has::<OPS>(INT8) => layer.prove(),
+            _ => Ok(()),
         }
     }
 
@@ -133,7 +133,7 @@ impl<'m> Operation<'m> for Linear<'m> {
                     _ => return None,
                 }
             }
-            Form::Int8 { layer, workspace } if has::<OPS>(OpSet::weights(WeightType::I8)) => {
+            Form::Int8 { layer, workspace } if has::<OPS>(INT8) => {
                 let output = part(&self.y, layer.size(), from, to)?;
                 let ranges = [self.x.clone(), output, workspace.clone()];
                 let [x, y, scratch] = disjoint(arena, ranges)?;

@@ -266,11 +266,11 @@ impl Work {
 /// An operator with its operands resolved.
 pub(crate) trait Operation<'m>: Sized {
     /// Checks shapes, element types, lengths and attributes.
-    fn resolve(operands: &Operands<'m>) -> Result<Self, PlanError>;
+    fn resolve<const OPS: u64>(operands: &Operands<'m>) -> Result<Self, PlanError>;
 
     /// Checks the weights themselves and what the file says of classes and
     /// timesteps; takes time, so only when a file is opened.
-    fn prove(&self, _known: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _known: &Known) -> Result<(), PlanError> {
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct GlobalAveragePool {
 
 impl<'m> Operation<'m> for GlobalAveragePool {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(y.shape == [1, 1, x.channels()], PlanError::Shape)?;
         Ok(Self {
@@ -50,7 +50,7 @@ pub(crate) struct Broadcast {
 
 impl<'m> Operation<'m> for Broadcast {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(elements(&x)? == y.channels(), PlanError::Shape)?;
         Ok(Self {

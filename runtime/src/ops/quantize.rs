@@ -2,10 +2,12 @@
 
 use core::ops::Range;
 
-use quell_format::Element;
+use quell_format::{Element, Kind, OpSet};
 use quell_kernels::{cast, elementwise};
 
-use super::{Call, Known, Operands, Operation, Work, elements, floats, part, range, require, rows};
+use super::{
+    Call, Known, Operands, Operation, Work, elements, floats, has, part, range, require, rows,
+};
 use crate::arena::disjoint;
 use crate::validate::PlanError;
 
@@ -22,7 +24,7 @@ pub(crate) struct Quantize<'m> {
 
 impl<'m> Operation<'m> for Quantize<'m> {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         require(
             matches!(y.element, Element::I8 | Element::I16),
@@ -45,7 +47,7 @@ impl<'m> Operation<'m> for Quantize<'m> {
         })
     }
 
-    fn prove(&self, _: &Known) -> Result<(), PlanError> {
+    fn prove<const OPS: u64>(&self, _: &Known) -> Result<(), PlanError> {
         let mut scales = self.inverse_scales.iter();
         let valid = scales.all(|s| s.is_finite() && *s > 0.0);
         require(valid && self.zero_point >= -127, PlanError::Range)
@@ -65,7 +67,8 @@ impl<'m> Operation<'m> for Quantize<'m> {
         let channels = self.channels.max(1) as usize;
         let pixels = x.chunks_exact(channels);
         for (x, y) in pixels.zip(y.chunks_exact_mut(channels * self.size)) {
-            if self.size == size_of::<i8>() {
+            // Nothing else reads 16 bits.
+            if self.size == size_of::<i8>() || !has::<OPS>(OpSet::kind(Kind::Conv2dI16)) {
                 let y = cast::numbers_mut(y)?;
                 elementwise::quantize(x, self.inverse_scales, self.zero_point, y);
             } else {

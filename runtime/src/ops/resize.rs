@@ -77,7 +77,7 @@ pub(crate) struct Upsample(Pair);
 
 impl<'m> Operation<'m> for Upsample {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         Pair::of(&op.input(0)?, &op.output, false).map(Self)
     }
 
@@ -99,7 +99,7 @@ pub(crate) struct ZeroInsertion(Pair);
 
 impl<'m> Operation<'m> for ZeroInsertion {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         Pair::of(&op.input(0)?, &op.output, false).map(Self)
     }
 
@@ -123,7 +123,7 @@ pub(crate) struct AveragePool(Pair);
 
 impl<'m> Operation<'m> for AveragePool {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         Pair::of(&op.output, &op.input(0)?, true).map(Self)
     }
 
@@ -157,7 +157,7 @@ pub(crate) struct DepthToSpace {
 
 impl<'m> Operation<'m> for DepthToSpace {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let (x, y) = (op.input(0)?, &op.output);
         let [four_heights, width, channels] = x.shape;
         require(four_heights.is_multiple_of(4), PlanError::Shape)?;

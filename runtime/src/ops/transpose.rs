@@ -18,7 +18,7 @@ pub(crate) struct Transpose {
 
 impl<'m> Operation<'m> for Transpose {
     #[inline(never)]
-    fn resolve(op: &Operands<'m>) -> Result<Self, PlanError> {
+    fn resolve<const OPS: u64>(op: &Operands<'m>) -> Result<Self, PlanError> {
         let format::Transpose { to_planar } = op.attributes()?;
         let (x, y) = (op.input(0)?, &op.output);
         let [a, b, c] = x.shape;

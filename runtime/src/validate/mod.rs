@@ -243,7 +243,7 @@ impl<'m> Pass<'_, 'm> {
             classes: self.graph.head().classes,
             null_class: head.null_class.filter(|_| first),
         };
-        let facts = ops::visit::<_, OPS>(&operands, Check { known });
+        let facts = ops::visit::<_, OPS>(&operands, Check::<OPS> { known });
         let facts = facts.ok_or(E::Operands)??;
         self.survey.needs = self.survey.needs.with(facts.needs);
         let role = self.graph.head().role;
@@ -430,16 +430,16 @@ struct Facts {
     timesteps: Option<u32>,
 }
 
-struct Check {
+struct Check<const OPS: u64> {
     known: Known,
 }
 
-impl<'m> Visit<'m> for Check {
+impl<'m, const OPS: u64> Visit<'m> for Check<OPS> {
     type Out = Result<Facts, PlanError>;
 
     fn visit<O: Operation<'m>>(self, operands: &Operands<'m>) -> Self::Out {
-        let operation = O::resolve(operands)?;
-        operation.prove(&self.known)?;
+        let operation = O::resolve::<OPS>(operands)?;
+        operation.prove::<OPS>(&self.known)?;
         Ok(Facts {
             needs: operation.needs(),
             place: operation.place(),
