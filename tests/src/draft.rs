@@ -7,7 +7,7 @@ use quell::format::{
     Attributes, File, GraphHead, Head, Header, Kind, List, OpSet, Operator, SLAB_ALIGN, Slab,
     SolverTable, Tensor, checksum,
 };
-use quell::{Model, OpenError};
+use quell::{Model, OpenError, PlanError};
 use quell_converter::model_file::ModelFile;
 use quell_kernels::cast;
 
@@ -223,4 +223,28 @@ pub fn refusal(bytes: &[u8], fault: impl FnOnce(&mut Draft<'_>)) -> Option<OpenE
     fault(&mut draft);
     let file = ModelFile::from_bytes(&draft.bytes());
     Model::open(file.bytes()).err()
+}
+
+/// The fault lies in the first operator of a kind, and is `error`.
+///
+/// # Panics
+/// Where the file is not refused so.
+#[track_caller]
+pub fn refused(
+    bytes: &[u8],
+    kind: Kind,
+    error: PlanError,
+    fault: impl FnOnce(&mut Draft<'_>, u16),
+) {
+    let mut at = 0;
+    let refusal = refusal(bytes, |draft| {
+        at = draft.first(kind).0;
+        fault(draft, at);
+    });
+    let expected = OpenError::Operator {
+        graph: 0,
+        operator: at,
+        error,
+    };
+    assert_eq!(refusal, Some(expected));
 }

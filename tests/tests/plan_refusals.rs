@@ -8,7 +8,7 @@ use quell::format::{
     Role, Slab, Tensor, Tier, Transpose,
 };
 use quell::{OpenError, PlanError};
-use quell_tests::draft::{Draft, DraftOperator, Fault, refusal};
+use quell_tests::draft::{Draft, DraftOperator, Fault, refusal, refused};
 use quell_tests::{RandomCheckpoint, compiled, networks, perceptron};
 
 /// Something that is wrong with the operands of one operator.
@@ -21,22 +21,6 @@ fn unet() -> Vec<u8> {
 
 fn network(role: Role) -> Vec<u8> {
     networks::compiled(role, true, Tier::F32).unwrap().bytes
-}
-
-/// The fault lies in the first operator of a kind, and is `error`.
-#[track_caller]
-fn refused(bytes: &[u8], kind: Kind, error: PlanError, fault: impl FnOnce(&mut Draft<'_>, u16)) {
-    let mut at = 0;
-    let refusal = refusal(bytes, |draft| {
-        at = draft.first(kind).0;
-        fault(draft, at);
-    });
-    let expected = OpenError::Operator {
-        graph: 0,
-        operator: at,
-        error,
-    };
-    assert_eq!(refusal, Some(expected));
 }
 
 #[test]

@@ -43,11 +43,12 @@ impl<'m> Operation<'m> for Linear<'m> {
         let (inputs, outputs) = (elements(&input)? as usize, elements(y)? as usize);
         let (x, y, form) = match attributes.weights {
             WeightType::I8 if has::<OPS>(INT8) => {
+                let (x, _) = int8::input(op)?;
                 let finish = (attributes.shift, attributes.min);
                 let layer = Layer::of(op, finish, inputs, outputs)?;
                 let workspace = op.workspace(layout::scratch_i8(inputs))?;
                 let form = Form::Int8 { layer, workspace };
-                (int8::input(op)?.0, int8::output(op)?, form)
+                (x, int8::output(op)?, form)
             }
             float => {
                 require(op.workspace.is_none(), PlanError::Operands)?;
