@@ -184,11 +184,16 @@ impl Precision {
             Op::Function(function) => self.int8[user] && *function != Function::Relu,
             _ => false,
         };
-        let made = match graph.nodes[i].op {
-            Op::Conv2d(_) | Op::Conv1d(_) | Op::Add => true,
-            Op::Upsample(_) | Op::DepthToSpace(_) | Op::Concat | Op::AveragePool(_) => true,
-            _ => false,
-        };
+        let made = matches!(
+            graph.nodes[i].op,
+            Op::Conv2d(_)
+                | Op::Conv1d(_)
+                | Op::Add
+                | Op::Upsample(_)
+                | Op::DepthToSpace(_)
+                | Op::Concat
+                | Op::AveragePool(_)
+        );
         self.int8[i] && made && self.users[i].iter().all(reads)
     }
 
