@@ -38,6 +38,7 @@ class Run:
 
     def call(self, *inputs, trace=lambda op, value: None):
         tensors = self.graph.tensors
+        assert len(inputs) == 1 + self.graph.context, "graph.context is true; expected one input"
         values = [x.reshape(t.shape) for x, t in zip(inputs, tensors)]
         for op in self.graph.operators:
             y = tensors[len(values)]
