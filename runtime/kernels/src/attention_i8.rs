@@ -9,13 +9,13 @@
 //! `2^14·2^(−x)` with `x` in units of 1/1024:
 //!
 //! - `t = ⌊((m − s[j])·2^shift · multiplier) / 2³²⌋`, `n = ⌊t / 1024⌋`, `f = 32·(t mod 1024)`;
-//! - `p = 16384 ⊕ (−11328 ⊕ (3777 ⊕ −641·f)·f)·f`, where `r·f` is `⌊(r·f + 2¹⁴) / 2¹⁵⌋`:
+//! - `p = 16384 + (−11328 + (3777 + −641·f)·f)·f`, where a product `r·f` is `⌊(r·f + 2¹⁴) / 2¹⁵⌋`:
 //!   within 2·10⁻⁴ of `2^14·2^(−f/2^15)`;
 //! - `e[j] = ⌊p / 2^(n + drop)⌋`, 0 from `n + drop = 15` on; `drop` is 0 for up to 1,024
 //!   tokens and one more for each doubling.
 //!
 //! With `L = Σ e[j]` and `O = Σ e[j]·v[j]`: `z` is the number of leading zeros of L,
-//! `R = ⌊(2³² − 1) / ⌊L·2^z / 2¹⁶⌋⌋`, and the result is `⌊(⌊O·2^(z−8)·R / 2³²⌋ + 128) / 256⌋`,
+//! `R = ⌊(2³² − 1) / ⌊L·2^z / 2¹⁶⌋⌋`, and the result is `⌊(⌊⌊O·2^(z−8)⌋·R / 2³²⌋ + 128) / 256⌋`,
 //! clamped to `-127..=127`: `O / L` within 2⁻¹³ of itself, rounded.
 
 /// Operands of multi-head attention over int8 tokens.
