@@ -408,7 +408,7 @@ mod tests {
         };
         let mut bytes = Vec::new();
         conv.write(&mut bytes);
-        assert_eq!(bytes, [0, 1, 1, 1, 0]);
+        assert_eq!(bytes, [0, 1, 1, 1, 0, 0, 129]);
         assert_eq!(Conv2d::read(&bytes), Some(conv));
         assert_eq!(Conv2d::read(&bytes[..2]).map(|c| c.pad_left), Some(1));
         bytes.push(99);

@@ -204,7 +204,7 @@ mod tests {
                 let pairs = bytes.chunks(2).take(channels);
                 pairs.map(|b| i16::from_le_bytes([b[0], b[1]])).collect()
             };
-            let (factors, offsets) = (halves(&sums), halves(&squares));
+            let (factors, shifts) = (halves(&sums), halves(&squares));
             let real = |p: usize, c: usize| {
                 let added = match condition {
                     Condition::Add(v) => f64::from(v[c]),
@@ -230,7 +230,7 @@ mod tests {
                     }
                     let exact = (y + 3.0) * 100.0 + 5.0;
                     let got =
-                        f64::from(factors[c]) * f64::from(q(p, c)) / 128.0 + f64::from(offsets[c]);
+                        f64::from(factors[c]) * f64::from(q(p, c)) / 128.0 + f64::from(shifts[c]);
                     // Half a unit of the offset, and of the factor times 127.
                     assert!((got - exact).abs() < 1.05, "{c} {p}: {got} {exact}");
                 }
