@@ -190,7 +190,7 @@ fn damaged_shards_are_named() -> Result<()> {
 
 #[test]
 fn the_int8_tier_says_what_it_lacks() -> Result<()> {
-    let folder = copy_of("unet2d/00")?;
+    let folder = copy_of("context/00")?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let settings = Settings {
         steps: vec![1],
