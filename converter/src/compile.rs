@@ -60,8 +60,8 @@ pub fn compile_for(
     );
     ensure!(
         tier != Tier::Int8 || network.graph.context().is_none(),
-        "int8 is calibrated on the steps of a sampler, which knows no context; use --weights f16 \
-         or f32"
+        "int8 is calibrated on the steps of a sampler, and nothing says which contexts it will \
+         see; use --weights f16 or f32"
     );
     let graph = fold(network.graph.clone(), optimize);
     let others = [
